@@ -1,0 +1,147 @@
+"""A model version on disk: an immutable directory that says itself what it is, and is checked before it is used.
+
+    manifest.json        what the model is, and the sha256 of each other file; written last
+    model.onnx           (frames, states) → (embedding, states)
+    weights.safetensors  the same network for training, without pickle
+    prototypes.npz       keywords enrolled for this very version (optional)
+    parity.npz           golden frames and embeddings: an engine must reproduce them before it goes live
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekws.errors import ModelError
+from edgekws.frontend import HOP_FRAMES, N_MELS
+from edgekws.values import HOP_MS, SAMPLE_RATE_HZ
+
+FORMAT = 1
+DEFAULT_MODEL = "edge-small"
+REQUIRED_FILES = ("model.onnx", "parity.npz")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One verified model version."""
+
+    id: str
+    path: Path
+    network: str
+    """ds-cnn-s, ds-cnn-m, ds-cnn-l, resnet15 or edge."""
+    dim: int
+    """Length of the embedding."""
+    states: tuple[tuple[str, tuple[int, ...]], ...]
+    """Name and shape of each state tensor of model.onnx, float32; zeros at the start of a stream."""
+    parameters: int
+    macs_per_s: int
+    """Multiply-accumulates of the network for one second of audio."""
+    receptive_field_ms: int
+    """Audio that an embedding can depend on."""
+    trained_on_sha256: frozenset[str] = frozenset()
+    """First 16 hex digits of the sha256 of each corpus file seen in training: `edgekws eval` leaves these out."""
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The whole manifest."""
+
+
+def builtin_models() -> dict[str, Path]:
+    """The models that ship in the package: name → directory."""
+    root = Path(str(resources.files("edgekws") / "models"))
+    return {path.name: path for path in sorted(root.iterdir()) if (path / "manifest.json").exists()} if root.is_dir() else {}
+
+
+def find_model(name: str | Path | None = None) -> Path:
+    """The directory of a model given by built-in name or by path; None is the default.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    known = builtin_models()
+    if name is None:
+        name = DEFAULT_MODEL
+    if str(name) in known:
+        return known[str(name)]
+    if (Path(name) / "manifest.json").exists():
+        return Path(name)
+    raise ModelError(f'no model "{name}". Built in: {", ".join(known) or "none"}; or give a directory that holds a manifest.json')
+
+
+def load_model(path: Path) -> Model:
+    """Read a manifest and check every file that it names.
+
+    Raises:
+        ModelError: a file is missing or altered, or the manifest is not one of ours or of a later version.
+    """
+    manifest_path = path / "manifest.json"
+    try:
+        raw = json.loads(manifest_path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no manifest.json. Its writing was cut short or it is no model; see: edgekws models list") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{manifest_path}: not readable as JSON ({error}). Try: edgekws models rollback") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
+        raise ModelError(f'{manifest_path}: no "format" number, so not a manifest of edgekws')
+    if raw["format"] > FORMAT:
+        raise ModelError(f"{manifest_path}: format {raw['format']}, this edgekws reads up to {FORMAT}. Upgrade edgekws or use another model")
+    try:
+        files: dict[str, str] = raw["files"]
+        for name in REQUIRED_FILES:
+            if name not in files:
+                raise ModelError(f'{manifest_path}: "files" does not list {name}, which every model needs')
+        frame = (raw["sample_rate_hz"], raw["hop_ms"], raw["mel_bins"], raw["hop_frames"])
+        model = Model(
+            id=str(raw["id"]),
+            path=path,
+            network=str(raw["network"]),
+            dim=int(raw["dim"]),
+            states=tuple((str(name), tuple(int(n) for n in shape)) for name, shape in raw["states"]),
+            parameters=int(raw["parameters"]),
+            macs_per_s=int(raw["macs_per_s"]),
+            receptive_field_ms=int(raw["receptive_field_ms"]),
+            trained_on_sha256=frozenset(raw.get("trained_on_sha256", ())),
+            raw=raw,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{manifest_path}: {type(error).__name__} {error} where the model contract wants another value") from error
+    if frame != (SAMPLE_RATE_HZ, HOP_MS, N_MELS, HOP_FRAMES):
+        raise ModelError(
+            f"{manifest_path}: made for rate {frame[0]} Hz, hop {frame[1]} ms, {frame[2]} mel bins, {frame[3]} frames a hop;"
+            f" this edgekws has {SAMPLE_RATE_HZ}, {HOP_MS}, {N_MELS}, {HOP_FRAMES}"
+        )
+    for name, wanted in files.items():
+        check_file(path / name, wanted)
+    return model
+
+
+def check_file(path: Path, wanted_sha256: str) -> None:
+    """Raises ModelError unless the file is there and unaltered."""
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing, but the manifest lists it. Restore it or use another model: edgekws models list") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    if found != wanted_sha256:
+        raise ModelError(f"{path}: altered (sha256 {found[:12]}…, manifest {wanted_sha256[:12]}…). Restore it or use another model")
+
+
+def write_manifest(path: Path, fields: Mapping[str, Any]) -> None:
+    """Hash every file of the directory and write manifest.json last, so that a half-written model has none."""
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.iterdir()) if p.is_file() and p.name != "manifest.json"}
+    shape = {"format": FORMAT, "sample_rate_hz": SAMPLE_RATE_HZ, "hop_ms": HOP_MS, "mel_bins": N_MELS, "hop_frames": HOP_FRAMES}
+    temporary = path / "manifest.json.new"
+    temporary.write_text(json.dumps({**shape, **fields, "files": files}, indent=1) + "\n")
+    temporary.replace(path / "manifest.json")
+
+
+def golden(model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (n, 4, 40) and embeddings (n, dim) that every engine must reproduce, fed in order from zero states."""
+    with np.load(model.path / "parity.npz", allow_pickle=False) as data:
+        return data["frames"], data["embeddings"]

@@ -1,0 +1,76 @@
+"""The values that flow from microphone to event. Frozen; units in the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SAMPLE_RATE_HZ = 16_000
+HOP_MS = 80
+HOP_SAMPLES = SAMPLE_RATE_HZ * HOP_MS // 1000  # 1280 samples: one step of the network
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """Consecutive samples of one stream."""
+
+    samples: np.ndarray
+    """int16, shape (n,), mono at 16 kHz. n may be anything from 1 up."""
+    first_sample: int
+    """Index of samples[0] in the stream, lost samples counted."""
+    gap_samples: int = 0
+    """Samples lost right before this chunk. 0 = it continues the last one."""
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """One keyword as one speaker says it, ready for the detector."""
+
+    keyword: str
+    speaker: str
+    """Who recorded it; "" for a bundled keyword that belongs to nobody."""
+    prototypes: np.ndarray
+    """float32, shape (n, dim), rows of unit length."""
+    threshold: float
+    """A score at or above it is a wake."""
+    scale: float = 1.0
+    """score = (similarity - offset) * scale, so that scores of different keywords compare."""
+    offset: float = 0.0
+    only_enrolled: bool = False
+    """True: only this speaker may wake it. False: anyone may."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A keyword was heard."""
+
+    keyword: str
+    speaker: str
+    """The enrolled speaker whose prototype was nearest; "" if nobody's."""
+    score: float
+    threshold: float
+    end_sample: int
+    """Samples of the stream heard when the detector decided."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A detection as it is remembered and told to others."""
+
+    keyword: str
+    speaker: str
+    score: float
+    threshold: float
+    time_s: float
+    """Seconds since the epoch, UTC."""
+    stream_s: float
+    """Seconds of audio heard when the detector decided."""
+    latency_ms: float
+    """From the last sample's arrival to the decision: computing only."""
+    model: str
+    """Id of the model version that heard it."""
+    kind: str = "wake"
+    id: int = 0
+    """Row in the store; 0 = not stored."""
+    extra: dict[str, object] = field(default_factory=dict)
