@@ -24,7 +24,7 @@ from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.values import HOP_MS, SAMPLE_RATE_HZ
 
 FORMAT = 1
-DEFAULT_MODEL = "edge-small"
+DEFAULT_MODEL = "edge"
 REQUIRED_FILES = ("model.onnx", "parity.npz")
 
 

@@ -1,0 +1,187 @@
+"""Network → model directory: an ONNX graph written node by node, batch norm folded, no exporter, no dynamic shapes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekws.errors import ModelError
+from edgekws.frontend import HOP_FRAMES, N_MELS
+from edgekws.model import Model, load_model, write_manifest
+from edgekws.training.networks import CausalConv, Network, Residual
+
+OPSET = 17
+PARITY_HOPS = 24
+
+
+class _Writer:
+    """Collects nodes and constants; the layout is the network's own (N, C, T, F)."""
+
+    def __init__(self) -> None:
+        from onnx import helper, numpy_helper
+
+        self._helper, self._numpy_helper = helper, numpy_helper
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self.states: list[tuple[str, tuple[int, ...]]] = []
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        if name not in self.constants:
+            self.constants[name] = self._numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(self._helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def keep_last(self, x: str, length: int, keep: int, axis: int, output: str) -> None:
+        ints = {n: self.constant(f"int_{n}", np.array([n], np.int64)) for n in (length - keep, length, axis)}
+        self.node("Slice", [x, ints[length - keep], ints[length], ints[axis]], output)
+
+    def remember(self, x: str, shape: tuple[int, ...], new: int, axis: int) -> str:
+        """The state of `shape` before the `new` frames of x, along `axis`; its last part becomes the next state."""
+        name = f"state_{len(self.states)}"
+        self.states.append((name, shape))
+        joined = self.node("Concat", [name, x], f"{name}_joined", axis=axis)
+        self.keep_last(joined, shape[axis] + new, shape[axis], axis, f"{name}_next")
+        return joined
+
+    def conv(self, layer: CausalConv, x: str, name: str, frames: int, freqs: int, *, relu: bool) -> tuple[str, int, int]:
+        c = layer.spec
+        if layer.ring:
+            x = self.remember(x, (1, c.c_in, layer.ring, freqs), frames, 2)
+        weight, bias = (t.detach().numpy() for t in layer.folded())
+        low, high = layer.freq_pad(freqs)
+        x = self.node(
+            "Conv",
+            [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)],
+            name,
+            pads=[0, low, 0, high],
+            strides=[c.stride_t, c.stride_f],
+            group=c.groups,
+        )
+        if relu:
+            x = self.node("Relu", [x], f"{name}_relu")
+        return x, frames // c.stride_t, -(-freqs // c.stride_f)
+
+
+def to_onnx(network: Network) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
+    """The streaming graph of one hop, frames (1, 4, 40) and states → embedding (1, dim) and states; and the states' names and shapes."""
+    from onnx import TensorProto, checker, helper
+
+    w = _Writer()
+    spec = network.spec
+    if spec["input"] == "mel":
+        x = w.node("Transpose", ["frames"], "mel_first", perm=[0, 2, 1])
+        x = w.node("Unsqueeze", [x, w.constant("axis_3", np.array([3], np.int64))], "as_image")  # (1, 40, 4, 1)
+        freqs = 1
+    else:
+        x = w.node("MatMul", ["frames", w.constant("dct", network.dct.numpy())], "cepstra")
+        x = w.node("Unsqueeze", [x, w.constant("axis_1", np.array([1], np.int64))], "as_image")  # (1, 1, 4, 10)
+        freqs = 10
+    frames = HOP_FRAMES
+    for i, layer in enumerate(network.layers):
+        if isinstance(layer, Residual):
+            y = x
+            for j, inner in enumerate(layer.inner):
+                assert isinstance(inner, CausalConv)
+                y, frames, freqs = w.conv(inner, y, f"layer_{i}_{j}", frames, freqs, relu=inner.spec.relu)
+            x = w.node("Relu", [w.node("Add", [y, x], f"layer_{i}_sum")], f"layer_{i}")
+        else:
+            assert isinstance(layer, CausalConv)
+            x, frames, freqs = w.conv(layer, x, f"layer_{i}", frames, freqs, relu=layer.spec.relu)
+    x = w.node("Flatten", [x if frames * freqs == 1 else w.node("ReduceMean", [x], "pooled", axes=[2, 3])], "flat")  # (1, C)
+    head = w.constant("head.weight", network.head.weight.detach().numpy())
+    x = w.node("Gemm", [x, head, w.constant("head.bias", network.head.bias.detach().numpy())], "step", transB=1)  # (1, step_dim)
+    length, segments, step_dim = spec["window_steps"], spec["segments"], spec["step_dim"]
+    x = w.node("Unsqueeze", [x, w.constant("axis_1", np.array([1], np.int64))], "step_row")  # (1, 1, step_dim)
+    if length > 1:
+        x = w.remember(x, (1, length - 1, step_dim), 1, 1)  # (1, window_steps, step_dim)
+    if segments != length:
+        shape = w.constant("parts", np.array([segments, length // segments, step_dim], np.int64))
+        x = w.node("ReduceMean", [w.node("Reshape", [x, shape], "window_parts")], "window_means", axes=[1], keepdims=0)
+    x = w.node("Reshape", [x, w.constant("row", np.array([1, segments * step_dim], np.int64))], "window")
+    norm = w.node("ReduceL2", [x], "norm", axes=[1], keepdims=1)
+    norm = w.node("Max", [norm, w.constant("tiny", np.array(1e-6, np.float32))], "norm_floor")
+    w.node("Div", [x, norm], "embedding")
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    inputs = [tensor("frames", (1, HOP_FRAMES, N_MELS)), *(tensor(n, s) for n, s in w.states)]
+    outputs = [tensor("embedding", (1, network.dim)), *(tensor(f"{n}_next", s) for n, s in w.states)]
+    graph = helper.make_graph(w.nodes, "edgekws", inputs, outputs, list(w.constants.values()))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9, producer_name="edgekws")
+    checker.check_model(model)
+    return model.SerializeToString(), w.states
+
+
+def save_model(network: Network, path: Path, *, id: str, name: str, golden_frames: np.ndarray, facts: Mapping[str, Any]) -> Model:
+    """Write a whole model directory; it appears under its name only when complete.
+
+    Args:
+        golden_frames: float32, shape (n, 4, 40): frames that every engine must reproduce.
+        facts: what the manifest says beside the contract: data, recipe, seeds, metrics, trained_on_sha256.
+
+    Raises:
+        ModelError: `path` is there already.
+    """
+    if path.exists():
+        raise ModelError(f"{path}: already there, and a model version never changes. Give another directory or remove it")
+    network = network.eval()
+    graph, states = to_onnx(network)
+    with torch.no_grad():
+        now, embeddings = network.initial_states(), []
+        for hop in golden_frames[:PARITY_HOPS]:
+            embedding, now = network.step(torch.from_numpy(hop[None]), now)
+            embeddings.append(embedding[0, 0].numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+        new = Path(folder) / "model"
+        new.mkdir()
+        (new / "model.onnx").write_bytes(graph)
+        np.savez_compressed(new / "parity.npz", frames=golden_frames[:PARITY_HOPS], embeddings=np.stack(embeddings))
+        write_manifest(
+            new,
+            {
+                "id": id,
+                "network": name,
+                "spec": network.spec,
+                "dim": network.dim,
+                "states": [[n, list(s)] for n, s in states],
+                "parameters": network.parameter_count(),
+                "macs_per_s": network.macs_per_s(),
+                "receptive_field_ms": network.receptive_field_ms(),
+                **facts,
+            },
+        )
+        new.rename(path)
+    return load_model(path)
+
+
+def load_network(model: Model) -> Network:
+    """The PyTorch network of a model directory, its weights read from model.onnx: no pickle, no second copy on disk.
+
+    Batch norm is folded already; that is the same network as one with frozen statistics.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(model.path / "model.onnx").graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    network = Network(model.raw["spec"], norm=False)
+    with torch.no_grad():
+        for i, layer in enumerate(network.layers):
+            named = [(f"layer_{i}_{j}", inner) for j, inner in enumerate(layer.inner)] if isinstance(layer, Residual) else [(f"layer_{i}", layer)]
+            for name, conv in named:
+                assert isinstance(conv, CausalConv) and conv.conv.bias is not None
+                conv.conv.weight.copy_(torch.from_numpy(weights[f"{name}.weight"].copy()))
+                conv.conv.bias.copy_(torch.from_numpy(weights[f"{name}.bias"].copy()))
+        network.head.weight.copy_(torch.from_numpy(weights["head.weight"].copy()))
+        network.head.bias.copy_(torch.from_numpy(weights["head.bias"].copy()))
+    return network.eval()

