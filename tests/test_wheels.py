@@ -1,0 +1,88 @@
+"""Every extra resolves to wheels, without building anything, on the Pythons of JetPack 6 and 7 and of desktops."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# Python 3.10 comes with Ubuntu 22.04 (glibc 2.35), 3.12 with 24.04 (2.39).
+GLIBC_MINOR = {"3.10": 35, "3.12": 39}
+
+pytestmark = pytest.mark.registry
+
+
+def requirements(lines: list[str], machine: str, python: str) -> list[str]:
+    """The lines that hold for that machine and Python, extras of our own unfolded. pip itself would judge markers by this host."""
+    environment = {"platform_machine": machine, "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    found = []
+    for line in lines:
+        one = Requirement(line)
+        if one.marker and not one.marker.evaluate(environment):
+            continue
+        if one.name == "edgekws":
+            found += requirements([more for extra in sorted(one.extras) for more in EXTRAS[extra]], machine, python)
+        else:
+            found.append(f"{one.name}{one.specifier}")
+    return found
+
+
+def resolve(wanted: list[str], machine: str, python: str, tmp_path: Path, *options: str) -> dict[str, str]:
+    """Name → version of each wheel that pip would install there. Nothing is installed."""
+    report = tmp_path / "report.json"
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC_MINOR[python], 16, -1)] + [f"manylinux2014_{machine}"]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--only-binary", ":all:"]
+    command += ["--target", str(tmp_path / "nowhere"), "--python-version", python, "--report", str(report), *options]
+    command += [part for platform in platforms for part in ("--platform", platform)]
+    done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    return {one["metadata"]["name"].lower(): one["metadata"]["version"] for one in json.loads(report.read_text())["install"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registry() -> None:
+    """Skips when pip finds no registry, for which a small pure package is asked."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet", "--dest", "/dev/null", "tomli==999"]
+    try:
+        told = subprocess.run([*command, "--retries", "0", "--timeout", "10"], capture_output=True, text=True, timeout=30).stderr
+    except subprocess.TimeoutExpired:
+        told = ""
+    # A registry that answers lists the versions it has.
+    if "from versions: " not in told or "from versions: none" in told:
+        pytest.skip("the package registry cannot be reached")
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.12"])
+@pytest.mark.parametrize("machine", ["aarch64", "x86_64"])
+def test_the_listener_and_every_extra_resolve_to_wheels(machine, python, tmp_path):
+    """One resolution for all: they can stand in one environment. torch is looked up alone, as it brings gigabytes of CUDA."""
+    wanted = requirements([*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)], machine, python)
+    found = resolve([one for one in wanted if not one.startswith("torch")], machine, python, tmp_path)
+
+    assert resolve([one for one in wanted if one.startswith("torch")], machine, python, tmp_path, "--no-deps")["torch"]
+    assert {"numpy", "onnxruntime", "soxr", "soundfile", "sounddevice", "onnx", "wyoming", "cuda-bindings"} <= set(found)
+    assert "onnxruntime-gpu" not in found
+    assert ("jetson-stats" in found) == (machine == "aarch64")
+    assert ("tomli" in found) == (python == "3.10")
+
+
+@pytest.mark.parametrize(("jetpack", "python"), [(6, "3.10"), (7, "3.12")])
+def test_under_the_jetpack_constraints_numpy_2_is_not_pulled(jetpack, python, tmp_path):
+    lines = PROJECT["dependencies"] + EXTRAS["jetson"] + EXTRAS["gpu"] + EXTRAS["train"]
+    wanted = [one for one in requirements(lines, "aarch64", python) if not one.startswith("torch")]
+    found = resolve(wanted, "aarch64", python, tmp_path, "--constraint", str(ROOT / "deploy" / f"constraints-jp{jetpack}.txt"))
+
+    assert found["numpy"].startswith("1.26.")
+    assert found["cuda-bindings"].startswith({6: "12.", 7: "13."}[jetpack])
+    assert not {"torch", "tensorrt", "onnxruntime-gpu"} & set(found)
