@@ -136,7 +136,6 @@ def test_every_accent_and_language_is_a_voice_of_its_own():
     assert len(said) == len(ESPEAK_ACCENTS) + len(ESPEAK_FOREIGN)
 
 
-@known_fault("espeak-ng knows no Antonio (it is antonio) and no Mr, and speaks them as the plain voice; klatt is caleb")
 def test_every_variant_is_a_voice_of_its_own():
     need("espeak-ng")
 
@@ -198,12 +197,10 @@ def test_held_out_words_are_recognised_in_any_case_and_form(word):
     assert synthesis.HELD_OUT.match(word)
 
 
-@known_fault('HELD_OUT looks only where a word begins: "nonzero" is in the sentences')
 def test_no_sentence_has_a_held_out_word_inside_another():
     assert sorted({word for sentence in sentences() for word in sentence.split() if HELD_OUT_ANYWHERE.search(word)}) == []
 
 
-@known_fault('HELD_OUT looks only where a word begins: "minicomputer" is among the words')
 def test_no_word_has_a_held_out_one_inside():
     need_words()
 
@@ -222,14 +219,8 @@ def test_missing_program_is_named_with_what_to_install(voice, monkeypatch, tmp_p
     "voice",
     [
         Voice("espeak-ng", "xx-nobody"),
-        pytest.param(
-            Voice("flite", "nobody"),
-            marks=known_fault("flite speaks a voice that it lacks as its default one"),
-        ),
-        pytest.param(
-            Voice("festival", "nobody"),
-            marks=known_fault("soundfile's error comes through when text2wave writes nothing"),
-        ),
+        pytest.param(Voice("flite", "nobody")),
+        pytest.param(Voice("festival", "nobody")),
     ],
     ids=lambda voice: voice.program,
 )

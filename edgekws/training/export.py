@@ -177,7 +177,11 @@ def load_network(model: Model) -> Network:
     network = Network(model.raw["spec"], norm=False)
     with torch.no_grad():
         for i, layer in enumerate(network.layers):
-            named = [(f"layer_{i}_{j}", inner) for j, inner in enumerate(layer.inner)] if isinstance(layer, Residual) else [(f"layer_{i}", layer)]
+            named = (
+                [(f"layer_{i}_{j}", inner) for j, inner in enumerate(layer.inner)]
+                if isinstance(layer, Residual)
+                else [(f"layer_{i}", layer)]
+            )
             for name, conv in named:
                 assert isinstance(conv, CausalConv) and conv.conv.bias is not None
                 conv.conv.weight.copy_(torch.from_numpy(weights[f"{name}.weight"].copy()))

@@ -166,7 +166,9 @@ def made_noise(rng: np.random.Generator, n: int) -> np.ndarray:
     return (wave / np.sqrt((wave**2).mean() + 1e-9)).astype(np.float32)
 
 
-def disturbed(stream: Stream, others: Sequence[Stream], noises: Sequence[np.ndarray], rng: np.random.Generator, *, mild: bool) -> np.ndarray:
+def disturbed(
+    stream: Stream, others: Sequence[Stream], noises: Sequence[np.ndarray], rng: np.random.Generator, *, mild: bool
+) -> np.ndarray:
     """A copy of the stream as some room and microphone would hear it.
 
     Returns:
