@@ -42,7 +42,7 @@ class AudioSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    id: str = "edge-small"
+    id: str = "edge"
     """A built-in model's name, or the path of a model directory."""
     engine: str = "auto"
     """auto: the first engine that runs here and reproduces the model's golden embeddings."""
