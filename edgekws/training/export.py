@@ -22,9 +22,10 @@ PARITY_HOPS = 24
 class _Writer:
     """Collects nodes and constants; the layout is the network's own (N, C, T, F)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, streaming: bool) -> None:
         from onnx import helper, numpy_helper
 
+        self.streaming = streaming
         self._helper, self._numpy_helper = helper, numpy_helper
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
@@ -39,9 +40,9 @@ class _Writer:
         self.nodes.append(self._helper.make_node(op, inputs, [output], **attributes))
         return output
 
-    def keep_last(self, x: str, length: int, keep: int, axis: int, output: str) -> None:
+    def keep_last(self, x: str, length: int, keep: int, axis: int, output: str) -> str:
         ints = {n: self.constant(f"int_{n}", np.array([n], np.int64)) for n in (length - keep, length, axis)}
-        self.node("Slice", [x, ints[length - keep], ints[length], ints[axis]], output)
+        return self.node("Slice", [x, ints[length - keep], ints[length], ints[axis]], output)
 
     def remember(self, x: str, shape: tuple[int, ...], new: int, axis: int) -> str:
         """The state of `shape` before the `new` frames of x, along `axis`; its last part becomes the next state."""
@@ -53,15 +54,17 @@ class _Writer:
 
     def conv(self, layer: CausalConv, x: str, name: str, frames: int, freqs: int, *, relu: bool) -> tuple[str, int, int]:
         c = layer.spec
-        if layer.ring:
-            x = self.remember(x, (1, c.c_in, layer.ring, freqs), frames, 2)
+        past = layer.ring  # frames of zeros before the first, where no state holds the real ones
+        if past and self.streaming:
+            x = self.remember(x, (1, c.c_in, past, freqs), frames, 2)
+            past = 0
         weight, bias = (t.detach().numpy() for t in layer.folded())
         low, high = layer.freq_pad(freqs)
         x = self.node(
             "Conv",
             [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)],
             name,
-            pads=[0, low, 0, high],
+            pads=[past, low, 0, high],
             strides=[c.stride_t, c.stride_f],
             group=c.groups,
         )
@@ -70,11 +73,16 @@ class _Writer:
         return x, frames // c.stride_t, -(-freqs // c.stride_f)
 
 
-def to_onnx(network: Network) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
-    """The streaming graph of one hop, frames (1, 4, 40) and states → embedding (1, dim) and states; and the states' names and shapes."""
+def to_onnx(network: Network, window_hops: int | None = None) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
+    """The streaming graph of one hop, frames (1, 4, 40) and states → embedding (1, dim) and states; and the states' names and shapes.
+
+    With `window_hops`, at least the spec's `window_steps`: the same network over a whole window (1, 4 · window_hops, 40) that zeros
+    come before, without states. This is what sliding a window computes again and again; the listener never does, benchmarks/ do.
+    """
     from onnx import TensorProto, checker, helper
 
-    w = _Writer()
+    w = _Writer(streaming=window_hops is None)
+    hops = window_hops or 1
     spec = network.spec
     if spec["input"] == "mel":
         x = w.node("Transpose", ["frames"], "mel_first", perm=[0, 2, 1])
@@ -84,7 +92,7 @@ def to_onnx(network: Network) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]
         x = w.node("MatMul", ["frames", w.constant("dct", network.dct.numpy())], "cepstra")
         x = w.node("Unsqueeze", [x, w.constant("axis_1", np.array([1], np.int64))], "as_image")  # (1, 1, 4, 10)
         freqs = 10
-    frames = HOP_FRAMES
+    frames = HOP_FRAMES * hops
     for i, layer in enumerate(network.layers):
         if isinstance(layer, Residual):
             y = x
@@ -95,12 +103,19 @@ def to_onnx(network: Network) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]
         else:
             assert isinstance(layer, CausalConv)
             x, frames, freqs = w.conv(layer, x, f"layer_{i}", frames, freqs, relu=layer.spec.relu)
-    x = w.node("Flatten", [x if frames * freqs == 1 else w.node("ReduceMean", [x], "pooled", axes=[2, 3])], "flat")  # (1, C)
+    if w.streaming:
+        x = w.node("Flatten", [x if frames * freqs == 1 else w.node("ReduceMean", [x], "pooled", axes=[2, 3])], "flat")  # (1, C)
+    else:
+        x = w.node("ReduceMean", [x], "pooled", axes=[0, 3], keepdims=0)  # (C, frames)
+        x = w.node("Reshape", [x, w.constant("by_hop", np.array([0, hops, frames // hops], np.int64))], "hop_frames")
+        x = w.node("Transpose", [w.node("ReduceMean", [x], "hop_means", axes=[2], keepdims=0)], "flat", perm=[1, 0])  # (hops, C)
     head = w.constant("head.weight", network.head.weight.detach().numpy())
-    x = w.node("Gemm", [x, head, w.constant("head.bias", network.head.bias.detach().numpy())], "step", transB=1)  # (1, step_dim)
+    x = w.node("Gemm", [x, head, w.constant("head.bias", network.head.bias.detach().numpy())], "step", transB=1)  # (hops, step_dim)
     length, segments, step_dim = spec["window_steps"], spec["segments"], spec["step_dim"]
-    x = w.node("Unsqueeze", [x, w.constant("axis_1", np.array([1], np.int64))], "step_row")  # (1, 1, step_dim)
-    if length > 1:
+    x = w.node("Unsqueeze", [x, w.constant("axis_0", np.array([0], np.int64))], "step_rows")  # (1, hops, step_dim)
+    if not w.streaming:
+        x = w.keep_last(x, hops, length, 1, "last_steps")  # (1, window_steps, step_dim)
+    elif length > 1:
         x = w.remember(x, (1, length - 1, step_dim), 1, 1)  # (1, window_steps, step_dim)
     if segments != length:
         shape = w.constant("parts", np.array([segments, length // segments, step_dim], np.int64))
@@ -113,7 +128,7 @@ def to_onnx(network: Network) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]
     def tensor(name: str, shape: tuple[int, ...]) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-    inputs = [tensor("frames", (1, HOP_FRAMES, N_MELS)), *(tensor(n, s) for n, s in w.states)]
+    inputs = [tensor("frames", (1, HOP_FRAMES * hops, N_MELS)), *(tensor(n, s) for n, s in w.states)]
     outputs = [tensor("embedding", (1, network.dim)), *(tensor(f"{n}_next", s) for n, s in w.states)]
     graph = helper.make_graph(w.nodes, "edgekws", inputs, outputs, list(w.constants.values()))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9, producer_name="edgekws")
