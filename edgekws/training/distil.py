@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgekws.errors import EdgekwsError
 from edgekws.frontend import HOP_FRAMES
 from edgekws.training.material import Material
 from edgekws.training.networks import Network
 
 CROP_HOPS = 60
 WARM_HOPS = 13  # a crop starts from zero states: the loss waits until the convolutions' 1.02 s are filled
+WORD_TAIL_HOPS = 2
 TEMPERATURE = 0.07
 
 
@@ -49,23 +51,70 @@ class Projection:
         return (targets.astype(np.float32) - self.mean) @ self.matrix
 
 
-def crops(material: Material, targets: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Random pieces: frames (batch, 240, 40) of random copies and targets (batch, 60, step_dim)."""
-    lengths = np.diff(material.starts)
-    chance = np.maximum(0, lengths - CROP_HOPS).astype(float)
-    frames, wanted = [], []
-    for stream in rng.choice(len(lengths), batch, p=chance / chance.sum()):
-        hop = material.starts[stream] + int(rng.integers(lengths[stream] - CROP_HOPS))
-        copy = int(rng.integers(len(material.frames)))
-        frames.append(material.frames[copy, hop * HOP_FRAMES : (hop + CROP_HOPS) * HOP_FRAMES])
-        wanted.append(targets[hop : hop + CROP_HOPS])
-    return torch.from_numpy(np.stack(frames).astype(np.float32)), torch.from_numpy(np.stack(wanted))
+@dataclass(frozen=True)
+class Batch:
+    """Pieces of `CROP_HOPS` hops."""
+
+    frames: Tensor
+    """(N, 240, 40): random copies."""
+    wanted: Tensor
+    """(N, 60, step_dim): NaN where the teacher had not heard enough."""
+    word: Tensor
+    """(N,): number of the word that the piece ends with, -1 if none."""
+    word_hop: Tensor
+    """(N,): where in the piece the word has been heard, plus `WORD_TAIL_HOPS`."""
 
 
-def loss(network: Network, frames: Tensor, wanted: Tensor) -> Tensor:
+class Crops:
+    """Draws batches: a part at random places, a part as pairs of one word by two speakers."""
+
+    def __init__(self, material: Material, targets: np.ndarray, batch: int, pairs: int, seed: int) -> None:
+        self._material, self._targets, self._batch, self._pairs = material, targets, batch, pairs
+        self._rng = np.random.default_rng(seed)
+        self._lengths = np.diff(material.starts)
+        chance = np.maximum(0, self._lengths - CROP_HOPS).astype(float)
+        self._chance = chance / chance.sum()
+        self._by_word: dict[int, np.ndarray] = {}
+        if pairs:
+            stream = np.searchsorted(material.starts, material.words[:, 2], "right") - 1
+            early = material.words[:, 2] - material.starts[stream] < WARM_HOPS + 12
+            usable = material.words[~early]
+            by_word = {int(w): usable[usable[:, 0] == w] for w in np.unique(usable[:, 0])}
+            self._by_word = {w: rows for w, rows in by_word.items() if len(np.unique(rows[:, 1])) >= 2}
+            if len(self._by_word) < pairs:
+                raise EdgekwsError(f"only {len(self._by_word)} words are spoken by two speakers, a batch needs {pairs}")
+            self._word_list = np.array(sorted(self._by_word))
+
+    def draw(self) -> Batch:
+        """The next batch."""
+        rng, starts = self._rng, self._material.starts
+        places: list[tuple[int, int, int]] = []  # first hop, word, hop of the word in the piece
+        for word in rng.choice(self._word_list, self._pairs, replace=False) if self._pairs else ():
+            rows = rng.permutation(self._by_word[int(word)])
+            second = rows[rows[:, 1] != rows[0, 1]][0]
+            for row in (rows[0], second):
+                stream = int(np.searchsorted(starts, row[2], "right")) - 1
+                heard = int(row[2]) + WORD_TAIL_HOPS
+                latest = min(heard - WARM_HOPS - 10, int(starts[stream + 1]) - CROP_HOPS)
+                first = int(rng.integers(max(int(starts[stream]), heard - CROP_HOPS + 1), max(latest, int(starts[stream])) + 1))
+                places.append((first, int(word), heard - first))
+        for stream in rng.choice(len(self._lengths), self._batch - len(places), p=self._chance):
+            places.append((int(starts[stream]) + int(rng.integers(self._lengths[stream] - CROP_HOPS)), -1, 0))
+        frames = []
+        for first, _, _ in places:
+            copy = int(rng.integers(len(self._material.frames)))
+            frames.append(self._material.frames[copy, first * HOP_FRAMES : (first + CROP_HOPS) * HOP_FRAMES])
+        return Batch(
+            torch.from_numpy(np.stack(frames).astype(np.float32)),
+            torch.from_numpy(np.stack([self._targets[first : first + CROP_HOPS] for first, _, _ in places])),
+            torch.tensor([word for _, word, _ in places]),
+            torch.tensor([min(hop, CROP_HOPS - 1) for _, _, hop in places]),
+        )
+
+
+def teacher_loss(network: Network, said: Tensor, wanted: Tensor) -> Tensor:
     """Step by step (squared error), window by window (cosine), and window against all other windows (InfoNCE, van den Oord 2018)."""
-    said = network.steps(frames)[:, WARM_HOPS:]
-    wanted = wanted[:, WARM_HOPS:]
+    said, wanted = said[:, WARM_HOPS:], wanted[:, WARM_HOPS:]
     valid = ~wanted.isnan().any(2)
     step_loss = functional.mse_loss(said[valid], wanted[valid])
     ours, theirs = network.window(said), network.window(torch.nan_to_num(wanted))  # (N, W, dim)
@@ -78,6 +127,23 @@ def loss(network: Network, frames: Tensor, wanted: Tensor) -> Tensor:
     return step_loss + 2 * window_loss + 0.3 * contrast
 
 
+def word_loss(network: Network, said: Tensor, batch: Batch) -> Tensor:
+    """The same word by two speakers belongs together, apart from the batch's other words and other sounds (Khosla et al. 2020)."""
+    windows = network.window(said)  # (N, W, dim); row w ends at hop w + window_steps - 1
+    shift = network.spec["window_steps"] - 1
+    spoken = batch.word >= 0
+    at = windows[torch.arange(len(windows)), (batch.word_hop - shift).clamp(min=0)]  # (N, dim)
+    anchors, labels = at[spoken], batch.word[spoken]
+    others = windows[:, WARM_HOPS::11].flatten(0, 1)  # whatever else is heard; a few of them overlap the words, as in life
+    like = torch.cat([anchors @ anchors.T, anchors @ others.T], 1) / TEMPERATURE
+    like = like.masked_fill(like > 0.98 / TEMPERATURE, -1e4)  # itself, and windows that are the word's own
+    same = torch.zeros_like(like, dtype=torch.bool)
+    same[:, : len(anchors)] = labels[:, None] == labels[None]
+    same[torch.arange(len(anchors)), torch.arange(len(anchors))] = False
+    log_share = like - like.logsumexp(1, keepdim=True)
+    return -log_share.masked_fill(~same, 0).sum(1).div(same.sum(1).clamp(min=1)).mean()
+
+
 def distil(
     network: Network,
     material: Material,
@@ -88,6 +154,8 @@ def distil(
     seed: int,
     lr: float = 2e-3,
     minutes: float = 1e9,
+    teacher_weight: float = 1.0,
+    word_weight: float = 0.0,
 ) -> list[float]:
     """Train in place on one thread; stops early, with the rate fully decayed, when `minutes` are over.
 
@@ -96,8 +164,7 @@ def distil(
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    targets = projection(material.targets)
+    crops = Crops(material, projection(material.targets), batch, batch // 4 if word_weight else 0, seed)
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=lr)
@@ -113,7 +180,13 @@ def distil(
         rate = lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * min(1.0, done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        value = loss(network, *crops(material, targets, batch, rng))
+        pieces = crops.draw()
+        said = network.steps(pieces.frames)
+        value = said.new_zeros(())
+        if teacher_weight:
+            value = value + teacher_weight * teacher_loss(network, said, pieces.wanted)
+        if word_weight:
+            value = value + word_weight * word_loss(network, said, pieces)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

