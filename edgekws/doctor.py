@@ -68,9 +68,9 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
     for check in found:
         mark = "ok" if check.ok else "BROKEN" if check.essential else "absent"
         first, *more = check.detail.splitlines()
-        print(f"{mark:<8}{check.name:<18}{first}", *(f"{'':<26}{line.strip()}" for line in more), sep="\n")
+        print(f"{mark:<8}{check.name:<20}{first}", *(f"{'':<28}{line.strip()}" for line in more), sep="\n")
         if check.mend:
-            print(f"{'':<26}→ {check.mend}")
+            print(f"{'':<28}→ {check.mend}")
     return int(broken)
 
 
