@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["edge-small", "edge"], metavar="MODEL", help="built-in names or directories")
     parser.add_argument("--seconds", type=float, default=60.0, help="of audio in one pass")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--live-s", type=float, default=10.0, help="seconds of audio of each of 3 passes at the pace of a microphone; 0: none")
+    parser.add_argument("--live-s", type=float, default=10.0, help="of audio in each of 3 passes at a live pace; 0: none")
     parser.add_argument("--save", action="store_true", help="append to benchmarks/results/listener.jsonl")
     arguments = parser.parse_args()
     models = [load_model(find_model(name)) for name in arguments.models]

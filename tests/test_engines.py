@@ -1,0 +1,102 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from edgekws.engines import PARITY_TOLERANCE, load_engine, parity
+from edgekws.errors import EngineUnavailable, ModelError
+from edgekws.model import Model, find_model, golden, load_model, write_manifest
+
+
+@pytest.fixture
+def model() -> Model:
+    return load_model(find_model("edge-small"))
+
+
+def altered(original: Model, path, **files: bytes | dict) -> Model:
+    """A copy with other files (bytes, or arrays for a .npz) and a manifest that vouches for them."""
+    shutil.copytree(original.path, path)
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (path / f"{name}.onnx").write_bytes(content)
+        else:
+            np.savez_compressed(path / f"{name}.npz", **content)
+    write_manifest(path, {key: value for key, value in original.raw.items() if key != "files"})
+    return load_model(path)
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+@pytest.mark.parametrize("name", ["edge", "edge-small"])
+def test_a_shipped_model_runs_here(name, backend):
+    model = load_model(find_model(name))
+    engine = load_engine(model, backend)
+
+    assert (engine.name, engine.precision, engine.dim) == ("onnxruntime", "fp32", model.dim)
+    assert parity(engine, model) <= 1e-4
+
+
+def test_an_engine_that_computes_something_else_is_refused_with_the_reason(model, tmp_path):
+    frames, embeddings = golden(model)
+    wrong = altered(model, tmp_path / "model", parity={"frames": frames, "embeddings": embeddings + 2 * PARITY_TOLERANCE})
+
+    with pytest.raises(EngineUnavailable) as refusal:
+        load_engine(wrong)
+
+    assert str(refusal.value).startswith("no inference engine can run here\n  onnxruntime: differs from the golden embeddings of ")
+    assert str(refusal.value).endswith(" by 0.002, accepted is 0.001")
+
+
+def test_golden_embeddings_that_are_no_numbers_are_refused(model, tmp_path):
+    frames, embeddings = golden(model)
+    wrong = altered(model, tmp_path / "model", parity={"frames": frames, "embeddings": embeddings * np.nan})
+
+    with pytest.raises(EngineUnavailable, match="by nan, accepted is"):
+        load_engine(wrong)
+
+
+def test_a_graph_that_onnx_runtime_cannot_read_is_a_model_error(model, tmp_path):
+    with pytest.raises(ModelError, match=r"model\.onnx: ONNX Runtime refuses it"):
+        load_engine(altered(model, tmp_path / "model", model=b"not a graph"))
+
+
+def test_an_unknown_backend_lists_those_accepted(model):
+    with pytest.raises(EngineUnavailable, match='no engine "tensorflow"') as refusal:
+        load_engine(model, "tensorflow")
+
+    assert "Accepted: auto, onnxruntime, null" in str(refusal.value)
+
+
+def test_reset_starts_a_new_stream(model):
+    engine = load_engine(model)
+    frames, _ = golden(model)
+    first = [engine.step(hop) for hop in frames[:5]]
+    engine.reset()
+
+    assert np.array_equal([engine.step(hop) for hop in frames[:5]], first)
+
+
+def test_an_embedding_is_the_callers_to_keep(model):
+    engine = load_engine(model)
+    frames, _ = golden(model)
+    first = engine.step(frames[0])
+    kept = first.copy()
+    engine.step(frames[1])
+
+    assert np.array_equal(first, kept)
+
+
+def test_engines_side_by_side_do_not_mix_their_streams(model):
+    frames, _ = golden(model)
+    one, other, alone = load_engine(model), load_engine(model), load_engine(model)
+    mixed = []
+    for hop in frames[:8]:
+        mixed.append(one.step(hop))
+        other.step(-hop)
+
+    assert np.array_equal(mixed, [alone.step(hop) for hop in frames[:8]])
+
+
+def test_the_null_engine_hears_nothing(model):
+    engine = load_engine(model, "null")
+
+    assert engine.step(np.ones((4, 40), np.float32)).tolist() == [0.0] * model.dim
