@@ -136,10 +136,12 @@ def word_loss(network: Network, said: Tensor, batch: Batch) -> Tensor:
     anchors, labels = at[spoken], batch.word[spoken]
     others = windows[:, WARM_HOPS::11].flatten(0, 1)  # whatever else is heard; a few of them overlap the words, as in life
     like = torch.cat([anchors @ anchors.T, anchors @ others.T], 1) / TEMPERATURE
-    like = like.masked_fill(like > 0.98 / TEMPERATURE, -1e4)  # itself, and windows that are the word's own
-    same = torch.zeros_like(like, dtype=torch.bool)
+    itself = torch.eye(len(anchors), like.shape[1], dtype=torch.bool)
+    same = torch.zeros_like(itself)
     same[:, : len(anchors)] = labels[:, None] == labels[None]
-    same[torch.arange(len(anchors)), torch.arange(len(anchors))] = False
+    # Windows so alike that they must be the word's own neighbours are no negatives.
+    like = like.masked_fill(itself | ((like > 0.95 / TEMPERATURE) & ~same), -1e4)
+    same &= ~itself
     log_share = like - like.logsumexp(1, keepdim=True)
     return -log_share.masked_fill(~same, 0).sum(1).div(same.sum(1).clamp(min=1)).mean()
 

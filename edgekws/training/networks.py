@@ -65,8 +65,8 @@ def edge(stem: int, width: int) -> list[Any]:
 
 def spec(network: str) -> Spec:
     """The layers of a network by name. Raises KeyError with the names."""
-    ours = {"input": "mel", "step_dim": 32, "window_steps": 10, "segments": 10}
-    paper = {"input": "mfcc", "step_dim": 32, "window_steps": 10, "segments": 10}
+    ours = {"input": "mel", "step_dim": 32, "window_steps": 12, "segments": 12}
+    paper = {"input": "mfcc", "step_dim": 32, "window_steps": 12, "segments": 12}
     resnet: list[Any] = [[1, 64, 3, 3, 1, 1, 1, True]]
     resnet += [{"residual": [[64, 64, 3, 3, 1, 1, 1, True], [64, 64, 3, 3, 1, 1, 1, False]]} for _ in range(6)]
     resnet += [[64, 64, 3, 3, 1, 1, 1, True]]
