@@ -9,6 +9,18 @@ import numpy as np
 from edgekws.values import SAMPLE_RATE_HZ, Detection, Enrolled
 
 REFRACTORY_S = 2.0
+# Half of what the embedding has in common with its nearest few of the cohort is taken off. On the development words under 10 dB noise
+# this gave 83 % recall instead of 81 % (real voices, 0.5 false accepts an hour); 256 cohort rows, or other shares, gave the same.
+COHORT_NEAREST = 8
+COHORT_SHARE = np.float32(0.5)
+
+
+def background(similarities: np.ndarray) -> np.ndarray:
+    """What is taken off a similarity, from those with the cohort (T, cohort): float32 (T,). T-norm, after Auckenthaler et al. (2000)."""
+    if similarities.shape[1] < COHORT_NEAREST:
+        return np.zeros(len(similarities), np.float32)
+    nearest = np.partition(similarities, -COHORT_NEAREST, 1)[:, -COHORT_NEAREST:]
+    return COHORT_SHARE * nearest.mean(1)
 
 
 def scores(embeddings: np.ndarray, enrolled: Enrolled) -> np.ndarray:
@@ -21,6 +33,8 @@ def scores(embeddings: np.ndarray, enrolled: Enrolled) -> np.ndarray:
         float32, shape (T,).
     """
     similarity = (embeddings @ enrolled.prototypes.T).max(1)  # (T,)
+    if len(enrolled.cohort):
+        similarity = similarity - background(embeddings @ enrolled.cohort.T)
     return ((similarity - enrolled.offset) * enrolled.scale).astype(np.float32)
 
 
@@ -33,12 +47,24 @@ class Detector:
         """(keyword, speaker) → score of the last hop, for people who tune by looking."""
         self._refractory_samples = round(refractory_s * SAMPLE_RATE_HZ)
         self._quiet_until: dict[str, int] = {}
+        # One product a hop for everybody: all prototypes, then all cohorts that differ (as a rule they are one and the same).
+        cohorts = {id(one.cohort): one.cohort for one in self.enrolled if len(one.cohort)}
+        rows = [one.prototypes for one in self.enrolled] + list(cohorts.values())
+        self._rows = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+        ends = np.cumsum([len(row) for row in rows])
+        spans = [slice(int(end) - len(row), int(end)) for end, row in zip(ends, rows, strict=True)]
+        self._own = spans[: len(self.enrolled)]
+        self._cohorts = dict(zip(cohorts, spans[len(self.enrolled) :], strict=True))
 
     def step(self, embedding: np.ndarray, end_sample: int) -> list[Detection]:
         """The wakes of this hop: at most one a keyword, by its best speaker; none within the refractory time after the last."""
+        if not self.enrolled:
+            return []
+        similarities = self._rows @ embedding
+        common = {key: float(background(similarities[None, span])[0]) for key, span in self._cohorts.items()}
         best: dict[str, Detection] = {}
-        for one in self.enrolled:
-            score = float(scores(embedding[None], one)[0])
+        for one, span in zip(self.enrolled, self._own, strict=True):
+            score = (float(similarities[span].max()) - common.get(id(one.cohort), 0.0) - one.offset) * one.scale
             self.latest[one.keyword, one.speaker] = score
             if score < one.threshold or end_sample < self._quiet_until.get(one.keyword, 0):
                 continue

@@ -2,18 +2,23 @@
 
 The recipe, chosen on development words (amelia, ey ordenador, digits, text-to-speech words), never on alexa, computer or jarvis:
 
-1. Each recording keeps the silence around its word. The prototype is the mean of the embeddings `TAIL_HOPS` after the word's end.
+1. Each recording keeps the sound around its word. Its embedding is taken `TAIL_HOPS` after the word's end; as ends are hard to tell in a room,
+   each may move by `ALIGN_HOPS` to where the recordings agree best. The prototype is their mean.
 2. The prototype listens to the model's bundled negatives. The peaks' upper tail is exponential: rate(similarity) = r0 · exp(-(similarity - s0) / b).
 3. score = -log10(rate): at score 0.7 one expects 0.2 false wakes an hour, for any keyword and any speaker. So one threshold serves all.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from edgekws.detector import background, scores
 from edgekws.engines import Engine
 from edgekws.errors import EnrolmentError
 from edgekws.frontend import LogMel
@@ -21,20 +26,25 @@ from edgekws.model import Model
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 
 FALSE_ACCEPTS_PER_HOUR = 0.2
-TAIL_HOPS = 2
+TAIL_HOPS = 3
+ALIGN_HOPS = 6
+ALIGN_COST = 0.015  # of similarity, for each hop moved
+COHORT = 64
 TAIL_PEAKS = 20  # the tail is fitted to this many of the highest peaks
 PEAK_GAP_HOPS = 25  # 2 s, as the refractory time
-MIN_SPEECH_S = 0.2
+MIN_SPEECH_S = 0.1
 MAX_CLIPPED = 0.15  # real recordings of a loud speaker reach 0.1 and still enrol well
 SILENT_DBFS = -60.0
 
 
+PAD_BEFORE, PAD_AFTER = 3 * SAMPLE_RATE_HZ // 2, SAMPLE_RATE_HZ
+
+
 def pad(samples: np.ndarray) -> np.ndarray:
     """1.5 s of noise at -70 dBFS before and 1 s after, always the same: int16 (n,) → int16 (n + 40000,)."""
-    noise = np.random.default_rng(0).standard_normal(5 * SAMPLE_RATE_HZ // 2) * 32768 * 10 ** (-70 / 20)
+    noise = np.random.default_rng(0).standard_normal(PAD_BEFORE + PAD_AFTER) * 32768 * 10 ** (-70 / 20)
     noise = np.round(noise).astype(np.int16)
-    cut = 3 * SAMPLE_RATE_HZ // 2
-    return np.concatenate([noise[:cut], samples, noise[cut:]])
+    return np.concatenate([noise[:PAD_BEFORE], samples, noise[PAD_BEFORE:]])
 
 
 def embed(samples: np.ndarray, engine: Engine) -> np.ndarray:
@@ -46,19 +56,21 @@ def embed(samples: np.ndarray, engine: Engine) -> np.ndarray:
 
 
 def speech_span(samples: np.ndarray) -> tuple[int, int]:
-    """First sample of the word and the one after its last: where 20 ms frames are within 30 dB of the loudest and above the floor.
+    """First sample of the word and the one after its last, in int16 (n,); (0, 0) if nothing stands out.
 
-    (0, 0) if nothing stands out.
+    Frames of 20 ms within 18 dB of the loudest, and above the recording's floor, make stretches; stretches less than 0.3 s apart are one word;
+    the word with the most energy above the limit counts, so that a door or another voice at the clip's end does not.
     """
     frames = samples[: len(samples) // 320 * 320].astype(np.float32).reshape(-1, 320)
-    if not len(frames):
+    if len(frames) < 3:
         return 0, 0
-    power_db = 10 * np.log10((frames**2).mean(1) + 1e-3)
-    floor_db = np.percentile(power_db, 10)
-    over = np.flatnonzero(power_db > max(power_db.max() - 30, min(floor_db + 8, power_db.max() - 6)))
-    # A lone frame is a click, not a word: keep runs that have a neighbour.
-    over = over[[bool(np.any(np.abs(over - frame) == 1)) for frame in over]] if len(over) else over
-    return (int(over[0]) * 320, int(over[-1] + 1) * 320) if len(over) else (0, 0)
+    power = np.convolve((frames**2).mean(1), np.ones(3) / 3, "same")
+    level_db = 10 * np.log10(power + 1e-3)
+    limit_db = max(level_db.max() - 18, min(np.percentile(level_db, 10) + 6, level_db.max() - 6))
+    over = np.flatnonzero(level_db > limit_db)
+    stretches = np.split(over, np.flatnonzero(np.diff(over) > 15) + 1)
+    word = max(stretches, key=lambda part: float((level_db[part] - limit_db).sum()))
+    return (int(word[0]) * 320, int(word[-1] + 1) * 320) if len(word) else (0, 0)
 
 
 def check(samples: np.ndarray, name: str) -> tuple[int, int]:
@@ -108,10 +120,19 @@ class Negatives:
         """Hours of audio."""
         return len(self.steps) * HOP_MS / 3_600_000
 
-    def similarities(self, prototypes: np.ndarray) -> list[np.ndarray]:
-        """Largest cosine with any prototype (n, dim), hop by hop, one array a stream."""
+    def cohort(self) -> np.ndarray:
+        """`COHORT` unit embeddings, evenly spread over the negatives: float32 (64, dim)."""
+        found = []
+        for first in np.linspace(0, len(self.steps) - self.window_steps - 1, COHORT).astype(int):
+            rows = self.steps[first : first + self.window_steps].astype(np.float32) * self.scale
+            flat = rows.reshape(self.segments, -1, rows.shape[1]).mean(1).ravel()
+            found.append(flat / max(float(np.linalg.norm(flat)), 1e-6))
+        return np.stack(found).astype(np.float32)
+
+    def similarities(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Cosine of each hop's window with unit rows (n, dim): one array (hops, n) a stream."""
         length, segments = self.window_steps, self.segments
-        parts = prototypes.reshape(len(prototypes), segments, -1)  # (n, segments, step_dim)
+        parts = rows.reshape(len(rows), segments, -1)  # (n, segments, step_dim)
         found = []
         for first, end in zip(self.starts[:-1], self.starts[1:], strict=True):
             steps = self.steps[first:end].astype(np.float32) * self.scale
@@ -120,24 +141,35 @@ class Negatives:
             count = len(steps) - length + 1
             if count <= 0:
                 continue
-            dots = np.zeros((count, len(prototypes)), np.float32)
+            dots = np.zeros((count, len(rows)), np.float32)
             power = np.zeros(count, np.float32)
             for k in range(segments):
                 piece = means[k * share : k * share + count]
                 dots += piece @ parts[:, k].T
                 power += (piece**2).sum(1)
-            found.append((dots / np.sqrt(np.maximum(power, 1e-12))[:, None]).max(1))
+            found.append(dots / np.sqrt(np.maximum(power, 1e-12))[:, None])
         return found
 
 
-def load_negatives(model: Model) -> Negatives:
-    """The model's negatives.npz. Raises EnrolmentError if the model carries none."""
+@functools.lru_cache(maxsize=4)
+def _negatives(path: Path, window_steps: int, segments: int) -> tuple[Negatives, np.ndarray, list[np.ndarray]]:
+    with np.load(path, allow_pickle=False) as data:
+        negatives = Negatives(data["steps"], float(data["scale"]), data["starts"], window_steps, segments)
+    cohort = negatives.cohort()
+    return negatives, cohort, [background(one) for one in negatives.similarities(cohort)]
+
+
+def load_negatives(model: Model) -> tuple[Negatives, np.ndarray, list[np.ndarray]]:
+    """The model's negatives, their cohort (64, dim), and what the cohort takes off each hop, one array a stream.
+
+    Raises:
+        EnrolmentError: the model carries none.
+    """
     path = model.path / "negatives.npz"
     if not path.exists():
         raise EnrolmentError(f"{path}: missing, and without negatives no threshold can be promised. Use a complete model: edgekws models list")
     spec = model.raw["spec"]
-    with np.load(path, allow_pickle=False) as data:
-        return Negatives(data["steps"], float(data["scale"]), data["starts"], int(spec["window_steps"]), int(spec["segments"]))
+    return _negatives(path, int(spec["window_steps"]), int(spec["segments"]))
 
 
 def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.ndarray:
@@ -153,39 +185,95 @@ def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.n
     return np.array(found, np.float32)
 
 
-def calibrate(prototypes: np.ndarray, negatives: Negatives) -> tuple[float, float]:
-    """(scale, offset) that turn a similarity into -log10 of the false accepts an hour that a threshold there would give."""
-    highest = np.sort(np.concatenate([peaks(one, TAIL_PEAKS) for one in negatives.similarities(prototypes)]))[::-1][: TAIL_PEAKS + 1]
+def calibrate(prototypes: np.ndarray, model: Model) -> tuple[float, float, np.ndarray]:
+    """(scale, offset, cohort): scale and offset turn a similarity into -log10 of the false accepts an hour that a threshold there gives.
+
+    The upper tail of the negatives' peaks is taken as exponential, its mean excess by maximum likelihood.
+    """
+    negatives, cohort, common = load_negatives(model)
+    streams = [one.max(1) - taken for one, taken in zip(negatives.similarities(prototypes), common, strict=True)]
+    highest = np.sort(np.concatenate([peaks(one, TAIL_PEAKS) for one in streams]))[::-1][: TAIL_PEAKS + 1]
     base = highest[-1]
-    spread = max(float((highest[:-1] - base).mean()), 0.005)  # maximum likelihood of the exponential's mean
+    spread = max(float((highest[:-1] - base).mean()), 0.005)
+    # rate(s) = rate_at_base · exp(-(s - base) / spread), so -log10 rate = (s - base) / (spread ln 10) - log10 rate_at_base
     rate_at_base = TAIL_PEAKS / negatives.hours
-    # rate(s) = rate_at_base · exp(-(s - base) / spread);  -log10 rate = (s - base) / (spread ln 10) - log10(rate_at_base)
     scale = 1 / (spread * np.log(10))
-    return float(scale), float(base + np.log10(rate_at_base) / scale)
+    return float(scale), float(base + np.log10(rate_at_base) / scale), cohort
+
+
+def align(candidates: Sequence[np.ndarray], common: Sequence[np.ndarray]) -> np.ndarray:
+    """One row of each recording's candidates, such that the rows agree best.
+
+    Starts from the two recordings that agree best anywhere, then moves one recording at a time.
+
+    Args:
+        candidates: for each recording float32 (2 · ALIGN_HOPS + 1, dim), the middle one where the word seems to end.
+        common: for each candidate what it has in common with the cohort: silence is like silence, and no word.
+
+    Returns:
+        float32, shape (recordings, dim).
+    """
+    moved = np.abs(np.arange(len(candidates[0])) - len(candidates[0]) // 2)
+    cost = [ALIGN_COST * moved + taken for taken in common]
+    count = len(candidates)
+    chosen = [int(one.argmin()) if count == 1 else len(moved) // 2 for one in cost]
+    best = -np.inf
+    for i, j in itertools.combinations(range(count), 2):
+        like = candidates[i] @ candidates[j].T - cost[i][:, None] - cost[j]
+        if like.max() > best:
+            best = float(like.max())
+            first, second = (int(at) for at in np.unravel_index(like.argmax(), like.shape))
+            pair = candidates[i][first] + candidates[j][second]
+            chosen = [int((rows @ pair / 2 - paid).argmax()) for rows, paid in zip(candidates, cost, strict=True)]
+            chosen[i], chosen[j] = first, second
+    for _ in range(4 if count > 1 else 0):
+        for i, rows in enumerate(candidates):
+            others = np.mean([candidates[j][chosen[j]] for j in range(count) if j != i], 0)
+            chosen[i] = int((rows @ others - cost[i]).argmax())
+    return np.stack([rows[at] for rows, at in zip(candidates, chosen, strict=True)])
 
 
 def enrol(
-    keyword: str, speaker: str, recordings: Sequence[np.ndarray], engine: Engine, model: Model, *, only_enrolled: bool = False
+    keyword: str, speaker: str, recordings: Sequence[np.ndarray], engine: Engine, model: Model, *, only_enrolled: bool = False, strict: bool = True
 ) -> Enrolled:
     """A keyword from recordings (int16, mono, 16 kHz) of one speaker, three as a rule. Leaves the engine reset.
 
     Raises:
-        EnrolmentError: a recording is silent, clipped or too short, or they are not the same word.
+        EnrolmentError: a recording is silent, clipped or too short; when `strict`, also if they are not the same word.
     """
     if not recordings:
         raise EnrolmentError(f'"{keyword}": no recording given; three are best')
-    rows = []
+    cohort = load_negatives(model)[1]
+    candidates = []
     for i, samples in enumerate(recordings, 1):
         _, end = check(samples, f'"{keyword}", recording {i}')
-        padded = pad(samples)
-        hop = -(-(3 * SAMPLE_RATE_HZ // 2 + end) // HOP_SAMPLES) - 1 + TAIL_HOPS
-        embeddings = embed(padded, engine)
-        rows.append(embeddings[min(hop, len(embeddings) - 1)])
+        embeddings = embed(pad(samples), engine)
+        hop = -(-(PAD_BEFORE + end) // HOP_SAMPLES) - 1 + TAIL_HOPS
+        places = np.clip(np.arange(hop - ALIGN_HOPS, hop + ALIGN_HOPS + 1), PAD_BEFORE // HOP_SAMPLES + 3, len(embeddings) - 1)
+        candidates.append(embeddings[places])
     engine.reset()
-    mean = np.sum(rows, 0)
+    rows = align(candidates, [background(one @ cohort.T) / 2 for one in candidates])
+    mean = rows.sum(0)
     prototypes = (mean / max(float(np.linalg.norm(mean)), 1e-6))[None].astype(np.float32)
-    scale, offset = calibrate(prototypes, load_negatives(model))
-    return Enrolled(keyword, speaker, prototypes, -float(np.log10(FALSE_ACCEPTS_PER_HOUR)), scale, offset, only_enrolled)
+    scale, offset, cohort = calibrate(prototypes, model)
+    threshold = -float(np.log10(FALSE_ACCEPTS_PER_HOUR))
+    made = Enrolled(keyword, speaker, prototypes, threshold, scale, offset, cohort, only_enrolled)
+    own = [_left_out(rows, i, made) for i in range(len(rows))] if len(rows) > 1 else []
+    if strict and own and max(own) < 0:
+        raise EnrolmentError(
+            f'"{keyword}": the recordings are not alike: heard by the others, they score {", ".join(f"{score:.1f}" for score in own)}'
+            f" where a wake needs {threshold:.1f}. Say the same word in each, with the same people quiet around"
+        )
+    if only_enrolled and own:
+        made = replace(made, threshold=max(threshold, min(own) - 0.5))
+    return made
+
+
+def _left_out(rows: np.ndarray, i: int, made: Enrolled) -> float:
+    """How recording i scores against the mean of the others."""
+    others = np.delete(rows, i, 0).sum(0)
+    others = (others / max(float(np.linalg.norm(others)), 1e-6))[None].astype(np.float32)
+    return float(scores(rows[i : i + 1], replace(made, prototypes=others))[0])
 
 
 def bundled(model: Model) -> list[Enrolled]:
@@ -195,6 +283,8 @@ def bundled(model: Model) -> list[Enrolled]:
         return []
     with np.load(path, allow_pickle=False) as data:
         return [
-            Enrolled(str(k), "", data[f"prototypes_{i}"], float(data["threshold"][i]), float(data["scale"][i]), float(data["offset"][i]))
+            Enrolled(
+                str(k), "", data[f"prototypes_{i}"], float(data["threshold"][i]), float(data["scale"][i]), float(data["offset"][i]), data["cohort"]
+            )
             for i, k in enumerate(data["keyword"])
         ]

@@ -35,8 +35,10 @@ class Enrolled:
     threshold: float
     """A score at or above it is a wake."""
     scale: float = 1.0
-    """score = (similarity - offset) * scale, so that scores of different keywords compare."""
+    """score = (similarity - what the cohort has of it - offset) * scale, so that scores of different keywords compare."""
     offset: float = 0.0
+    cohort: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """float32, shape (m, dim): unit embeddings of other sounds, the same for all keywords of a model; m = 0 takes nothing off."""
     only_enrolled: bool = False
     """True: only this speaker may wake it. False: anyone may."""
 

@@ -111,7 +111,7 @@ def finish(network: Network, path: Path, name: str, negatives: Sequence[np.ndarr
             rows.append(network.steps(torch.from_numpy(frames[None]))[0].numpy())
             starts.append(starts[-1] + len(rows[-1]))
     steps = np.concatenate(rows)
-    scale = float(np.abs(steps).max() / 127)
+    scale = float(np.abs(steps).max() / 31)  # 6 bits: 0.3 % noise, and half the file of 8
     np.savez_compressed(path / "negatives.npz", steps=np.round(steps / scale).astype(np.int8), scale=scale, starts=np.array(starts))
     _rewrite(path)
     add_keyword(path, BUNDLED_KEYWORD)
@@ -137,11 +137,10 @@ def add_keyword(path: Path, keyword: str) -> None:
             continue
         rows.append(one.prototypes[0])
     prototypes = _centres(np.stack(rows), 6)
-    scale, offset = enrolment.calibrate(prototypes, enrolment.load_negatives(model))
+    scale, offset, cohort = enrolment.calibrate(prototypes, model)
     threshold = -np.log10(enrolment.FALSE_ACCEPTS_PER_HOUR)
-    np.savez_compressed(
-        path / "prototypes.npz", keyword=np.array([keyword]), threshold=[threshold], scale=[scale], offset=[offset], prototypes_0=prototypes
-    )
+    facts = {"threshold": [threshold], "scale": [scale], "offset": [offset], "cohort": cohort, "prototypes_0": prototypes}
+    np.savez_compressed(path / "prototypes.npz", keyword=np.array([keyword]), **facts)
     _rewrite(path)
 
 
@@ -203,7 +202,10 @@ def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher) -> list
 
     for i in rng.permutation(len(utterances)):
         one = utterances[i]
-        said = at_level(read_recording(one.path), material_module.LEVEL_DBFS)
+        recording = read_recording(one.path)
+        first = round(one.start_s * SAMPLE_RATE_HZ)
+        last = len(recording) if one.duration_s is None else first + round(one.duration_s * SAMPLE_RATE_HZ)
+        said = at_level(recording[first:last], material_module.LEVEL_DBFS)
         end = -(-(total + len(said)) // HOP_SAMPLES)
         words.append(Word(one.label, one.speaker, end, max(1, len(said) // HOP_SAMPLES)))
         pieces += [said, np.zeros(int(rng.uniform(0.15, 0.8) * SAMPLE_RATE_HZ), np.float32)]
