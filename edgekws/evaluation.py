@@ -1,0 +1,875 @@
+"""How well a model hears the people of a corpus: the only definition of accuracy in the project (DESIGN section 6).
+
+A corpus is a folder with a manifest.csv (path, kind, label, speaker, take, split, duration_s). Each user, a keyword and a speaker, is
+enrolled from the takes marked `enrol`; those marked `test` are listened to by the user's own model, everything of kind `negative` by
+every user's. Splits may carry a prefix ("seenkw-test"). What the model was trained on is left out.
+
+protocol stream     As deployed: hop by hop, a score at or above the threshold is an event, none in the 2 s after one. A take lies between
+                    1.5 s and 1 s of noise at -70 dBFS, and is recognised by an event between its start and 0.5 s after its end. Other
+                    events beside it are `stray_events`; false accepts are the events in the negatives. One threshold serves all users
+                    of a keyword: the lowest at which their mean false accepts an hour stay within the rate. Recall is over pooled takes.
+protocol paper      As published: takes and single utterances (segments.csv; else pieces of 10 s) between 1 s of zeros on each side, at most
+                    one false accept an utterance, a threshold for each user, recall averaged over users, no delay.
+
+clean               As recorded.
+noise10, 5, 0       The corpus' noise under takes and negatives. dB between the mean power of speech in its active 20 ms frames and the
+                    mean power of the noise. A file's noise is the same in all three.
+follow              Other speech, cut from the negatives at an onset, 0.15 s behind the end of the word, as loud as the word; the negatives
+                    are those of clean.
+room                Takes and negatives through a room: direct sound, then noise that decays with an RT60 of 0.3 to 0.6 s and is 0 to 6 dB
+                    weaker in all, both drawn for each file; then the corpus' noise at 15 dB.
+others              The same word by the keyword's other users, at the thresholds of clean: a rate, neither good nor bad.
+
+A frame is active within 30 dB of the file's level (97th percentile) and in the upper two thirds of the way to it from its floor (10th). The
+word is the stretch of active frames, gaps up to 0.3 s closed, that holds the most energy; the delay counts from its end. Randomness is
+seeded by each file's path in the corpus, so the same command gives the same figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekws.audio import read_recording
+from edgekws.detector import REFRACTORY_S, scores
+from edgekws.engines import Engine, load_engine
+from edgekws.enrolment import embed, enrol
+from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
+from edgekws.model import Model
+from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
+
+PROTOCOLS = ("stream", "paper")
+SNR_DB = {"noise10": 10.0, "noise5": 5.0, "noise0": 0.0, "room": 15.0}
+CONDITIONS = ("clean", "noise10", "noise5", "noise0", "follow", "room", "others")
+RATES = (0.1, 0.5, 1.0)  # false accepts an hour
+HIGHEST_RATE = 2.0  # of the average viable recall
+REFRACTORY_HOPS = -(-round(REFRACTORY_S * SAMPLE_RATE_HZ) // HOP_SAMPLES)  # 25
+BEFORE_S, AFTER_S, TAIL_S, PAD_DBFS = 1.5, 1.0, 0.5, -70.0
+FOLLOW_S = 0.15
+PAPER_PAD_S, PAPER_PIECE_S = 1.0, 10.0
+FRAME = SAMPLE_RATE_HZ // 50  # 20 ms
+WORD_GAP_FRAMES = 15  # 0.3 s
+SNIPPET_S, SNIPPET_EVERY_S = 6, 30  # other speech for `follow`
+CACHED_HOURS = 4.0  # of decoded negatives kept in memory between conditions: 115 MB an hour
+
+
+# Counting.
+
+
+def events(values: np.ndarray, threshold: float) -> np.ndarray:
+    """The hops at which a `Detector` would report a wake.
+
+    Args:
+        values: float32, shape (T,), the score of each hop of one stream.
+
+    Returns:
+        int, shape (events,), rising.
+    """
+    over = np.flatnonzero(values >= _float32_at_or_above(threshold))
+    found = []
+    i = 0
+    while i < len(over):
+        found.append(over[i])
+        i = int(np.searchsorted(over, over[i] + REFRACTORY_HOPS))
+    return np.array(found, np.int64)
+
+
+def _float32_at_or_above(threshold: float) -> np.float32:
+    """So that comparing float32 scores with it gives what comparing them with the double would, in any version of NumPy."""
+    rounded = np.float32(threshold)
+    return rounded if float(rounded) >= threshold else np.nextafter(rounded, np.float32(np.inf))
+
+
+def false_accept_steps(streams: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """The thresholds at which one more event comes, all streams together: the `count` highest, highest first, float32.
+
+    The number of events never falls as the threshold does: taking the earliest possible ones fits in as many as can be.
+    """
+    # Of any 25 hops in a row at least every other stretch whose peak is high enough has an event of its own.
+    blocks = [np.pad(s, (0, -len(s) % REFRACTORY_HOPS), constant_values=-np.inf).reshape(-1, REFRACTORY_HOPS).max(1) for s in streams]
+    peaks = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    floor = np.partition(peaks, -2 * count)[-2 * count] if len(peaks) > 2 * count else -np.inf
+    steps: list[np.float32] = []
+    for stream, block in zip(streams, blocks, strict=True):
+        if not len(block) or block.max() < floor:
+            continue
+        before = 0
+        for threshold in np.unique(stream[stream >= floor])[::-1]:
+            now = len(events(stream, float(threshold)))
+            steps += [threshold] * (now - before)
+            before = now
+    return np.sort(np.array(steps, np.float32))[::-1][:count]
+
+
+def wilson(share: float, n: int) -> list[float]:
+    """95 % interval of a share of n trials."""
+    if n == 0:
+        return [0.0, 1.0]
+    z2 = 1.959964**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def poisson(count: int, hours: float) -> list[float]:
+    """Exact 95 % interval of the rate an hour after `count` events in so many hours (Garwood)."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])  # log k!
+
+    def at_most(k: int, mean: float) -> float:
+        return float(np.exp(np.arange(k + 1) * math.log(mean) - mean - logs[: k + 1]).sum())
+
+    def mean_where(k: int, probability: float) -> float:
+        low, high = 1e-9, count + 10 * math.sqrt(count + 1) + 10
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_most(k, middle) > probability else (low, middle)
+        return high
+
+    return [mean_where(count - 1, 0.975) / hours if count else 0.0, mean_where(count, 0.025) / hours]
+
+
+# Sound.
+
+
+def active(samples: np.ndarray) -> np.ndarray:
+    """Where speech is active: bool, shape (n // 320,), one for each 20 ms; all of them if nothing stands out."""
+    frames = samples[: len(samples) // FRAME * FRAME].astype(np.float32).reshape(-1, FRAME)
+    if not len(frames):
+        return np.zeros(0, bool)
+    level_db = 10 * np.log10((frames**2).mean(1) + 1e-3)
+    floor, level = np.percentile(level_db, (10, 97))
+    return np.asarray(level_db >= max(level - 30, level - (level - floor) * 2 / 3))
+
+
+def word_end(samples: np.ndarray) -> int:
+    """The sample at which the energy of the word in a take ends."""
+    on = active(samples)
+    hot = np.flatnonzero(on)
+    if not len(hot):
+        return len(samples)
+    energy = (samples[: len(on) * FRAME].astype(np.float64).reshape(-1, FRAME) ** 2).sum(1) * on
+    stretches = np.split(hot, np.flatnonzero(np.diff(hot) > WORD_GAP_FRAMES + 1) + 1)
+    word = max(stretches, key=lambda frames: float(energy[frames].sum()))
+    return int(word[-1] + 1) * FRAME
+
+
+def speech_power(samples: np.ndarray, on: np.ndarray) -> float:
+    """Mean power in the active frames."""
+    speech = samples[: len(on) * FRAME].reshape(-1, FRAME)[on].astype(np.float32).ravel()
+    return float(np.dot(speech, speech)) / max(len(speech), 1)
+
+
+def add_noise(samples: np.ndarray, power: float, noise: np.ndarray, snr_db: float) -> np.ndarray:
+    """`noise` under `samples`, its mean power `snr_db` below `power`."""
+    own = max(float(np.dot(noise, noise)) / max(len(noise), 1), 1e-9)
+    return np.asarray(samples + noise * np.float32(math.sqrt(power / own * 10 ** (-snr_db / 10))))
+
+
+def room_response(rng: np.random.Generator) -> np.ndarray:
+    """A synthetic room: direct sound, then decaying noise. float32, shape (0.3 to 0.6 s,), of unit energy."""
+    rt60_s, direct_db = rng.uniform(0.3, 0.6), rng.uniform(0.0, 6.0)
+    t = np.arange(round(rt60_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    response = rng.standard_normal(len(t)) * 10 ** (-3 * t / rt60_s)
+    response[t < 0.002] = 0
+    response *= math.sqrt(10 ** (-direct_db / 10) / float((response**2).sum()))
+    response[0] = 1.0
+    return (response / math.sqrt(float((response**2).sum()))).astype(np.float32)
+
+
+def reverberate(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Convolved by overlap-add, cut to the same length: float32, shape (n,)."""
+    size = 1 << 16
+    step = size - len(response) + 1
+    spectrum = np.fft.rfft(response, size)
+    out = np.zeros(len(samples) + size, np.float32)
+    for first in range(0, len(samples), step):
+        out[first : first + size] += np.fft.irfft(np.fft.rfft(samples[first : first + step], size) * spectrum, size).astype(np.float32)
+    return out[: len(samples)]
+
+
+def _random(path: str, what: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{what}:{path}".encode()).digest()[:8], "little"))
+
+
+def _pcm(samples: np.ndarray) -> np.ndarray:
+    """To int16; a mixture that is too loud is turned down, not clipped."""
+    peak = float(np.abs(samples).max()) if len(samples) else 0.0
+    return np.round(samples * min(1.0, 32767 / max(peak, 1.0))).astype(np.int16)
+
+
+class _Noise:
+    """Noise of any length, one recording of the corpus after the other."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._read: dict[int, np.ndarray] = {}
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """float32, shape (count,)."""
+        if not self._paths:
+            spectrum = np.fft.rfft(rng.standard_normal(count))
+            return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)) + 1.0), count).astype(np.float32)
+        parts: list[np.ndarray] = []
+        while sum(map(len, parts)) < count:
+            one = self._one(int(rng.integers(len(self._paths))))
+            parts.append(np.roll(one, -int(rng.integers(len(one)))))
+        return np.concatenate(parts)[:count] if parts else np.zeros(0, np.float32)
+
+    def _one(self, index: int) -> np.ndarray:
+        """Of unit power, without the silence that fills a short recording up."""
+        if index not in self._read:
+            samples = read_recording(self._paths[index]).astype(np.float32)
+            loud = np.flatnonzero(np.abs(samples) > 0.01 * np.sqrt((samples**2).mean())) if len(samples) else np.zeros(0)
+            samples = samples[int(loud[0]) : int(loud[-1]) + 1] if len(loud) else np.zeros(FRAME, np.float32)
+            self._read[index] = samples / max(float(np.sqrt((samples**2).mean())), 1e-3)
+        return self._read[index]
+
+
+# One user against takes and negatives, as scores.
+
+
+@dataclass(frozen=True)
+class Take:
+    """What one model says to one take."""
+
+    scores: np.ndarray
+    """float32, shape (T,)."""
+    first_sample: int
+    last_sample: int
+    """An event in here recognises it."""
+    word_end: int | None = None
+
+    def heard(self, threshold: float) -> tuple[int | None, int]:
+        """The sample of the event that recognises it, if one does; and the number of other events."""
+        at = (events(self.scores, threshold) + 1) * HOP_SAMPLES
+        inside = at[(at >= self.first_sample) & (at <= self.last_sample)]
+        return (int(inside[0]), len(at) - 1) if len(inside) else (None, len(at))
+
+
+@dataclass
+class User:
+    """One keyword of one speaker."""
+
+    keyword: str
+    speaker: str
+    enrolled: Enrolled | None
+    """None: the enrolment was refused, and every take is missed."""
+    negatives: list[np.ndarray] = field(default_factory=list)
+    """Scores of each stream without keywords."""
+    takes: list[Take] = field(default_factory=list)
+    strangers: list[Take] = field(default_factory=list)
+    """Other users' takes, for the condition `others`."""
+
+
+def measure(users: Sequence[User], hours: float, protocol: str = "stream") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures of one keyword, and those of the condition `others`.
+
+    Args:
+        hours: of each user's negatives.
+    """
+    groups = [list(users)] if protocol == "stream" else [[user] for user in users]
+    user_hours = hours * max(1, sum(user.enrolled is not None for user in users)) if protocol == "stream" else hours
+    count = int(HIGHEST_RATE * user_hours + 1e-9) + 1  # thresholds of a group for 0, 1, 2 … events
+    curves, thresholds, false = [], [], []
+    for group in groups:
+        steps = false_accept_steps([stream for user in group for stream in user.negatives], count)
+        lowest = float(steps[-1]) if len(steps) else 0.0
+        thresholds.append([float(np.nextafter(steps[k], np.float32(np.inf))) if k < len(steps) else lowest for k in range(count)])
+        false.append([int((steps >= threshold).sum()) for threshold in thresholds[-1]])
+        curves.append([_recall([(take, threshold) for user in group for take in user.takes]) for threshold in thresholds[-1]])
+    allowed = [min(int(rate * user_hours + 1e-9), count - 1) for rate in RATES]
+    curve = np.mean(curves, 0)
+    takes = sum(len(user.takes) for user in users)
+    recall = {str(rate): float(curve[k]) for rate, k in zip(RATES, allowed, strict=True)}
+    edges = np.minimum(np.arange(count + 1) / user_hours, HIGHEST_RATE)
+    at_half = [(user, group[allowed[1]]) for group, members in zip(thresholds, groups, strict=True) for user in members]
+    false_at = [sum(group[k] for group in false) for k in allowed]
+    entry = {
+        "users": len(users),
+        "takes": takes,
+        "recall_at_fa_per_hour": recall,
+        "recall_interval": {rate: wilson(share, takes) for rate, share in recall.items()},
+        "frr_at_fa_per_hour": {rate: 1 - share for rate, share in recall.items()},
+        "false_accepts": {str(rate): n for rate, n in zip(RATES, false_at, strict=True)},
+        "fa_interval": {str(rate): _rate_interval(n, users, hours) for rate, n in zip(RATES, false_at, strict=True)},
+        "threshold": {str(rate): thresholds[0][k] for rate, k in zip(RATES, allowed, strict=True)} if len(groups) == 1 else None,
+        "average_viable_recall": float((curve * np.diff(edges)).sum() / edges[-1]) if edges[-1] else float(curve[0]),
+        **_beside([(take, threshold) for user, threshold in at_half for take in user.takes]),
+        "deployed": _deployed(users, groups, hours, recall["0.5"]),
+        "curve": [[float(k / user_hours), float(share)] for k, share in enumerate(curve) if k == 0 or share != curve[k - 1]],
+    }
+    return entry, {
+        "users": len(users),
+        "takes": sum(len(user.strangers) for user in users),
+        "rate_at_fa_per_hour": {
+            str(rate): _recall(
+                [(t, levels[k]) for levels, members in zip(thresholds, groups, strict=True) for user in members for t in user.strangers],
+                None,
+            )
+            for rate, k in zip(RATES, allowed, strict=True)
+        },
+        "deployed": {"rate": _recall([(t, user.enrolled.threshold) for user in users if user.enrolled for t in user.strangers], None)},
+    }
+
+
+def _deployed(users: Sequence[User], groups: Sequence[Sequence[User]], hours: float, oracle: float) -> dict[str, Any]:
+    """Each user's own threshold, as enrolment set it."""
+    false = {user.speaker: sum(len(events(s, user.enrolled.threshold)) for s in user.negatives) for user in users if user.enrolled}
+    by_user = {speaker: count / hours for speaker, count in false.items()}
+    pairs = [[(take, user.enrolled.threshold if user.enrolled else math.inf) for user in group for take in user.takes] for group in groups]
+    recall = float(np.mean([_recall(group) for group in pairs]))
+    return {
+        "recall": recall,
+        "recall_interval": wilson(recall, sum(map(len, pairs))),
+        "recall_below_oracle": oracle - recall,
+        "fa_per_hour": sum(by_user.values()) / len(by_user) if by_user else None,
+        "fa_interval": _rate_interval(sum(false.values()), users, hours),
+        "false_accepts": sum(false.values()),
+        "worst_user_fa_per_hour": max(by_user.values(), default=None),
+        "users_above_2": sum(rate > 2 for rate in by_user.values()),
+        "fa_per_hour_by_user": by_user,
+        **_beside([pair for group in pairs for pair in group]),
+    }
+
+
+def _rate_interval(count: int, users: Sequence[User], hours: float) -> list[float] | None:
+    listeners = sum(user.enrolled is not None for user in users)
+    return poisson(count, hours * listeners) if listeners else None
+
+
+def _recall(pairs: Sequence[tuple[Take, float]], empty: float | None = 0.0) -> Any:
+    """Share of the takes that are recognised at their thresholds."""
+    return sum(take.heard(threshold)[0] is not None for take, threshold in pairs) / len(pairs) if pairs else empty
+
+
+def _beside(pairs: Sequence[tuple[Take, float]]) -> dict[str, Any]:
+    """From the end of the word to the event, and the events that recognise nothing."""
+    heard = [(take, *take.heard(threshold)) for take, threshold in pairs]
+    delays_ms = [(at - take.word_end) * 1000 / SAMPLE_RATE_HZ for take, at, _ in heard if at is not None and take.word_end is not None]
+    p50, p95 = np.percentile(delays_ms, (50, 95)) if delays_ms else (None, None)
+    return {
+        "delay_ms": {"p50": None if p50 is None else float(p50), "p95": None if p95 is None else float(p95)},
+        "stray_events": sum(stray for *_, stray in heard),
+    }
+
+
+def _mean(keywords: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Over keywords, each counting the same; the interval of a mean of recalls from theirs (MOVER)."""
+    entries = list(keywords.values())
+
+    def of(*names: str) -> float | None:
+        found = [value for entry in entries if (value := _at(entry, names)) is not None]
+        return sum(found) / len(found) if found else None
+
+    if not entries:
+        return {}
+    if "rate_at_fa_per_hour" in entries[0]:
+        rates = {str(r): of("rate_at_fa_per_hour", str(r)) for r in RATES}
+        return {"rate_at_fa_per_hour": rates, "deployed": {"rate": of("deployed", "rate")}}
+
+    def interval(share: tuple[str, ...], limits: tuple[str, ...]) -> list[float]:
+        gaps = [[_at(entry, share) - limit for limit in _at(entry, limits)] for entry in entries]
+        low, high = (math.sqrt(sum(gap[side] ** 2 for gap in gaps)) / len(gaps) for side in (0, 1))
+        return [max(0.0, (of(*share) or 0.0) - low), min(1.0, (of(*share) or 0.0) + high)]
+
+    by_user = [rate for entry in entries for rate in entry["deployed"]["fa_per_hour_by_user"].values()]
+    return {
+        "users": sum(entry["users"] for entry in entries),
+        "takes": sum(entry["takes"] for entry in entries),
+        "recall_at_fa_per_hour": {str(r): of("recall_at_fa_per_hour", str(r)) for r in RATES},
+        "recall_interval": {str(r): interval(("recall_at_fa_per_hour", str(r)), ("recall_interval", str(r))) for r in RATES},
+        "frr_at_fa_per_hour": {str(r): of("frr_at_fa_per_hour", str(r)) for r in RATES},
+        "average_viable_recall": of("average_viable_recall"),
+        "delay_ms": {p: of("delay_ms", p) for p in ("p50", "p95")},
+        "deployed": {
+            "recall": of("deployed", "recall"),
+            "recall_interval": interval(("deployed", "recall"), ("deployed", "recall_interval")),
+            "recall_below_oracle": of("deployed", "recall_below_oracle"),
+            "fa_per_hour": of("deployed", "fa_per_hour"),
+            "fa_per_hour_over_users": sum(by_user) / len(by_user) if by_user else None,
+            "worst_user_fa_per_hour": max(by_user, default=None),
+            "users_above_2": sum(rate > 2 for rate in by_user),
+            "delay_ms": {p: of("deployed", "delay_ms", p) for p in ("p50", "p95")},
+        },
+    }
+
+
+def _at(entry: Any, names: Sequence[str]) -> Any:
+    for name in names:
+        entry = entry[name]
+    return entry
+
+
+# The corpus.
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of the manifest."""
+
+    path: str
+    kind: str
+    label: str
+    speaker: str
+    take: str
+    split: str
+    """Without its prefix: "seenkw-test" is "test"."""
+    duration_s: float
+    source: str
+
+
+def _manifest(corpus: Path) -> list[_Row]:
+    table = corpus / "manifest.csv"
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or ()
+            if missing := sorted({"path", "kind", "label", "speaker", "split"} - set(header)):
+                raise EdgekwsError(f"{table}: no column {', '.join(missing)}. Its first line has {', '.join(header) or 'nothing'}")
+            return [_row(line) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EdgekwsError(f"{table}: cannot be read ({error}). A corpus is a folder with a manifest.csv, in UTF-8") from error
+
+
+def _row(line: Mapping[str, str | None]) -> _Row:
+    columns = ("path", "kind", "label", "speaker", "take", "split", "duration_s", "source_repo")
+    cell = {name: (line.get(name) or "").strip() for name in columns}
+    try:
+        duration_s = float(cell["duration_s"])
+    except ValueError:
+        duration_s = 0.0  # only the progress and the hours left out rest on it
+    split = cell["split"].rpartition("-")[2]
+    return _Row(cell["path"], cell["kind"], cell["label"], cell["speaker"], cell["take"], split, duration_s, cell["source_repo"])
+
+
+def _negative_matches(row: _Row, name: str) -> bool:
+    """By label, by the name of its folder, or by how its path or source begins."""
+    return name in (row.label, Path(row.path).parent.name) or row.path.startswith(name) or row.source.startswith(name)
+
+
+class _Corpus:
+    """What is listened to: the manifest, less what the model was trained on."""
+
+    def __init__(self, root: Path, model: Model, keywords: Sequence[str] | None, negatives: Sequence[str] | None) -> None:
+        rows = _manifest(root)
+        self.root = root
+        self.notes: list[str] = []
+        known = list(dict.fromkeys(row.label for row in rows if row.kind == "keyword"))
+        if wrong := [keyword for keyword in keywords or () if keyword not in known]:
+            raise UsageError(f'no keyword "{wrong[0]}" in {root / "manifest.csv"}. There are: {", ".join(known) or "none"}')
+        self.keywords = [keyword for keyword in known if not keywords or keyword in keywords]
+        spoken = [row for row in rows if row.kind == "keyword" and row.label in self.keywords]
+        self.enrol = [row for row in spoken if row.split == "enrol"]
+        wanted = [row for row in rows if row.kind == "negative"]
+        for name in negatives or ():
+            if not any(_negative_matches(row, name) for row in wanted):
+                labels = ", ".join(dict.fromkeys(row.label for row in wanted)) or "none"
+                raise UsageError(f'no negatives "{name}" in {root}. Labels: {labels}; a folder or the start of a path will do too')
+        wanted = [row for row in wanted if not negatives or any(_negative_matches(row, name) for name in negatives)]
+        self.negatives, left_out = self._unseen(wanted, model)
+        self.left_out_hours = sum(row.duration_s for row in left_out) / 3600
+        self.test, seen = self._unseen([row for row in spoken if row.split == "test"], model)
+        if seen:
+            self.notes.append(f"{len(seen)} test takes left out: the model was trained on them")
+        every_noise = [row for row in rows if row.kind == "noise"]
+        self.noise, noise_left_out = self._unseen(every_noise, model)
+        if not every_noise:
+            self.notes.append("the corpus has no noise: pink noise was generated in its place")
+        elif not self.noise:
+            self.notes.append("the model was trained on all of the corpus' noise: the noise conditions use it all the same")
+            self.noise, noise_left_out = every_noise, []
+        self.noise_left_out = len(noise_left_out)
+        if left_out:
+            self.notes.append(f"{len(left_out)} negative files ({self.left_out_hours:.2f} h) left out: the model was trained on them")
+        if not self.negatives:
+            raise EdgekwsError(
+                f"{root}: no negatives to count false accepts on ({len(wanted)} wanted, {len(left_out)} of them trained on)."
+                " Give a corpus with rows of kind negative that the model has not seen"
+            )
+        self._segments = self._read_segments()
+
+    def _unseen(self, rows: Sequence[_Row], model: Model) -> tuple[list[_Row], list[_Row]]:
+        """Those that the model was not trained on, and those that it was."""
+        unseen: list[_Row] = []
+        seen: list[_Row] = []
+        for row in rows:
+            trained = bool(model.trained_on_sha256) and self._sha256(row) in model.trained_on_sha256
+            (seen if trained else unseen).append(row)
+        return unseen, seen
+
+    def _sha256(self, row: _Row) -> str:
+        try:
+            return hashlib.sha256((self.root / row.path).read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            path = self.root / row.path
+            raise EdgekwsError(f"{path}: {error.strerror}, though manifest.csv lists it. Unpack the whole corpus") from error
+
+    def _read_segments(self) -> dict[str, list[tuple[int, int]]]:
+        table = self.root / "segments.csv"
+        found: dict[str, list[tuple[int, int]]] = {}
+        if table.exists():
+            try:
+                with table.open(encoding="utf-8-sig", newline="") as file:
+                    for line in csv.DictReader(file):
+                        first = round(float(line["start_s"]) * SAMPLE_RATE_HZ)
+                        found.setdefault(line["path"], []).append((first, first + round(float(line["duration_s"]) * SAMPLE_RATE_HZ)))
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                raise EdgekwsError(f"{table}: {type(error).__name__} {error}. Its columns are path, start_s, duration_s") from error
+        return found
+
+    def pieces(self, row: _Row, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """The utterances of a negative, or pieces of 10 s where segments.csv does not name it."""
+        step = round(PAPER_PIECE_S * SAMPLE_RATE_HZ)
+        even = [(first, first + step) for first in range(0, len(samples), step)]
+        for first, end in self._segments.get(row.path, even):
+            if len(piece := samples[first:end]):
+                yield piece
+
+
+class _Progress:
+    """A line now and then, with how long it will still take."""
+
+    def __init__(self, say: Callable[[str], object] | None, total_s: float, every_s: float = 10.0) -> None:
+        self._say, self._total_s, self._every_s = say, max(total_s, 1.0), every_s
+        self._done_s = 0.0
+        self._start = self._last = time.monotonic()
+
+    def add(self, audio_s: float, what: str) -> None:
+        self._done_s += audio_s
+        now = time.monotonic()
+        if self._say and now - self._last >= self._every_s:
+            self._last = now
+            share = min(self._done_s / self._total_s, 1.0)
+            left_s = (now - self._start) / share * (1 - share) if share else 0.0
+            self._say(f"{what}: {100 * share:.0f} % done, about {left_s:.0f} s left")
+
+
+class _Listener:
+    """The real engine on the corpus, condition by condition."""
+
+    def __init__(self, corpus: _Corpus, users: Mapping[str, list[User]], engine: Engine, protocol: str, progress: _Progress) -> None:
+        self.corpus, self.users, self.engine, self.protocol, self.progress = corpus, users, engine, protocol, progress
+        self.hours = 0.0
+        self._noise = _Noise([corpus.root / row.path for row in corpus.noise])
+        self._other_speech: list[np.ndarray] = []
+        self._decoded: dict[str, np.ndarray] = {}
+        self._cache = sum(row.duration_s for row in corpus.negatives) <= CACHED_HOURS * 3600
+
+    def listen(self, condition: str, strangers: bool) -> None:
+        """Fill each user's scores. `clean` comes first: it finds the other speech for `follow`, whose negatives are its own."""
+        everyone = [user for members in self.users.values() for user in members]
+        if condition != "follow":
+            self.hours = 0.0
+            for user in everyone:
+                user.negatives = []
+            for row in self.corpus.negatives:
+                self._listen_negative(row, condition, everyone)
+        for user in everyone:
+            user.takes, user.strangers = [], []
+        for row in self.corpus.test:
+            self._listen_take(row, condition, strangers)
+
+    def _listen_negative(self, row: _Row, condition: str, everyone: Sequence[User]) -> None:
+        samples = self._decoded[row.path] if row.path in self._decoded else read_recording(self.corpus.root / row.path)
+        if self._cache:
+            self._decoded[row.path] = samples
+        if condition == "clean":
+            self._keep_other_speech(row, samples)
+        samples = self._heard_as(samples, samples, row, condition)
+        if self.protocol == "stream":
+            streams = [samples]
+            self.hours += len(samples) / SAMPLE_RATE_HZ / 3600
+        else:
+            pieces = list(self.corpus.pieces(row, samples))
+            streams = [np.pad(piece, round(PAPER_PAD_S * SAMPLE_RATE_HZ)) for piece in pieces]
+            self.hours += sum(map(len, pieces)) / SAMPLE_RATE_HZ / 3600
+        for stream in streams:
+            embeddings = embed(stream, self.engine)
+            for user in everyone:
+                if user.enrolled and len(embeddings):
+                    user.negatives.append(self._score(embeddings, user.enrolled))
+        self.progress.add(row.duration_s, f"{condition}, {row.path}")
+
+    def _score(self, embeddings: np.ndarray, enrolled: Enrolled) -> np.ndarray:
+        values = scores(embeddings, enrolled)
+        return values if self.protocol == "stream" else values.max(keepdims=True)  # one event an utterance at most
+
+    def _listen_take(self, row: _Row, condition: str, strangers: bool) -> None:
+        members = self.users.get(row.label, [])
+        own = next((user for user in members if user.speaker == row.speaker), None)
+        if own is None:
+            return
+        clip = read_recording(self.corpus.root / row.path)
+        if self.protocol == "stream":
+            rng = _random(row.path, "pad")
+            level = 32768 * 10 ** (PAD_DBFS / 20)
+            before, after = (rng.standard_normal(round(s * SAMPLE_RATE_HZ)) * level for s in (BEFORE_S, AFTER_S))
+        else:
+            before = after = np.zeros(round(PAPER_PAD_S * SAMPLE_RATE_HZ))
+        stream = np.concatenate([before, clip, after]).astype(np.float32)
+        end_of_word = len(before) + word_end(clip)
+        embeddings = embed(self._heard_as(stream, clip, row, condition, len(before), end_of_word), self.engine)
+
+        def take(user: User) -> Take:
+            values = self._score(embeddings, user.enrolled) if user.enrolled and len(embeddings) else np.zeros(0, np.float32)
+            if self.protocol == "paper":
+                return Take(values, 0, HOP_SAMPLES)
+            return Take(values, len(before), len(before) + len(clip) + round(TAIL_S * SAMPLE_RATE_HZ), end_of_word)
+
+        own.takes.append(take(own))
+        if strangers:
+            for user in members:
+                if user is not own and user.enrolled:
+                    user.strangers.append(take(user))
+        self.progress.add(row.duration_s + BEFORE_S + AFTER_S, f"{condition}, {row.path}")
+
+    def _heard_as(
+        self, stream: np.ndarray, speech: np.ndarray, row: _Row, condition: str, offset: int = 0, end_of_word: int = 0
+    ) -> np.ndarray:
+        """A stream as the condition has it, int16; `speech` lies in it from `offset`."""
+        if condition == "clean":
+            return _pcm(stream)
+        mixed = stream.astype(np.float32)
+        on = active(speech)
+        if condition == "follow":
+            rng = _random(row.path, "follow")
+            other = self._other_speech[int(rng.integers(len(self._other_speech)))]
+            first = end_of_word + round(FOLLOW_S * SAMPLE_RATE_HZ)
+            other = np.resize(other, max(0, len(mixed) - first)).astype(np.float32)
+            gain = math.sqrt(speech_power(speech, on) / max(speech_power(other, active(other)), 1e-3))
+            mixed[first:] += np.float32(gain) * other
+            return _pcm(mixed)
+        if condition == "room":
+            mixed = reverberate(mixed, room_response(_random(row.path, "room")))
+        power = speech_power(mixed[offset : offset + len(speech)], on)
+        noise = self._noise.draw(_random(row.path, "noise"), len(mixed))
+        return _pcm(add_noise(mixed, power, noise, SNR_DB[condition]))
+
+    def _keep_other_speech(self, row: _Row, samples: np.ndarray) -> None:
+        on = active(samples)
+        onsets = np.flatnonzero(on & ~np.concatenate([[False], on[:-1]])) * FRAME
+        if not len(onsets):
+            return
+        count = -(-len(samples) // (SNIPPET_EVERY_S * SAMPLE_RATE_HZ))
+        for first in _random(row.path, "other speech").choice(onsets, min(count, len(onsets)), replace=False):
+            self._other_speech.append(samples[first : first + SNIPPET_S * SAMPLE_RATE_HZ].copy())
+
+
+# The command.
+
+
+def evaluate(
+    corpus: Path,
+    model: Model,
+    *,
+    keywords: Sequence[str] | None = None,
+    shots: int = 3,
+    protocol: str = "stream",
+    conditions: Sequence[str] | None = None,
+    negatives: Sequence[str] | None = None,
+    progress: Callable[[str], object] | None = None,
+    backend: str = "auto",
+) -> dict[str, Any]:
+    """The report of `edgekws eval --json`.
+
+    Args:
+        keywords: labels in the manifest; None is all.
+        shots: recordings that each user is enrolled from, the first ones; fewer where there are fewer.
+        conditions: of CONDITIONS; clean is always among them. None is all, in the protocol `paper` clean alone.
+        negatives: labels, folders, or how a path or source begins; None is all.
+        progress: is given a line now and then.
+
+    Raises:
+        UsageError: no such keyword, condition, protocol or negatives.
+        EdgekwsError: the corpus cannot be read, or leaves nothing to measure.
+        EnrolmentError: nobody can be enrolled.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f'no protocol "{protocol}". Accepted: {", ".join(PROTOCOLS)}')
+    if wrong := [condition for condition in conditions or () if condition not in CONDITIONS]:
+        raise UsageError(f'no condition "{wrong[0]}". Accepted: {", ".join(CONDITIONS)}')
+    if shots < 1:
+        raise UsageError(f"{shots} shots: a user is enrolled from at least 1 recording, 3 as a rule")
+    wanted = conditions or (CONDITIONS if protocol == "stream" else ("clean",))
+    chosen = [condition for condition in CONDITIONS if condition in wanted or condition == "clean"]
+    heard = [condition for condition in chosen if condition != "others"]
+    material = _Corpus(corpus, model, keywords, negatives)
+    engine = load_engine(model, backend)
+    if progress:
+        progress(f"enrolling {len({(row.label, row.speaker) for row in material.test})} users")
+    users, refused = _enrol(material, engine, model, shots)
+    clips_s = sum(row.duration_s + BEFORE_S + AFTER_S for row in material.test)
+    negatives_s = sum(row.duration_s for row in material.negatives)
+    total_s = len(heard) * clips_s + (len(heard) - ("follow" in heard)) * negatives_s
+    listener = _Listener(material, users, engine, protocol, _Progress(progress, total_s))
+    report: dict[str, dict[str, Any]] = {condition: {"keywords": {}, "mean": {}} for condition in chosen}
+    # After clean, so that it finds clean's scores of the negatives.
+    for condition in sorted(heard, key=("clean", "follow").__contains__, reverse=True):
+        listener.listen(condition, strangers=condition == "clean" and "others" in chosen)
+        if not listener.hours:
+            raise EdgekwsError(f"{corpus}: the negatives hold no audio. Unpack the corpus again")
+        for keyword, members in users.items():
+            entry, others = measure(members, listener.hours, protocol)
+            report[condition]["keywords"][keyword] = entry
+            if condition == "clean" and "others" in chosen:
+                report["others"]["keywords"][keyword] = others
+    engine.close()
+    for part in report.values():
+        part["mean"] = _mean(part["keywords"])
+    if refused:
+        material.notes.append(f"{len(refused)} enrolments were refused; those users' takes count as missed")
+    material.notes.append(
+        f"{listener.hours:.2f} h of negatives: no event at all would bound the rate below {3 / listener.hours:.2f} an hour (95 %)."
+        " Users of a keyword listen to the same hours, so pooling them makes the intervals of false accepts narrower than they are"
+    )
+    return {
+        "model": model.id,
+        "network": model.network,
+        "protocol": protocol,
+        "shots": shots,
+        "hop_ms": HOP_MS,
+        "negative_hours": listener.hours,
+        "negative_files": len(material.negatives),
+        "negatives_left_out_hours": material.left_out_hours,
+        "zero_events_bound_fa_per_hour": 3 / listener.hours,
+        "noise_files": len(material.noise),
+        "noise_left_out_files": material.noise_left_out,
+        "refused": refused,
+        "notes": material.notes,
+        "keywords": report["clean"]["keywords"],
+        "mean": report["clean"]["mean"],
+        "conditions": report,
+    }
+
+
+def _enrol(corpus: _Corpus, engine: Engine, model: Model, shots: int) -> tuple[dict[str, list[User]], list[dict[str, str]]]:
+    """Those with test takes, by keyword; and whose enrolment was refused and why."""
+    users: dict[str, list[User]] = {}
+    refused = []
+    refusal: EnrolmentError | None = None
+    without = 0
+    for keyword, speaker in dict.fromkeys((row.label, row.speaker) for row in corpus.test):
+        rows = [row for row in corpus.enrol if (row.label, row.speaker) == (keyword, speaker)]
+        rows.sort(key=lambda row: (int(row.take) if row.take.isdigit() else 0, row.path))
+        if not rows:
+            without += 1
+            continue
+        enrolled: Enrolled | None = None
+        try:
+            enrolled = enrol(keyword, speaker, [read_recording(corpus.root / row.path) for row in rows[:shots]], engine, model)
+        except EnrolmentError as error:
+            refusal = error
+            refused.append({"keyword": keyword, "speaker": speaker, "reason": str(error)})
+        users.setdefault(keyword, []).append(User(keyword, speaker, enrolled))
+    if without:
+        corpus.notes.append(f"{without} speakers with test takes but nothing to enrol them from were left out")
+    if not users:
+        raise EdgekwsError(f"{corpus.root}: nobody has both a take marked enrol and one marked test, so there is nothing to measure")
+    if refusal and not any(user.enrolled for members in users.values() for user in members):
+        raise refusal
+    return users, refused
+
+
+# For people.
+
+
+def report_table(report: Mapping[str, Any]) -> str:
+    """The report for people: a row for each condition and keyword."""
+
+    def percent(value: float | None, places: int = 1) -> str:
+        return "-" if value is None else f"{100 * value:.{places}f}"
+
+    def number(value: float | None, places: int = 2) -> str:
+        return "-" if value is None else f"{value:.{places}f}"
+
+    header = "condition keyword users takes 0.1/h 0.5/h 95% 1.0/h AVR deployed FA/h worst >2/h p50 p95"
+    rows = [tuple(header.split())]
+    for condition, part in report["conditions"].items():
+        for keyword, entry in [*part["keywords"].items(), ("mean", part["mean"])]:
+            deployed = entry["deployed"]
+            if "rate_at_fa_per_hour" in entry:
+                rate = [percent(entry["rate_at_fa_per_hour"][str(r)]) for r in RATES]
+                counts = [str(entry.get(name, "")) for name in ("users", "takes")]
+                rows.append((condition, keyword, *counts, rate[0], rate[1], "", rate[2], "", percent(deployed["rate"]), *[""] * 5))
+                continue
+            recall = [percent(entry["recall_at_fa_per_hour"][str(r)]) for r in RATES]
+            interval = "–".join(percent(limit, 0) for limit in entry["recall_interval"]["0.5"])
+            rows.append(
+                (
+                    *(condition, keyword, str(entry["users"]), str(entry["takes"]), recall[0], recall[1], interval, recall[2]),
+                    *(percent(entry["average_viable_recall"]), percent(deployed["recall"]), number(deployed["fa_per_hour"])),
+                    *(number(deployed["worst_user_fa_per_hour"]), str(deployed["users_above_2"])),
+                    *(number(entry["delay_ms"]["p50"], 0), number(entry["delay_ms"]["p95"], 0)),
+                )
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    lines = [
+        f"{report['model']} ({report['network']}), protocol {report['protocol']}, {report['shots']} shots,"
+        f" {report['negative_hours']:.2f} h of negatives",
+        "recall in % at so many false accepts an hour (AVR: average over 0 to 2); deployed: at each user's own threshold,"
+        " with false accepts an hour, of the worst user, and users above 2; ms from the end of the word to the event, at 0.5/h",
+        "",
+        *map(line, rows),
+        "",
+        *(f"{one['keyword']}, {one['speaker']}: {one['reason']}" for one in report["refused"]),
+        *report["notes"],
+    ]
+    return "\n".join(lines)
+
+
+def plot(report: Mapping[str, Any], path: Path) -> None:
+    """A picture of misses against false accepts, a panel for each condition; circles: oracle thresholds, crosses: the deployed ones.
+
+    Raises:
+        EdgekwsError: matplotlib is not installed, or the file cannot be written (PNG, SVG and PDF can).
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EdgekwsError("plotting needs matplotlib, which is not installed. Try: pip install 'edgekws[plot]'") from error
+    parts = {condition: part for condition, part in report["conditions"].items() if condition != "others"}
+    columns = min(3, len(parts))
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(5 * columns, 4 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    for panel, (condition, part) in zip(panels, parts.items(), strict=False):
+        for i, (keyword, entry) in enumerate(part["keywords"].items()):
+            colour = f"C{i % 10}"
+            rate, recall = zip(*entry["curve"], (HIGHEST_RATE, entry["curve"][-1][1]), strict=True)
+            panel.step(rate, [100 * (1 - share) for share in recall], where="post", color=colour, linewidth=1.3, label=keyword)
+            panel.plot(RATES, [100 * entry["frr_at_fa_per_hour"][str(r)] for r in RATES], "o", color=colour, markersize=4)
+            deployed = entry["deployed"]
+            if deployed["fa_per_hour"] is not None:
+                x, y = min(deployed["fa_per_hour"], HIGHEST_RATE), 100 * (1 - deployed["recall"])
+                panel.plot([x], [y], "X", color=colour, markersize=9, markeredgecolor="black", clip_on=False)
+                if x < deployed["fa_per_hour"]:
+                    panel.annotate(f"{deployed['fa_per_hour']:.1f}/h ", (x, y), ha="right", va="center", fontsize=8)
+        panel.set_title(condition)
+        panel.set_xlim(0, HIGHEST_RATE)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    for panel in list(panels):
+        panel.set_axis_off()
+    figure.supxlabel("false accepts an hour (mean over users)")
+    figure.supylabel("misses, %")
+    first = figure.axes[0]
+    first.plot([], [], "ko", markersize=4, label="oracle threshold")
+    first.plot([], [], "X", color="white", markersize=9, markeredgecolor="black", label="deployed threshold")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=min(6, len(report["keywords"]) + 2), frameon=False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise EdgekwsError(f"{path}: the picture cannot be written ({error}). PNG, SVG and PDF can be, in a folder that exists") from error

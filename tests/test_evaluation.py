@@ -1,0 +1,386 @@
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from importlib import resources
+
+import numpy as np
+import pytest
+
+from edgekws import evaluation
+from edgekws.audio import read_recording
+from edgekws.detector import Detector, scores
+from edgekws.engines import load_engine
+from edgekws.enrolment import embed, enrol
+from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
+from edgekws.evaluation import CONDITIONS, Take, User, evaluate, events, false_accept_steps, measure, plot, poisson, report_table, wilson
+from edgekws.model import find_model, load_model
+from edgekws.pipeline import Pipeline
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
+
+DEMO = resources.files("edgekws") / "demo"
+
+
+@pytest.fixture(scope="module")
+def model():
+    loaded = load_model(find_model("edge-small"))
+    if not (loaded.path / "negatives.npz").exists():
+        pytest.skip(f"{loaded.id} carries no negatives to calibrate with")
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The bundled stream and where its keyword is, as (first, end) samples."""
+    truth = json.loads((DEMO / "truth.json").read_text())
+    spoken = [(round(one["start_s"] * SAMPLE_RATE_HZ), round(one["end_s"] * SAMPLE_RATE_HZ)) for one in truth["spoken"]]
+    return read_recording(DEMO / "stream.flac"), spoken
+
+
+@pytest.fixture
+def corpus(tmp_path, demo):
+    """Our own recordings as a corpus: two users, one with two takes to enrol from; negatives, noise, odd names."""
+    return make_corpus(tmp_path, demo)
+
+
+def make_corpus(root, demo, noise=True):
+    import soundfile
+
+    stream, spoken = demo
+    rng = np.random.default_rng(0)
+    rows = []
+
+    def add(path, kind, label, speaker, take, split, samples):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / path, samples, SAMPLE_RATE_HZ)
+        rows.append([path, kind, label, speaker, take, split, len(samples) / SAMPLE_RATE_HZ, "somewhere/else"])
+
+    recordings = [read_recording(DEMO / f"enrol-{i}.flac") for i in (1, 2, 3)]
+    for user, prefix in (("slt", ""), ("häns 2", "seenkw-")):
+        for i, samples in enumerate(recordings if user == "slt" else recordings[:2]):
+            add(f"kw/{user}/{i}.wav", "keyword", "open-sesame 7", user, i, f"{prefix}enrol", samples)
+        for i, (first, end) in enumerate(spoken[:2]):
+            add(
+                f"kw/{user}/t{i}.wav",
+                "keyword",
+                "open-sesame 7",
+                user,
+                3 + i,
+                f"{prefix}test",
+                stream[first - 8000 : end + 8000 + 100 * len(prefix)],
+            )
+    add("kw/extra.wav", "keyword", "open-sesame 7", "nobody", 0, "extra", recordings[0])
+    between = [stream[end + 4000 : first - 4000] for (_, end), (first, _) in itertools.pairwise(spoken)]
+    add("neg/a/0.wav", "negative", "talk", "", 0, "negative", np.concatenate(between))
+    add("neg/b/0.wav", "negative", "chat", "", 0, "negative", np.concatenate(between[::-1]))
+    if noise:
+        add("noise/hum.wav", "noise", "hum", "", 0, "fold1", (rng.standard_normal(16000) * 500).astype(np.int16))
+    with (root / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "kind", "label", "speaker", "take", "split", "duration_s", "source_repo"])
+        table.writerows(rows)
+    return root
+
+
+# Counting.
+
+
+def detector_events(values, threshold):
+    """What a Detector says to embeddings of which `values` are the similarities to its one prototype."""
+    enrolled = Enrolled("k", "s", np.array([[1, 0]], np.float32), threshold)
+    detector = Detector([enrolled])
+    embeddings = np.stack([values, np.sqrt(1 - values**2)], 1).astype(np.float32)
+    found = [detector.step(embedding, (i + 1) * HOP_SAMPLES) for i, embedding in enumerate(embeddings)]
+    return [i for i, one in enumerate(found) if one]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.7, 0.9, 1.0])
+def test_events_are_those_of_the_detector(threshold):
+    values = np.random.default_rng(1).random(2000).astype(np.float32)
+
+    assert events(values, threshold).tolist() == detector_events(values, threshold)
+
+
+def test_events_are_those_of_the_detector_on_a_real_stream(model, demo):
+    engine = load_engine(model)
+    enrolled = enrol("open sesame", "slt", [read_recording(DEMO / f"enrol-{i}.flac") for i in (1, 2, 3)], engine, model)
+    embeddings = embed(demo[0], engine)
+    values = scores(embeddings, enrolled)
+    for quantile in (0.5, 0.9, 0.99):
+        # Between two scores, so that the last bit of a product of other shape decides nothing.
+        ordered = np.sort(values.astype(np.float64))
+        k = int(quantile * (len(ordered) - 1))
+        threshold = (ordered[k] + ordered[k + 1]) / 2
+        detector = Detector([dataclasses.replace(enrolled, threshold=threshold)])
+        told = [i for i, embedding in enumerate(embeddings) if detector.step(embedding, (i + 1) * HOP_SAMPLES)]
+
+        assert events(values, threshold).tolist() == told
+
+
+def test_a_score_that_stays_high_is_an_event_every_two_seconds():
+    assert events(np.ones(60, np.float32), 1.0).tolist() == [0, 25, 50]
+
+
+def test_a_threshold_that_float32_cannot_hold_is_not_rounded_down():
+    just_below = np.float32(0.1)  # 0.100000001490116
+
+    assert len(events(np.array([just_below]), 0.1)) == 1
+    assert len(events(np.array([just_below]), 0.1000000015)) == 0
+
+
+def test_the_steps_tell_the_events_of_every_threshold():
+    rng = np.random.default_rng(2)
+    streams = [np.convolve(rng.standard_normal(n + 4), np.ones(5), "valid").astype(np.float32) for n in (400, 1, 10, 700)]
+    streams.append(np.zeros(0, np.float32))
+    steps = false_accept_steps(streams, 30)
+
+    assert len(steps) == 30
+    for threshold in np.unique(np.concatenate(streams))[::-1]:
+        if threshold >= steps[-1]:
+            assert min(30, sum(len(events(s, float(threshold))) for s in streams)) == (steps >= threshold).sum()
+
+
+def test_wilson_interval_of_known_cases():
+    assert wilson(0.5, 10) == pytest.approx([0.2366, 0.7634], abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx([0.0, 0.1611], abs=1e-4)
+    assert wilson(81 / 263, 263) == pytest.approx([0.2553, 0.3662], abs=1e-4)
+
+
+def test_poisson_interval_of_known_cases():
+    assert poisson(0, 1.0) == pytest.approx([0.0, 3.6889], abs=1e-3)
+    assert poisson(1, 1.0) == pytest.approx([0.0253, 5.5716], abs=1e-3)
+    assert poisson(10, 2.0) == pytest.approx([4.7954 / 2, 18.3904 / 2], abs=1e-3)
+    assert poisson(5000, 1.0) == pytest.approx([5000 - 1.96 * math.sqrt(5000), 5000 + 1.96 * math.sqrt(5000)], rel=1e-3)
+
+
+# One keyword.
+
+
+def user(name, threshold, false_peaks, take_peaks):
+    """A user whose negatives, one hour of them, and takes hold single peaks of these scores."""
+    hour = np.full(45_000, -1.0, np.float32)
+    hour[np.arange(len(false_peaks)) * 100] = false_peaks
+    takes = []
+    for peak in take_peaks:
+        values = np.full(60, -1.0, np.float32)
+        values[30] = peak  # the event comes at 2.48 s
+        takes.append(Take(values, 24_000, 56_000, 36_800))
+    enrolled = Enrolled("k", name, np.zeros((1, 2), np.float32), threshold)
+    return User("k", name, enrolled, [hour], takes)
+
+
+def test_one_threshold_for_all_users_keeps_their_mean_rate():
+    users = [user("a", 5.0, [9, 8, 7], [8.5, 6.5]), user("b", 0.5, [3, 2], [2.5, 1.0])]
+
+    entry, _ = measure(users, hours=1.0)
+
+    # 0.5 an hour over two users of one hour each is one event: the 9. 1.0 an hour is two: down to just above 7.
+    assert entry["recall_at_fa_per_hour"] == {"0.1": 0.0, "0.5": 0.25, "1.0": 0.25}
+    assert entry["false_accepts"] == {"0.1": 0, "0.5": 1, "1.0": 2}
+    assert entry["takes"] == 4
+    assert entry["delay_ms"]["p50"] == pytest.approx((31 * HOP_SAMPLES - 36_800) / 16)
+    # 0, .25, .25, .5 and then, at 2 an hour, four events: each half an hour's worth of the range.
+    assert entry["average_viable_recall"] == pytest.approx((0 + 0.25 + 0.25 + 0.5) / 4)
+
+
+def test_the_deployed_thresholds_count_as_they_are():
+    deployed = measure([user("a", 5.0, [9, 8, 7], [8.5, 6.5]), user("b", 2.2, [3, 2], [2.5, 1.0])], hours=1.0)[0]["deployed"]
+
+    assert deployed["recall"] == 0.75
+    assert deployed["fa_per_hour_by_user"] == {"a": 3.0, "b": 1.0}
+    assert deployed["fa_per_hour"] == 2.0
+    assert deployed["worst_user_fa_per_hour"] == 3.0
+    assert deployed["users_above_2"] == 1
+    assert deployed["recall_below_oracle"] == 0.25 - 0.75
+
+
+def test_in_the_papers_protocol_each_user_has_a_threshold():
+    entry, _ = measure([user("a", 5.0, [9, 8, 7], [8.5, 6.5]), user("b", 0.5, [3, 2], [2.5, 1.0])], hours=1.0, protocol="paper")
+
+    assert entry["recall_at_fa_per_hour"] == {"0.1": 0.0, "0.5": 0.0, "1.0": 0.5}
+
+
+def test_an_event_before_or_long_after_the_take_does_not_recognise_it():
+    values = np.full(60, -1.0, np.float32)
+    values[[10, 50]] = 1.0
+    take = Take(values, 24_000, 56_000, 36_800)
+
+    assert take.heard(0.5) == (None, 2)
+
+
+def test_a_user_who_could_not_enrol_misses_every_take_and_dilutes_no_false_accepts():
+    refused = User("k", "c", None, [], [Take(np.zeros(0, np.float32), 0, 1, 0)] * 2)
+
+    entry, _ = measure([user("a", 5.0, [9, 8, 7], [9.5, 9.5]), refused], hours=1.0)
+
+    assert entry["recall_at_fa_per_hour"]["0.1"] == 0.5
+    assert entry["deployed"]["recall"] == 0.5
+    assert entry["deployed"]["fa_per_hour"] == 3.0
+
+
+# Sound.
+
+
+@pytest.mark.parametrize("snr_db", [10.0, 0.0])
+def test_noise_is_so_much_weaker_than_the_speech_while_it_is_active(demo, snr_db):
+    speech, noise = demo[0].astype(np.float32), np.random.default_rng(0).standard_normal(len(demo[0])).astype(np.float32)
+    on = evaluation.active(demo[0])
+    power = evaluation.speech_power(speech, on)
+
+    added = evaluation.add_noise(speech, power, noise, snr_db) - speech
+
+    in_frames = (speech[: len(on) * 320].reshape(-1, 320)[on].astype(np.float64) ** 2).mean()
+    assert 10 * np.log10(in_frames / (added.astype(np.float64) ** 2).mean()) == pytest.approx(snr_db, abs=0.01)
+
+
+def test_the_word_ends_where_its_energy_does(demo):
+    stream, spoken = demo
+    for first, end in spoken:
+        clip = stream[first - 8000 : end + 8000]
+
+        assert abs(evaluation.word_end(clip) - (end - first + 8000)) <= 0.15 * SAMPLE_RATE_HZ
+
+
+def test_speech_fills_silence_and_a_click_is_not_the_word():
+    word = np.zeros(32_000, np.int16)
+    word[8_000:16_000] = (3000 * np.sin(np.arange(8_000) / 5)).astype(np.int16)
+    word[30_000:30_010] = 20_000
+
+    assert evaluation.word_end(word) == pytest.approx(16_000, abs=320)
+    assert evaluation.active(np.zeros(3200, np.int16)).all()
+
+
+def test_a_room_keeps_the_energy_and_decays(demo):
+    response = evaluation.room_response(np.random.default_rng(3))
+    speech = demo[0].astype(np.float32)
+
+    assert 0.3 <= len(response) / SAMPLE_RATE_HZ <= 0.6
+    assert (response**2).sum() == pytest.approx(1.0, rel=1e-4)
+    assert (response[-1600:] ** 2).mean() < 1e-3 * (response[32:1632] ** 2).mean()
+    assert evaluation.reverberate(speech, response) == pytest.approx(np.convolve(speech, response)[: len(speech)], abs=0.5)
+
+
+# A whole corpus.
+
+
+def test_a_corpus_of_any_names_gives_every_condition(model, corpus, tmp_path):
+    said = []
+
+    report = evaluate(corpus, model, progress=said.append)
+
+    assert list(report["conditions"]) == list(CONDITIONS)
+    assert report["keywords"] is report["conditions"]["clean"]["keywords"]
+    entry = report["keywords"]["open-sesame 7"]
+    assert (entry["users"], entry["takes"]) == (2, 4)
+    assert set(entry["recall_at_fa_per_hour"]) == set(entry["recall_interval"]) == {"0.1", "0.5", "1.0"}
+    seconds = sum(len(read_recording(corpus / "neg" / name / "0.wav")) for name in "ab") / SAMPLE_RATE_HZ
+    assert report["negative_hours"] == pytest.approx(seconds / 3600)
+    assert report["zero_events_bound_fa_per_hour"] == pytest.approx(3 * 3600 / seconds)
+    assert report["conditions"]["others"]["keywords"]["open-sesame 7"]["takes"] == 4
+    assert report["conditions"]["follow"]["mean"]["deployed"]["fa_per_hour"] == report["mean"]["deployed"]["fa_per_hour"]
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert said == ["enrolling 2 users"]
+    assert "open-sesame 7" in report_table(report)
+
+
+def test_the_deployed_false_accepts_are_what_the_listener_would_report(model, corpus):
+    report = evaluate(corpus, model, conditions=["clean"])
+
+    engine = load_engine(model)
+    recordings = [read_recording(corpus / f"kw/slt/{i}.wav") for i in range(3)]
+    enrolled = enrol("open-sesame 7", "slt", recordings, engine, model)
+    count = 0
+    for name in "ab":
+        engine.reset()
+        count += len(Pipeline(engine, Detector([enrolled])).feed(AudioChunk(read_recording(corpus / "neg" / name / "0.wav"), 0)))
+    reported = report["keywords"]["open-sesame 7"]["deployed"]["fa_per_hour_by_user"]["slt"]
+    assert reported * report["negative_hours"] == pytest.approx(count)
+
+
+def test_the_same_command_gives_the_same_figures(model, corpus):
+    first, second = (evaluate(corpus, model, conditions=["noise5", "room", "follow"]) for _ in range(2))
+
+    assert list(first["conditions"]) == ["clean", "noise5", "follow", "room"]
+    assert first == second
+
+
+def test_what_the_model_was_trained_on_is_left_out(model, corpus):
+    seen = frozenset(hashlib.sha256((corpus / p).read_bytes()).hexdigest()[:16] for p in ("neg/a/0.wav", "kw/slt/t0.wav"))
+
+    report = evaluate(corpus, dataclasses.replace(model, trained_on_sha256=seen), conditions=["clean"])
+
+    left_out = len(read_recording(corpus / "neg/a/0.wav")) / SAMPLE_RATE_HZ / 3600
+    assert report["negatives_left_out_hours"] == pytest.approx(left_out)
+    assert report["negative_files"] == 1
+    assert report["keywords"]["open-sesame 7"]["takes"] == 3
+    assert any("1 test takes left out" in note for note in report["notes"])
+
+
+def test_noise_that_was_all_trained_on_or_is_missing_is_said(model, corpus, demo, tmp_path_factory):
+    seen = frozenset([hashlib.sha256((corpus / "noise/hum.wav").read_bytes()).hexdigest()[:16]])
+    trained = evaluate(corpus, dataclasses.replace(model, trained_on_sha256=seen), conditions=["noise10"])
+    without = evaluate(make_corpus(tmp_path_factory.mktemp("corpus"), demo, noise=False), model, conditions=["noise10"])
+
+    assert any("trained on all of the corpus' noise" in note for note in trained["notes"])
+    assert any("pink noise" in note for note in without["notes"])
+
+
+@pytest.mark.parametrize("name", ["talk", "a", "neg/a"])
+def test_negatives_are_narrowed_by_label_folder_or_path(model, corpus, name):
+    assert evaluate(corpus, model, conditions=["clean"], negatives=[name])["negative_files"] == 1
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_the_papers_protocol_listens_to_utterances(model, corpus, segments):
+    if segments:
+        (corpus / "segments.csv").write_text("path,start_s,duration_s\nneg/a/0.wav,0,4\nneg/b/0.wav,0,2\nneg/b/0.wav,2.5,2\n")
+
+    report = evaluate(corpus, model, protocol="paper")
+
+    assert list(report["conditions"]) == ["clean"]
+    if segments:
+        assert report["negative_hours"] == pytest.approx(8 / 3600)
+
+
+def test_the_picture_is_a_picture(model, corpus, tmp_path):
+    pytest.importorskip("matplotlib")
+    report = evaluate(corpus, model, conditions=["follow"])
+
+    plot(report, tmp_path / "det.png")
+
+    assert (tmp_path / "det.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(EdgekwsError, match="cannot be written"):
+        plot(report, tmp_path / "none" / "det.png")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"keywords": ["simsalabim"]}, {"conditions": ["rain"]}, {"protocol": "oww"}, {"negatives": ["music"]}, {"shots": 0}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_asking_for_what_is_not_there_is_wrong_usage(model, corpus, wrong):
+    with pytest.raises(UsageError, match=r"Accepted|There are|Labels|at least"):
+        evaluate(corpus, model, **wrong)
+
+
+def test_a_folder_that_is_no_corpus_is_one_clear_error(model, tmp_path):
+    with pytest.raises(EdgekwsError, match=r"manifest\.csv"):
+        evaluate(tmp_path, model)
+
+
+def test_recordings_that_nobody_can_enrol_from_are_reported(model, corpus):
+    import soundfile
+
+    for i in range(2):
+        soundfile.write(corpus / f"kw/häns 2/{i}.wav", np.zeros(16_000, np.int16), SAMPLE_RATE_HZ)
+    report = evaluate(corpus, model, conditions=["clean"])
+
+    assert [one["speaker"] for one in report["refused"]] == ["häns 2"]
+    assert "silent" in report["refused"][0]["reason"]
+    assert report["keywords"]["open-sesame 7"]["takes"] == 4
+    for i in range(3):
+        soundfile.write(corpus / f"kw/slt/{i}.wav", np.zeros(16_000, np.int16), SAMPLE_RATE_HZ)
+    with pytest.raises(EnrolmentError, match="silent"):
+        evaluate(corpus, model, conditions=["clean"])
