@@ -1,0 +1,145 @@
+"""The listener: samples through the pipeline, events to the sinks, and the service manager told that it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edgekws.audio import Source
+from edgekws.errors import EdgekwsError
+from edgekws.pipeline import Pipeline
+from edgekws.sinks import Delivery
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event
+
+STATUS_S = 60.0  # between two status lines to the service manager
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came of listening."""
+
+    audio_s: float
+    wakes: int
+    gaps: int
+    lost_s: float
+    """Seconds of audio that the gaps took."""
+
+
+def listen(
+    source: Source,
+    pipeline: Pipeline,
+    delivery: Delivery,
+    model: str,
+    *,
+    now: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Heard:
+    """Listen until the source ends or is closed; each wake and each gap becomes an event.
+
+    Args:
+        delivery: stays open.
+        model: id that the events carry.
+
+    Raises:
+        AudioError: the source broke.
+    """
+    manager = ServiceManager()
+    wakes = gaps = lost = audio = 0
+
+    def tell(kind: str, at_sample: int, **extra: object) -> None:
+        event = Event("", "", 0.0, 0.0, now(), at_sample / SAMPLE_RATE_HZ, 0.0, model, kind, extra=extra)
+        delivery.put(event, wait=not source.live)
+
+    at = 0
+    tell("start", at, source=source.uri)
+    manager.tell("READY=1", f"STATUS=listening to {source.uri}")
+    try:
+        for chunk in source.chunks():
+            arrived = clock()
+            if chunk.gap_samples:
+                gaps += 1
+                lost += chunk.gap_samples
+                tell("gap", chunk.first_sample, lost_ms=round(chunk.gap_samples * 1000 / SAMPLE_RATE_HZ))
+            # A long chunk goes in hop by hop, so that nobody waits for its end to hear of its beginning.
+            for piece in _pieces(chunk):
+                for found in pipeline.feed(piece):
+                    wakes += 1
+                    stream_s, latency_ms = found.end_sample / SAMPLE_RATE_HZ, (clock() - arrived) * 1000
+                    event = Event(found.keyword, found.speaker, found.score, found.threshold, now(), stream_s, latency_ms, model)
+                    delivery.put(event, wait=not source.live)
+            audio += len(chunk.samples)
+            at = chunk.first_sample + len(chunk.samples)
+            manager.progress(pipeline.hops, f"{audio / SAMPLE_RATE_HZ:.0f} s of {source.uri}, {wakes} wakes, {gaps} gaps")
+    except EdgekwsError as error:
+        tell("stop", at, error=str(error))
+        raise
+    tell("stop", at, audio_s=round(audio / SAMPLE_RATE_HZ, 2), wakes=wakes)
+    manager.tell("STOPPING=1")
+    return Heard(audio / SAMPLE_RATE_HZ, wakes, gaps, lost / SAMPLE_RATE_HZ)
+
+
+def _pieces(chunk: AudioChunk) -> Iterator[AudioChunk]:
+    if len(chunk.samples) <= HOP_SAMPLES:
+        yield chunk
+        return
+    for i in range(0, len(chunk.samples), HOP_SAMPLES):
+        yield AudioChunk(chunk.samples[i : i + HOP_SAMPLES], chunk.first_sample + i, 0 if i else chunk.gap_samples)
+
+
+@contextlib.contextmanager
+def closed_by_signals(source: Source) -> Iterator[None]:
+    """SIGTERM and SIGINT end the source, so that listening ends as at a file's end; a second one does what it always does."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def close(number: int, frame: object) -> None:
+        restore()
+        source.close()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in before:
+        signal.signal(number, close)
+    try:
+        yield
+    finally:
+        restore()
+
+
+class ServiceManager:
+    """systemd's notification socket (sd_notify(3)); without one nothing happens."""
+
+    def __init__(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        # Twice as often as asked for. The pipeline's progress feeds it, never a timer, so that a hang is noticed.
+        self._watchdog_s = int(os.environ.get("WATCHDOG_USEC") or 0) / 2e6
+        self._fed_s = self._said_s = time.monotonic()
+        self._hops = 0
+
+    def tell(self, *lines: str) -> None:
+        if self._address:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+                out.sendto("\n".join(lines).encode(), self._address)
+
+    def progress(self, hops: int, status: str) -> None:
+        """The network has done so many steps in all."""
+        if not self._address or hops == self._hops:
+            return
+        now_s = time.monotonic()
+        if self._watchdog_s and now_s - self._fed_s >= self._watchdog_s:
+            self._fed_s, self._hops = now_s, hops
+            self.tell("WATCHDOG=1")
+        if now_s - self._said_s >= STATUS_S:
+            self._said_s = now_s
+            self.tell(f"STATUS={status}")

@@ -1,0 +1,213 @@
+"""DELIVER: events to the store, to a stream of lines, to a command; on one thread, so that listening never waits for a disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from queue import Full, Queue
+from typing import Protocol, TextIO
+
+from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.store import Store
+from edgekws.values import Event
+
+log = logging.getLogger(__name__)
+
+QUEUE_EVENTS = 1000
+COMMANDS = 4  # of the operator's that may run at once
+QUIET_S = 60.0  # between two complaints of one kind
+
+
+class Sink(Protocol):
+    """Where events go. Called on the delivery's thread only."""
+
+    def deliver(self, event: Event) -> None:
+        """Raises EdgekwsError when it cannot; the next event is tried again."""
+
+    def close(self) -> None:
+        """The last event was delivered."""
+
+
+class Delivery:
+    """One thread and a bounded queue between the listener and its sinks."""
+
+    def __init__(self, sinks: Sequence[Sink], on_failure: Callable[[], object] = lambda: None, queue_events: int = QUEUE_EVENTS) -> None:
+        """`on_failure` is called, on the delivery's thread, when a sink broke for good: the listener should end and call `close()`."""
+        self.dropped = 0
+        """Events that found the queue full."""
+        self._sinks = sinks
+        self._on_failure = on_failure
+        self._queue: Queue[Event | None] = Queue(queue_events)
+        self._failure: BaseException | None = None
+        self._complaints = Complaints()
+        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+        self._thread.start()
+
+    def put(self, event: Event, *, wait: bool = False) -> None:
+        """Hand an event over. When the queue is full it is counted as dropped, or waited for where time does not press."""
+        if self._failure is not None:
+            return
+        try:
+            self._queue.put(event, block=wait)
+        except Full:
+            self.dropped += 1
+            self._complaints.say(f"the sinks are too slow: {self.dropped} events dropped", kind="dropped")
+
+    def close(self) -> None:
+        """Deliver what waits, close the sinks; raise what broke one of them."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while (event := self._queue.get()) is not None:
+                for sink in self._sinks:
+                    try:
+                        sink.deliver(event)
+                    except EdgekwsError as error:
+                        self._complaints.say(str(error), kind=type(sink).__name__)
+            for sink in self._sinks:
+                sink.close()
+        except BaseException as error:
+            if not isinstance(error, OSError):  # a closed pipe, a full disk behind stdout
+                log.exception("delivery of events broke")
+            self._failure = error
+            self._on_failure()
+            while self._queue.get() is not None:  # whoever waits for room shall not wait for ever
+                pass
+
+
+class Complaints:
+    """Says each kind of trouble at once, then at most once a minute, with how often it came in between."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[str, tuple[float, int]] = {}
+
+    def say(self, text: str, kind: str) -> None:
+        last_s, missed = self._last.get(kind, (float("-inf"), 0))
+        if self._clock() - last_s < QUIET_S:
+            self._last[kind] = last_s, missed + 1
+            return
+        self._last[kind] = self._clock(), 0
+        log.error("%s%s", text, f" (and {missed} times more since the last such line)" if missed else "")
+
+
+def as_json(event: Event) -> str:
+    """One line. The keys are what scripts rely on."""
+    fields = {
+        "kind": event.kind,
+        "time": _utc(event.time_s).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time_s": round(event.time_s, 3),
+        "stream_s": round(event.stream_s, 3),
+        "keyword": event.keyword,
+        "speaker": event.speaker,
+        "score": round(event.score, 4),
+        "threshold": round(event.threshold, 4),
+        "latency_ms": round(event.latency_ms, 3),
+        "model": event.model,
+        **({"id": event.id} if event.id else {}),
+        **({"extra": event.extra} if event.extra else {}),
+    }
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def as_line(event: Event, *, date: bool = False) -> str:
+    """For people: time in the stream, or with `date` the local date and time."""
+    when = f"{_utc(event.time_s).astimezone():%Y-%m-%d %H:%M:%S}" if date else f"{event.stream_s:9.2f} s"
+    if event.kind != "wake":
+        facts = ", ".join(f"{name} {value}" for name, value in event.extra.items())
+        return f"{when}  {event.kind}: {facts}".rstrip(": ")
+    who = f" ({event.speaker})" if event.speaker else ""
+    return f"{when}  {event.keyword}{who}  score {event.score:.2f} / {event.threshold:.2f}  latency {event.latency_ms:.2f} ms"
+
+
+def _utc(time_s: float) -> datetime:
+    return datetime.fromtimestamp(time_s, timezone.utc)
+
+
+class LineSink:
+    """Each wake as a line on a stream: stdout, or stderr for the journal."""
+
+    def __init__(self, stream: TextIO, *, json: bool = False) -> None:
+        self._stream = stream
+        self._json = json
+
+    def deliver(self, event: Event) -> None:
+        if event.kind == "wake":
+            print(as_json(event) if self._json else as_line(event), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """The stream is not ours."""
+
+
+class StoreSink:
+    """Every event into the database."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def deliver(self, event: Event) -> None:
+        self._store.add_event(event)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class CommandSink:
+    """A program at each wake: without a shell, the event as one line of JSON on its stdin, its output on our stderr.
+
+    Nobody waits for it: at most `COMMANDS` run at once, a wake beyond that is not told, and each is killed after `timeout_s`.
+
+    Raises:
+        ConfigError: there is no such program.
+    """
+
+    def __init__(self, command: Sequence[str], timeout_s: float) -> None:
+        if shutil.which(command[0]) is None:
+            raise ConfigError(f'sinks.command: "{command[0]}" is no program here. Give the full path of one that may be executed, or []')
+        self._command = list(command)
+        self._timeout_s = timeout_s
+        self._waiting: list[threading.Thread] = []
+        self._complaints = Complaints()
+
+    def deliver(self, event: Event) -> None:
+        if event.kind != "wake":
+            return
+        self._waiting = [thread for thread in self._waiting if thread.is_alive()]
+        if len(self._waiting) >= COMMANDS:
+            raise EdgekwsError(f"{self._command[0]}: {COMMANDS} of it are still running, so it was not told of a wake")
+        try:
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+        except OSError as error:
+            raise EdgekwsError(f"{self._command[0]}: cannot be run ({error.strerror})") from error
+        thread = threading.Thread(target=self._wait, args=(process, as_json(event) + "\n"), name="command", daemon=True)
+        self._waiting.append(thread)
+        thread.start()
+
+    def close(self) -> None:
+        """Waits for those that run, as long as they may."""
+        for thread in self._waiting:
+            thread.join()
+
+    def _wait(self, process: subprocess.Popen[bytes], line: str) -> None:
+        try:
+            process.communicate(line.encode(), self._timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with its children: it leads a session of its own
+            process.communicate()
+            self._complaints.say(f"{self._command[0]}: killed after {self._timeout_s:g} s ([sinks] command_timeout_s)", kind="timeout")
+            return
+        if process.returncode:
+            self._complaints.say(f"{self._command[0]}: ended with {process.returncode}", kind="status")
