@@ -1,0 +1,125 @@
+"""WAV, FLAC and Opus files (libsndfile)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekws.audio.resampling import To16k, mono
+from edgekws.audio.source import SWITCH, Source, did_you_mean, split_options, whole_number
+from edgekws.errors import AudioError
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk
+
+BLOCK_S = 1  # read at a time; always the same, so that ?chunk never changes a sample
+OPTIONS = {"paced": SWITCH, "chunk": whole_number(1, 3600 * SAMPLE_RATE_HZ)}
+
+
+class FileSource(Source):
+    """A recording, as fast as it is read or at the pace of a microphone (?paced=1)."""
+
+    def __init__(self, uri: str, rest: str) -> None:
+        path, options = split_options(uri, rest, OPTIONS)
+        self.uri = uri
+        self.live = bool(options.get("paced", 0))
+        self._chunk_samples = int(options.get("chunk", HOP_SAMPLES))
+        self._path = Path(path)
+        self._file = _open(self._path)
+        self._closing = threading.Event()
+
+    def chunks(self) -> Iterator[AudioChunk]:
+        start_s = time.monotonic()
+        first = 0
+        for samples in self._rechunked():
+            if self.live:  # A microphone hands a chunk over once its last sample was spoken.
+                self._closing.wait(max(0.0, start_s + (first + len(samples)) / SAMPLE_RATE_HZ - time.monotonic()))
+            if self._closing.is_set():
+                return
+            yield AudioChunk(samples, first)
+            first += len(samples)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._file.close()
+
+    def _rechunked(self) -> Iterator[np.ndarray]:
+        size = self._chunk_samples
+        pending = np.zeros(0, np.int16)
+        for block in _blocks(self._path, self._file, self._closing):
+            samples = np.concatenate([pending, block]) if len(pending) else block
+            whole = len(samples) // size * size
+            for start in range(0, whole, size):
+                yield samples[start : start + size]
+            pending = samples[whole:]
+        if len(pending):
+            yield pending
+
+
+def read_recording(path: Path) -> np.ndarray:
+    """A whole recording: WAV, FLAC or Opus, any rate; channels are mixed down.
+
+    Returns:
+        int16, shape (n,), n > 0, mono at 16 kHz.
+
+    Raises:
+        AudioError: missing, not audio, damaged or empty.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        return np.concatenate(list(_blocks(path, file)))
+
+
+def _open(path: Path) -> Any:
+    """An open soundfile.SoundFile."""
+    try:
+        if not path.exists():
+            near = did_you_mean(path.name, (each.name for each in path.parent.iterdir())) if path.parent.is_dir() else ""
+            raise AudioError(f"cannot read {path}: no such file{near}")
+        if not path.is_file():
+            raise AudioError(f"cannot read {path}: not a file; a pipe is read as stdin: (edgekws run --source stdin: < {path})")
+        with path.open("rb") as probe:
+            if not probe.read(1):
+                raise AudioError(f"cannot read {path}: the file is empty")
+    except OSError as error:
+        raise AudioError(f"cannot read {path}: {error.strerror}") from error
+    if path.suffix.lower() in (".raw", ".pcm"):
+        raise AudioError(f"cannot read {path}: raw samples have no header; read them as stdin: (edgekws run --source stdin: < {path})")
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        raise AudioError(f"cannot read {path}: the package soundfile does not work here ({error}); pip install soundfile") from error
+    try:
+        return soundfile.SoundFile(path)
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"cannot read {path}: not audio that is known here ({_reason(error)}). Accepted: WAV, FLAC, Opus") from error
+
+
+def _blocks(path: Path, file: Any, closing: threading.Event | None = None) -> Iterator[np.ndarray]:
+    """The recording in pieces of about a second: int16, shape (n,), n > 0, mono at 16 kHz."""
+    import soundfile
+
+    resampler = To16k(file.samplerate)
+    got_any = False
+    while closing is None or not closing.is_set():
+        try:
+            block = file.read(BLOCK_S * file.samplerate, dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, ValueError) as error:
+            if closing is not None and closing.is_set():  # closed by another thread while reading
+                return
+            raise AudioError(f"cannot read {path} any further: the file is damaged ({_reason(error)})") from error
+        samples = resampler.feed(mono(block)) if len(block) else resampler.flush()
+        if len(samples):
+            got_any = True
+            yield samples
+        if not len(block):
+            if not got_any:
+                raise AudioError(f"cannot read {path}: there are no samples in it")
+            return
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "error_string", error)).rstrip(".")

@@ -1,0 +1,370 @@
+"""Microphones, through PortAudio (sounddevice). The only module that knows it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TooLate  # the same as TimeoutError from Python 3.11
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgekws.audio.resampling import To16k
+from edgekws.audio.source import RATE, Option, Source, did_you_mean, split_options
+from edgekws.errors import AudioError
+from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk
+
+log = logging.getLogger(__name__)
+
+OPTIONS = {"host_api": Option(str, "a part of its name, such as ALSA"), "rate": RATE}
+DRIVER_BUFFER_S = 0.2  # At 0.04 s three of five captures through PulseAudio were damaged, at 0.1 and 0.2 s none (measured).
+STALL_S = 3.0  # A working stream calls every 80 ms; the first call may take 2 s.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 4.0  # between attempts to reopen: doubled each time
+GIVE_UP_S = 20.0  # without a sample. Below the 30 s after which a service manager's watchdog would kill us and give no reason.
+OPEN_S, CLOSE_S = 10.0, 2.0  # A working sound system takes less than 1 s.
+QUEUE_BLOCKS = 60_000 // HOP_MS  # a minute: longer than any pause of the reader that is not a hang
+INVALID_SAMPLE_RATE, DEVICE_UNAVAILABLE = -9997, -9985  # PortAudio's error numbers
+
+
+@dataclass(frozen=True)
+class InputDevice:
+    """A device that samples can be captured from."""
+
+    name: str
+    host_api: str
+    channels: int
+    default_rate_hz: int
+    is_default: bool
+
+
+def input_devices() -> list[InputDevice]:
+    """All of them, as PortAudio found them when this process first asked.
+
+    Raises:
+        AudioError: PortAudio is not installed.
+    """
+    return [device for _, device in _devices(_portaudio())]
+
+
+class MicSource(Source):
+    """A microphone, chosen by its name. `mic:` and `mic:default` are the system's default input.
+
+    A stream that dies is reopened, what was missed is counted as a gap, and both are logged.
+    After 20 s without a sample `chunks()` raises AudioError.
+    """
+
+    live = True
+
+    def __init__(self, uri: str, rest: str) -> None:
+        self.uri = uri
+        self._name, options = split_options(uri, rest, OPTIONS)
+        self._host_api = str(options.get("host_api", ""))
+        self._wanted_rate_hz = int(options.get("rate", 0))
+        self._closing = threading.Event()
+        try:
+            _limited(OPEN_S, lambda: self._open(_portaudio()))
+        except TooLate:
+            raise AudioError(f"cannot open {uri}: PulseAudio or PipeWire did not answer for {OPEN_S:.0f} s. Restart it") from None
+
+    def chunks(self) -> Iterator[AudioChunk]:
+        to_16k = To16k(self._rate_hz)
+        first = gap = 0
+        for data, lost_s in self._captured():
+            if lost_s:
+                tail = to_16k.flush()
+                if len(tail):
+                    yield AudioChunk(tail, first, 0)
+                    first += len(tail)
+                to_16k = To16k(self._rate_hz)
+                gap = max(1, round(lost_s * SAMPLE_RATE_HZ))
+            samples = to_16k.feed(np.frombuffer(data, np.int16).astype(np.float32) / np.float32(32768))
+            if len(samples):
+                first += gap
+                yield AudioChunk(samples, first, gap)
+                first += len(samples)
+                gap = 0
+
+    def close(self) -> None:
+        self._closing.set()
+        self._queue.put(None)
+        _close(self._stream)
+
+    def _captured(self) -> Iterator[tuple[bytes, float]]:
+        """(int16 samples at the device's rate, seconds lost before them)."""
+        heard_s = time.monotonic()  # until when sound was heard
+        clock = SampleClock(self._rate_hz)
+        reopened = False
+        while True:
+            block = self._next_block()
+            if self._closing.is_set():
+                _close(self._stream)  # which may have been opened after close() was called
+                return
+            if block is None:
+                self._reopen(heard_s)
+                clock = SampleClock(self._rate_hz)
+                reopened = True
+                continue
+            lost_s = clock.lost_s(block.frames, block.captured_s, block.overflow)
+            if reopened:
+                lost_s = max(block.captured_s - heard_s, 1 / SAMPLE_RATE_HZ)
+                log.warning("%s: listening again, %.1f s lost", self.uri, lost_s)
+                reopened = False
+            elif lost_s:
+                log.warning("%s: %.0f ms lost: an overrun, or this machine was too busy", self.uri, lost_s * 1000)
+            heard_s = block.captured_s + block.frames / self._rate_hz
+            yield block.data, lost_s
+
+    def _next_block(self) -> _Block | None:
+        """None: the stream stopped or stalled."""
+        for _ in range(2):  # Two halves: after this process itself was stopped, one is over at once and the other gives it time.
+            try:
+                return self._queue.get(timeout=STALL_S / 2)
+            except Empty:
+                pass
+        return None
+
+    def _open(self, sd: Any) -> None:
+        """Start capturing into a new queue.
+
+        Raises:
+            AudioError: no such device, or it cannot be opened.
+        """
+        index, device = _choose(sd, self.uri, self._name, self._host_api)
+        queue: SimpleQueue[_Block | None] = SimpleQueue()
+        missed = False
+
+        def callback(data: Any, frames: int, times: Any, status: Any) -> None:
+            nonlocal missed
+            if queue.qsize() >= QUEUE_BLOCKS:
+                missed = True
+                return
+            # Only the age comes from PortAudio: its clock may be that of the wall, which is set now and then.
+            age_s = times.currentTime - times.inputBufferAdcTime
+            captured_s = time.monotonic() - (age_s if 0 <= age_s < 60 else 0)
+            queue.put(_Block(bytes(data), frames, captured_s, missed or status.input_overflow))
+            missed = False
+
+        rates_hz = [self._wanted_rate_hz] if self._wanted_rate_hz else [SAMPLE_RATE_HZ, device.default_rate_hz]
+        for rate_hz in rates_hz:
+            stream: Any = None
+            try:
+                stream = sd.RawInputStream(
+                    device=index,
+                    samplerate=rate_hz,
+                    blocksize=rate_hz * HOP_MS // 1000,
+                    channels=1,
+                    dtype="int16",
+                    latency=DRIVER_BUFFER_S,
+                    callback=callback,
+                    finished_callback=lambda: queue.put(None),
+                )
+                stream.start()
+                break
+            except sd.PortAudioError as error:
+                if stream is not None:
+                    _close(stream)
+                number = error.args[1] if len(error.args) > 1 else 0
+                if number == INVALID_SAMPLE_RATE and rate_hz != rates_hz[-1]:
+                    continue
+                raise AudioError(f'cannot open {self.uri}: "{device.name}" {_reason(error, number, rate_hz, device)}') from error
+        self._queue, self._stream, self._rate_hz = queue, stream, rate_hz
+
+    def _reopen(self, heard_s: float) -> None:
+        """Start again with the devices that are there now, sooner or later.
+
+        Raises:
+            AudioError: nothing was heard since `heard_s` (monotonic) for too long.
+        """
+        why = "the stream stalled" if self._stream.active else "the stream stopped (unplugged, or the sound server ended)"
+        log.warning("%s: %s; reopening it", self.uri, why)
+        _close(self._stream)
+        sd = _portaudio()
+
+        def attempt() -> None:
+            restart_portaudio()
+            self._open(sd)
+
+        pause_s, failure = FIRST_PAUSE_S, ""
+        while (left_s := heard_s + GIVE_UP_S - time.monotonic()) > 0:
+            if self._closing.wait(min(pause_s, left_s)):
+                return
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            try:
+                return _limited(max(left_s, CLOSE_S), attempt)
+            except TooLate:
+                failure = ": the sound system does not answer"
+            except (AudioError, sd.PortAudioError) as error:
+                failure = f": {error}"
+        raise AudioError(f"{self.uri}: {why}; nothing was heard for {time.monotonic() - heard_s:.0f} s{failure}")
+
+
+class SampleClock:
+    """Finds lost samples by comparing how many came with how much time went by.
+
+    A single late block says nothing (the driver may have kept it); a delay that all blocks of the last second share is a loss. The two
+    clocks may drift apart by up to 0.1 %.
+    """
+
+    JUMP_S = 0.1  # Blocks carry a time that is true to about 50 ms (measured).
+
+    def __init__(self, rate_hz: int) -> None:
+        self._rate_hz = rate_hz
+        self._heard_s = 0.0
+        self._baseline_s: float | None = None
+        self._lags_s: deque[float] = deque(maxlen=1000 // HOP_MS + 1)
+
+    def lost_s(self, frames: int, captured_s: float, overflow: bool) -> float:
+        """Seconds lost before a block, 0.0 if none.
+
+        Args:
+            frames: samples in it.
+            captured_s: when its first sample was captured (any steady clock).
+            overflow: the driver says that it lost some.
+        """
+        lag_s = captured_s - self._heard_s
+        self._lags_s.append(lag_s)
+        self._heard_s += frames / self._rate_hz
+        least_s = min(self._lags_s)
+        if self._baseline_s is None:
+            if len(self._lags_s) == self._lags_s.maxlen:
+                self._baseline_s = least_s
+            return 1 / self._rate_hz if overflow else 0.0
+        jump_s = (lag_s if overflow else least_s) - self._baseline_s
+        if overflow or jump_s > self.JUMP_S:
+            jump_s = max(jump_s, 1 / self._rate_hz)
+            self._heard_s += jump_s
+            self._lags_s.clear()
+            return jump_s
+        if len(self._lags_s) == self._lags_s.maxlen:
+            self._baseline_s += 0.01 * jump_s
+        return 0.0
+
+
+class _Block(NamedTuple):
+    data: bytes  # int16 samples
+    frames: int
+    captured_s: float  # its first sample, monotonic
+    overflow: bool  # samples were lost before it
+
+
+def _portaudio() -> Any:
+    """The module sounddevice, with PortAudio started."""
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise AudioError("no microphone can be opened: the package sounddevice is not installed (pip install sounddevice)") from error
+    except OSError as error:
+        raise AudioError("no microphone can be opened: PortAudio is not installed (sudo apt-get install libportaudio2)") from error
+    return sounddevice
+
+
+def _devices(sd: Any) -> list[tuple[int, InputDevice]]:
+    """Inputs with their index, which is good until PortAudio starts anew."""
+    default = sd.default.device[0]
+    host_apis = [host_api["name"] for host_api in sd.query_hostapis()]
+    return [
+        (
+            index,
+            InputDevice(
+                name=device["name"],
+                host_api=host_apis[device["hostapi"]],
+                channels=device["max_input_channels"],
+                default_rate_hz=round(device["default_samplerate"]),
+                is_default=index == default,
+            ),
+        )
+        for index, device in enumerate(sd.query_devices())
+        if device["max_input_channels"] > 0
+    ]
+
+
+def _choose(sd: Any, uri: str, name: str, host_api: str) -> tuple[int, InputDevice]:
+    """The one input whose name is `name`, or else has it in it. Case does not matter."""
+    everything = _devices(sd)
+    if not everything:
+        raise AudioError(
+            f"cannot open {uri}: there is no microphone here. Plug one in; check that its user is in the group audio and that no other "
+            "program holds it (PipeWire and PulseAudio do); or name another source: file:PATH or stdin:. Try: edgekws doctor"
+        )
+    here = "Inputs here: " + ", ".join(f'"{device.name}" ({device.host_api})' for _, device in everything)
+    devices = [each for each in everything if host_api.lower() in each[1].host_api.lower()]
+    if not devices:
+        raise AudioError(f'cannot open {uri}: no input belongs to the host API "{host_api}". {here}')
+    if name in ("", "default"):
+        return next((each for each in devices if each[1].is_default), devices[0])
+    exact = [each for each in devices if each[1].name.lower() == name.lower()]
+    found = exact or [each for each in devices if name.lower() in each[1].name.lower()]
+    if not found:
+        hint = did_you_mean(name, [device.name for _, device in devices])
+        raise AudioError(f'cannot open {uri}: no input has "{name}" in its name{hint}. {here}')
+    if len({(device.name, device.host_api) for _, device in found}) > 1:
+        several = ", ".join(f'"{device.name}" ({device.host_api})' for _, device in found)
+        raise AudioError(f'cannot open {uri}: "{name}" fits several inputs: {several}. Give more of the name, or ?host_api=')
+    return found[0]
+
+
+def _reason(error: Exception, number: int, rate_hz: int, device: InputDevice) -> str:
+    if number == INVALID_SAMPLE_RATE:
+        return f"refuses {rate_hz} Hz. Leave ?rate out, or give its own: ?rate={device.default_rate_hz}"
+    if number == DEVICE_UNAVAILABLE:
+        return "is held by another program, or was unplugged. End that program (PipeWire and PulseAudio are such), or use mic:pulse"
+    return f"does not open ({error}). Try: edgekws doctor"
+
+
+def restart_portaudio() -> None:
+    """Have it look for devices again, which it does only when it starts. All its streams must have been closed."""
+    sd = _portaudio()
+    if not any(call.running() for call in _hanging):  # else it would wait for them, and an open stream does without
+        while sd._initialized:
+            sd._terminate()
+        sd._initialize()
+
+
+def _close(stream: Any) -> None:
+    """Whatever state it is in."""
+
+    def close() -> None:
+        stream.abort(ignore_errors=True)
+        stream.close(ignore_errors=True)
+
+    with contextlib.suppress(TooLate):
+        _limited(CLOSE_S, close)
+
+
+_hanging: list[Future[None]] = []
+
+
+def _limited(limit_s: float, action: Callable[[], None]) -> None:
+    """Run it, or leave it alone after some time. Calls into the sound system may never return: libpulse waits for ever for a server that
+    was killed while it had a lock on the memory that they share (seen in 6 of 15 kills right after the start).
+
+    Raises:
+        TooLate: it is still running, in a thread that nobody waits for.
+    """
+    call: Future[None] = Future()
+
+    def run() -> None:
+        call.set_running_or_notify_cancel()
+        try:
+            action()
+            call.set_result(None)
+        except BaseException as error:
+            call.set_exception(error)
+
+    threading.Thread(target=run, name="sound system", daemon=True).start()
+    try:
+        call.result(limit_s)
+    except TooLate:
+        _hanging.append(call)
+        if "sounddevice" in sys.modules:
+            atexit.unregister(sys.modules["sounddevice"]._exit_handler)  # It would hang too.
+        raise

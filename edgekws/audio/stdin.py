@@ -1,0 +1,139 @@
+"""Raw samples on standard input: `arecord -t raw -f S16_LE -r 16000 | edgekws run --source stdin:`"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgekws.audio.resampling import To16k, mono
+from edgekws.audio.source import RATE, Source, split_options, whole_number
+from edgekws.errors import AudioError
+from edgekws.values import SAMPLE_RATE_HZ, AudioChunk
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 16  # 2 s at 16 kHz: what waits in a full pipe
+OPTIONS = {"rate": RATE, "channels": whole_number(1, 64)}
+# WAV files cannot be raw samples by chance; the others are here for a clear error.
+NOT_RAW = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b".snd": "AU", b"FORM": "AIFF"}
+UNKNOWN_LENGTH = 0x7FFF_0000  # a WAV header in a pipe claims 0 or at least this many bytes (arecord, sox, ffmpeg)
+
+
+class StdinSource(Source):
+    """s16le samples, 16 kHz mono unless ?rate and ?channels say otherwise. A WAV header is read and taken off: arecord writes one.
+
+    Args:
+        descriptor: read instead of standard input.
+    """
+
+    live = True
+
+    def __init__(self, uri: str, rest: str, descriptor: int = 0) -> None:
+        name, options = split_options(uri, rest, OPTIONS)
+        if name:
+            raise AudioError(f'cannot open {uri}: standard input has no name, but here is "{name}". Accepted: stdin: or stdin:?rate=48000')
+        try:
+            os.fstat(descriptor)
+        except OSError as error:
+            raise AudioError(f"cannot open {uri}: standard input is closed") from error
+        if os.isatty(descriptor):
+            raise AudioError(f"cannot open {uri}: standard input is a terminal; pipe samples into it (arecord -f S16_LE -r 16000 | ...)")
+        self.uri = uri
+        self._descriptor = descriptor
+        self._rate_hz, self._channels = int(options.get("rate", SAMPLE_RATE_HZ)), int(options.get("channels", 1))
+        self._options = options
+        self._closed = False
+
+    def chunks(self) -> Iterator[AudioChunk]:
+        data, left = self._header()
+        frame_bytes = 2 * self._channels
+        resampler = To16k(self._rate_hz)
+        first = 0
+        while True:
+            data = data[:left]
+            whole = len(data) // frame_bytes * frame_bytes
+            samples = np.frombuffer(data[:whole], "<i2")
+            if self._channels == 1 and self._rate_hz == SAMPLE_RATE_HZ:
+                converted = samples.astype(np.int16)
+            else:
+                converted = resampler.feed(mono(samples.reshape(-1, self._channels).astype(np.float32) / np.float32(32768)))
+            if len(converted):
+                yield AudioChunk(converted, first)
+                first += len(converted)
+            left -= whole
+            data = data[whole:]
+            more = self._read() if left >= frame_bytes else b""
+            if not more:
+                break
+            data += more
+        last = resampler.flush()
+        if len(last):
+            yield AudioChunk(last, first)
+            first += len(last)
+        if self._closed:
+            return
+        if data:
+            log.warning("%s: the last %d bytes are only a part of a sample and were left out", self.uri, len(data))
+        if not first:
+            raise AudioError(f"{self.uri} ended without a sample; is the program before the pipe running?")
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _read(self) -> bytes:
+        """What is there, or b"" at the end."""
+        while not self._closed:
+            # With a timeout, because a signal handler or another thread that calls close() cannot end a read.
+            if select.select([self._descriptor], [], [], 0.2)[0]:
+                try:
+                    return os.read(self._descriptor, READ_BYTES)
+                except OSError as error:
+                    raise AudioError(f"cannot read {self.uri}: {error.strerror}") from error
+        return b""
+
+    def _header(self) -> tuple[bytes, int]:
+        """(first samples, how many bytes of samples there are) behind a WAV header, if there is one."""
+        data = self._at_least(b"", 12)
+        for magic, kind in NOT_RAW.items():
+            if data.startswith(magic):
+                raise AudioError(f"cannot read {self.uri}: this is {kind}, not raw samples; save it and use file:PATH, or sox - -t raw -")
+        if not (data.startswith(b"RIFF") and data[8:12] == b"WAVE"):
+            return data, 1 << 62
+        data = data[12:]
+        while True:
+            data = self._at_least(data, 8)
+            if len(data) < 8:
+                raise AudioError(f"{self.uri} ended within its WAV header")
+            name, size = struct.unpack("<4sI", data[:8])
+            data = data[8:]
+            if name == b"data":
+                return data, size if 0 < size < UNKNOWN_LENGTH else 1 << 62
+            if size > READ_BYTES:
+                raise AudioError(f"cannot read {self.uri}: the WAV header is damaged")
+            size += size % 2  # chunks are padded to whole words
+            data = self._at_least(data, size)
+            if name == b"fmt ":
+                self._take_format(data[:size])
+            data = data[size:]
+
+    def _take_format(self, fmt: bytes) -> None:
+        if len(fmt) < 16:
+            raise AudioError(f"cannot read {self.uri}: the WAV header is damaged")
+        kind, channels, rate_hz, _, _, bits = struct.unpack("<HHIIHH", fmt[:16])
+        if kind not in (1, 0xFFFE) or bits != 16 or not channels or not rate_hz:
+            raise AudioError(f"cannot read {self.uri}: {bits}-bit samples in WAV format {kind}; accepted: 16-bit PCM (arecord -f S16_LE)")
+        for option, given in (("rate", rate_hz), ("channels", channels)):
+            if self._options.get(option, given) != given:
+                raise AudioError(f"cannot read {self.uri}: its WAV header says {option} {given}; leave ?{option} out")
+        self._rate_hz, self._channels = rate_hz, channels
+
+    def _at_least(self, data: bytes, count: int) -> bytes:
+        """`data` and what must be read to have `count` bytes; fewer at the end."""
+        while len(data) < count and (more := self._read()):
+            data += more
+        return data

@@ -1,0 +1,64 @@
+"""A virtual microphone: what is played into it is what a program captures, bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+
+class NullSink:
+    """A PulseAudio server of the test's own whose default input hears what `play()` plays: `mic:pulse` in `env`."""
+
+    def __init__(self, folder, rate_hz):
+        self._rate_hz = rate_hz
+        self._socket = folder / "native"
+        for name in ("run", "home"):
+            (folder / name).mkdir(mode=0o700)
+        self.env = {
+            **os.environ,
+            "HOME": str(folder / "home"),
+            "XDG_RUNTIME_DIR": str(folder / "run"),
+            "PULSE_RUNTIME_PATH": str(folder / "run" / "pulse"),
+            "PULSE_SERVER": f"unix:{self._socket}",
+        }
+        self.start()
+
+    def start(self):
+        """May be called again after `kill()`."""
+        self._socket.unlink(missing_ok=True)
+        # Without norewinds what is captured later than the first time is scrambled.
+        sink = f"module-null-sink sink_name=kws format=s16le rate={self._rate_hz} channels=1 norewinds=1"
+        native = f"module-native-protocol-unix socket={self._socket} auth-anonymous=1"
+        command = ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--log-level=error", "-L", native, "-L", sink]
+        self._server = subprocess.Popen(command, env=self.env, stderr=subprocess.DEVNULL)
+        for _ in range(100):
+            if subprocess.run(["pactl", "set-default-source", "kws.monitor"], env=self.env, capture_output=True).returncode == 0:
+                return
+            time.sleep(0.1)
+        self.kill()
+        pytest.skip("pulseaudio does not start here")
+
+    def play(self, path):
+        """Returns when all of it was played."""
+        subprocess.run(["paplay", "--device=kws", str(path)], env=self.env, check=True, timeout=120)
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self._server.wait()
+
+    def signal(self, number):
+        self._server.send_signal(number)
+
+
+@pytest.fixture
+def null_sink(request, tmp_path):
+    """At 16 kHz, or at the rate of `pytest.mark.parametrize("null_sink", [rate_hz], indirect=True)`."""
+    missing = [program for program in ("pulseaudio", "pactl", "paplay") if not shutil.which(program)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (apt-get install pulseaudio pulseaudio-utils libasound2-plugins)")
+    sink = NullSink(tmp_path, getattr(request, "param", 16_000))
+    yield sink
+    sink.kill()

@@ -1,0 +1,178 @@
+"""The real capture path: paplay → PulseAudio → PortAudio → chunks."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from edgekws.audio import input_devices, open_source, record
+from edgekws.audio.microphone import restart_portaudio
+from edgekws.errors import AudioError
+
+
+@pytest.fixture
+def microphone(null_sink, monkeypatch):
+    """The null sink as this process's microphone."""
+    pytest.importorskip("sounddevice", exc_type=(ImportError, OSError))
+    monkeypatch.setenv("PULSE_SERVER", null_sink.env["PULSE_SERVER"])
+    restart_portaudio()
+    if "pulse" not in [device.name for device in input_devices()]:
+        pytest.skip("ALSA does not know PulseAudio here (apt-get install libasound2-plugins)")
+    yield null_sink
+    monkeypatch.undo()
+    restart_portaudio()
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """A WAV file with 3 s of noise, and its samples."""
+    soundfile = pytest.importorskip("soundfile")
+    samples = np.random.default_rng(0).integers(-20_000, 20_000, 48_000).astype(np.int16)
+    soundfile.write(tmp_path / "noise.wav", samples, 16_000)
+    return tmp_path / "noise.wav", samples
+
+
+def captured(source, play, seconds):
+    """(all samples, all chunks) of `seconds` and more, while `play` runs in a thread."""
+    player = threading.Thread(target=play)
+    player.start()
+    chunks = []
+    for chunk in source.chunks():
+        chunks.append(chunk)
+        if not player.is_alive():
+            seconds -= len(chunk.samples) / 16_000
+        if seconds < 0:
+            break
+    player.join()
+    return np.concatenate([chunk.samples for chunk in chunks]), chunks
+
+
+@pytest.mark.parametrize("uri", ["mic:pulse", "mic:PUL?host_api=alsa", "mic:default", "mic:"])
+def test_what_is_played_is_captured_bit_for_bit(microphone, noise, uri):
+    path, samples = noise
+
+    with open_source(uri) as source:
+        heard, chunks = captured(source, lambda: microphone.play(path), seconds=1)
+
+    start = np.flatnonzero(heard)[0]
+    assert np.array_equal(heard[start : start + len(samples)], samples)
+    assert not heard[start + len(samples) :].any()
+    assert [chunk.gap_samples for chunk in chunks] == [0] * len(chunks)
+    assert [chunk.first_sample for chunk in chunks] == np.cumsum([0] + [len(chunk.samples) for chunk in chunks[:-1]]).tolist()
+
+
+@pytest.mark.parametrize("null_sink", [48_000], indirect=True)
+def test_a_device_of_another_rate_is_resampled(microphone, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    tone = (10_000 * np.sin(2 * np.pi * 1_000 * np.arange(3 * 48_000) / 48_000)).astype(np.int16)
+    soundfile.write(tmp_path / "tone.wav", tone, 48_000)
+
+    with open_source("mic:pulse?rate=48000") as source:
+        heard, chunks = captured(source, lambda: microphone.play(tmp_path / "tone.wav"), seconds=1)
+
+    loud = np.flatnonzero(np.abs(heard) > 1_000)
+    middle = heard[loud[0] + 8_000 : loud[0] + 40_000].astype(float)  # 2 s
+    assert len(loud) and abs((loud[-1] - loud[0]) / 16_000 - 3) < 0.01
+    assert np.argmax(np.abs(np.fft.rfft(middle))) == 2_000  # bins of 0.5 Hz
+    assert abs(np.sqrt(np.mean(middle**2)) - 10_000 / np.sqrt(2)) < 10
+    assert sum(chunk.gap_samples for chunk in chunks) == 0
+
+
+def test_a_killed_sound_server_is_noticed_and_what_was_missed_is_counted(microphone, caplog):
+    with open_source("mic:pulse") as source:
+        chunks = source.chunks()
+        before = next(chunks)
+        start_s = time.monotonic()
+        microphone.kill()
+        restart = threading.Timer(3, microphone.start)
+        restart.start()
+        after = next(chunk for chunk in chunks if chunk.gap_samples)
+        waited_s = time.monotonic() - start_s
+        later = next(chunks)
+        restart.join()
+
+    assert "the stream stopped" in caplog.messages[0] and "listening again" in caplog.messages[-1]
+    assert 2 * 16_000 < after.gap_samples <= waited_s * 16_000
+    assert before.first_sample == 0 and after.first_sample > after.gap_samples
+    assert later.first_sample == after.first_sample + len(after.samples)
+
+
+def test_a_sound_server_that_hangs_is_noticed(microphone, caplog):
+    """No error and no end of the stream comes from it: only the silence tells."""
+    with open_source("mic:pulse") as source:
+        chunks = source.chunks()
+        next(chunks)
+        microphone.signal(signal.SIGSTOP)
+        threading.Timer(8, microphone.signal, [signal.SIGCONT]).start()
+        after = next(chunk for chunk in chunks if chunk.gap_samples)
+
+    assert "the stream stalled" in caplog.messages[0]
+    assert after.gap_samples > 4 * 16_000
+
+
+def test_a_dead_microphone_ends_in_an_error(microphone, monkeypatch):
+    monkeypatch.setattr("edgekws.audio.microphone.GIVE_UP_S", 2.0)
+    with open_source("mic:pulse") as source:
+        chunks = source.chunks()
+        next(chunks)
+        microphone.kill()
+        with pytest.raises(AudioError, match=r"mic:pulse: the stream stopped .* nothing was heard for \d+ s: "):
+            for _ in chunks:
+                pass
+
+
+def test_record_gives_the_seconds_asked_for(microphone):
+    recording = record("mic:pulse", 1.5)
+
+    assert recording.dtype == np.int16 and recording.shape == (24_000,)
+
+
+def test_close_from_another_thread_ends_the_stream(microphone):
+    with open_source("mic:pulse") as source:
+        chunks = source.chunks()
+        next(chunks)
+        threading.Timer(0.3, source.close).start()
+
+        assert all(chunk.gap_samples == 0 for chunk in chunks)
+
+
+def test_devices_are_listed_with_their_default(microphone):
+    devices = input_devices()
+
+    assert {"pulse", "default"} <= {device.name for device in devices}
+    assert {device.host_api for device in devices} == {"ALSA"}
+    assert sum(device.is_default for device in devices) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "error"),
+    [
+        ("mic:pulsar", 'no input has "pulsar" in its name (did you mean "pulse"?). Inputs here: "pulse" (ALSA), "default" (ALSA)'),
+        ("mic:0", 'no input has "0" in its name'),
+        ("mic:u", '"u" fits several inputs: "pulse" (ALSA), "default" (ALSA). Give more of the name'),
+        ("mic:pulse?host_api=jack", 'no input belongs to the host API "jack"'),
+        ("mic:pulse?gain=2", 'unknown option "gain". Accepted here: host_api, rate'),
+        ("mic:pulse?rate=fast", 'rate="fast" is not accepted; it takes a whole number from 4000 to 384000'),
+    ],
+    ids=lambda value: value if value.startswith("mic:") else "",
+)
+def test_a_microphone_that_cannot_be_found_is_explained(microphone, uri, error):
+    with pytest.raises(AudioError, match=re.escape(error)):
+        open_source(uri)
+
+
+def test_no_microphone_is_explained(tmp_path):
+    """In a process where no sound server can be found and ALSA knows no card."""
+    script = "from edgekws.audio import open_source; open_source('mic:default')"
+    env = {"PATH": "/usr/bin", "HOME": str(tmp_path), "PULSE_SERVER": f"unix:{tmp_path}/none", "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    if not done.returncode:
+        pytest.skip("there is a microphone here")
+
+    assert "AudioError: " in done.stderr
+    assert "there is no microphone here" in done.stderr or "PortAudio is not installed" in done.stderr
