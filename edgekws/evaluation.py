@@ -32,14 +32,15 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekws.audio import read_recording
-from edgekws.detector import REFRACTORY_S, scores
+from edgekws.detector import REFRACTORY_S, background, scores
 from edgekws.engines import Engine, load_engine
 from edgekws.enrolment import embed, enrol
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
@@ -592,15 +593,26 @@ class _Listener:
             streams = [np.pad(piece, round(PAPER_PAD_S * SAMPLE_RATE_HZ)) for piece in pieces]
             self.hours += sum(map(len, pieces)) / SAMPLE_RATE_HZ / 3600
         for stream in streams:
-            embeddings = embed(stream, self.engine)
-            for user in everyone:
-                if user.enrolled and len(embeddings):
-                    user.negatives.append(self._score(embeddings, user.enrolled))
+            for user, values in self._score(embed(stream, self.engine), everyone):
+                user.negatives.append(values)
         self.progress.add(row.duration_s, f"{condition}, {row.path}")
 
-    def _score(self, embeddings: np.ndarray, enrolled: Enrolled) -> np.ndarray:
-        values = scores(embeddings, enrolled)
-        return values if self.protocol == "stream" else values.max(keepdims=True)  # one event an utterance at most
+    def _score(self, embeddings: np.ndarray, users: Sequence[User]) -> Iterator[tuple[User, np.ndarray]]:
+        """The scores of each user who is enrolled; in the protocol `paper` only the highest, so that it is one event at most."""
+        common: dict[int, np.ndarray] = {}  # of each cohort once: as a rule all users have the same one, and it is most of the work
+        for user in users:
+            if user.enrolled is None:
+                continue
+            if not len(embeddings):
+                yield user, np.zeros(0, np.float32)
+                continue
+            cohort = user.enrolled.cohort
+            values = scores(embeddings, replace(user.enrolled, cohort=cohort[:0]))
+            if len(cohort):
+                if id(cohort) not in common:
+                    common[id(cohort)] = background(embeddings @ cohort.T)
+                values = values - common[id(cohort)] * np.float32(user.enrolled.scale)
+            yield user, values if self.protocol == "stream" else values.max(keepdims=True)
 
     def _listen_take(self, row: _Row, condition: str, strangers: bool) -> None:
         members = self.users.get(row.label, [])
@@ -617,18 +629,13 @@ class _Listener:
         stream = np.concatenate([before, clip, after]).astype(np.float32)
         end_of_word = len(before) + word_end(clip)
         embeddings = embed(self._heard_as(stream, clip, row, condition, len(before), end_of_word), self.engine)
-
-        def take(user: User) -> Take:
-            values = self._score(embeddings, user.enrolled) if user.enrolled and len(embeddings) else np.zeros(0, np.float32)
-            if self.protocol == "paper":
-                return Take(values, 0, HOP_SAMPLES)
-            return Take(values, len(before), len(before) + len(clip) + round(TAIL_S * SAMPLE_RATE_HZ), end_of_word)
-
-        own.takes.append(take(own))
-        if strangers:
-            for user in members:
-                if user is not own and user.enrolled:
-                    user.strangers.append(take(user))
+        window: tuple[int, int, int | None] = (len(before), len(before) + len(clip) + round(TAIL_S * SAMPLE_RATE_HZ), end_of_word)
+        if self.protocol == "paper":
+            window = (0, HOP_SAMPLES, None)
+        if own.enrolled is None:
+            own.takes.append(Take(np.zeros(0, np.float32), *window))
+        for user, values in self._score(embeddings, members if strangers else [own]):
+            (user.takes if user is own else user.strangers).append(Take(values, *window))
         self.progress.add(row.duration_s + BEFORE_S + AFTER_S, f"{condition}, {row.path}")
 
     def _heard_as(
@@ -725,7 +732,11 @@ def evaluate(
     for part in report.values():
         part["mean"] = _mean(part["keywords"])
     if refused:
-        material.notes.append(f"{len(refused)} enrolments were refused; those users' takes count as missed")
+        lost = sum(user.enrolled is None for members in users.values() for user in members)
+        material.notes.append(
+            f"{len(refused)} enrolments were refused: {lost} cannot be used, and those users' takes count as missed;"
+            f" {len(refused) - lost} were measured all the same"
+        )
     material.notes.append(
         f"{listener.hours:.2f} h of negatives: no event at all would bound the rate below {3 / listener.hours:.2f} an hour (95 %)."
         " Users of a keyword listen to the same hours, so pooling them makes the intervals of false accepts narrower than they are"
@@ -762,12 +773,16 @@ def _enrol(corpus: _Corpus, engine: Engine, model: Model, shots: int) -> tuple[d
         if not rows:
             without += 1
             continue
+        recordings = [read_recording(corpus.root / row.path) for row in rows[:shots]]
         enrolled: Enrolled | None = None
         try:
-            enrolled = enrol(keyword, speaker, [read_recording(corpus.root / row.path) for row in rows[:shots]], engine, model)
+            enrolled = enrol(keyword, speaker, recordings, engine, model)
         except EnrolmentError as error:
             refusal = error
             refused.append({"keyword": keyword, "speaker": speaker, "reason": str(error)})
+            # Recordings that are only unlike each other are what this user has: to leave them out would flatter the figures.
+            with suppress(EnrolmentError):
+                enrolled = enrol(keyword, speaker, recordings, engine, model, strict=False)
         users.setdefault(keyword, []).append(User(keyword, speaker, enrolled))
     if without:
         corpus.notes.append(f"{without} speakers with test takes but nothing to enrol them from were left out")
@@ -859,13 +874,13 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
                     panel.annotate(f"{deployed['fa_per_hour']:.1f}/h ", (x, y), ha="right", va="center", fontsize=8)
         panel.set_title(condition)
         panel.set_xlim(0, HIGHEST_RATE)
-        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
     for panel in list(panels):
         panel.set_axis_off()
     figure.supxlabel("false accepts an hour (mean over users)")
     figure.supylabel("misses, %")
     first = figure.axes[0]
+    first.set_ylim(bottom=0)  # of all, once everything is drawn: setting it stops the scaling
     first.plot([], [], "ko", markersize=4, label="oracle threshold")
     first.plot([], [], "X", color="white", markersize=9, markeredgecolor="black", label="deployed threshold")
     figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=min(6, len(report["keywords"]) + 2), frameon=False)

@@ -155,6 +155,22 @@ def test_poisson_interval_of_known_cases():
     assert poisson(5000, 1.0) == pytest.approx([5000 - 1.96 * math.sqrt(5000), 5000 + 1.96 * math.sqrt(5000)], rel=1e-3)
 
 
+def test_scores_of_users_who_share_a_cohort_are_the_detectors():
+    rng = np.random.default_rng(4)
+    embeddings, prototypes, cohort = (unit_rows(rng, n) for n in (50, 2, 32))
+    people = [User("k", str(i), Enrolled("k", str(i), row[None], 0.7, 9.0 + i, 0.3, cohort)) for i, row in enumerate(prototypes)]
+    listener = object.__new__(evaluation._Listener)
+    listener.protocol = "stream"
+
+    for user, values in listener._score(embeddings, [*people, User("k", "refused", None)]):
+        assert values == pytest.approx(scores(embeddings, user.enrolled), abs=1e-5)
+
+
+def unit_rows(rng, count):
+    rows = rng.standard_normal((count, 64)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 # One keyword.
 
 
