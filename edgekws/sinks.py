@@ -43,7 +43,7 @@ class Delivery:
         """`on_failure` is called, on the delivery's thread, when a sink broke for good: the listener should end and call `close()`."""
         self.dropped = 0
         """Events that found the queue full."""
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._on_failure = on_failure
         self._queue: Queue[Event | None] = Queue(queue_events)
         self._failure: BaseException | None = None
@@ -53,8 +53,6 @@ class Delivery:
 
     def put(self, event: Event, *, wait: bool = False) -> None:
         """Hand an event over. When the queue is full it is counted as dropped, or waited for where time does not press."""
-        if self._failure is not None:
-            return
         try:
             self._queue.put(event, block=wait)
         except Full:
@@ -63,29 +61,30 @@ class Delivery:
 
     def close(self) -> None:
         """Deliver what waits, close the sinks; raise what broke one of them."""
-        if self._thread.is_alive():
-            self._queue.put(None)
+        self._queue.put(None)
         self._thread.join()
         if self._failure is not None:
             raise self._failure
 
     def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            for sink in list(self._sinks):
+                self._try(sink, sink.deliver, event)
+        for sink in list(self._sinks):
+            self._try(sink, sink.close)
+
+    def _try(self, sink: Sink, call: Callable[..., None], *event: Event) -> None:
+        """One that breaks is left out from then on, and the others go on."""
         try:
-            while (event := self._queue.get()) is not None:
-                for sink in self._sinks:
-                    try:
-                        sink.deliver(event)
-                    except EdgekwsError as error:
-                        self._complaints.say(str(error), kind=type(sink).__name__)
-            for sink in self._sinks:
-                sink.close()
+            call(*event)
+        except EdgekwsError as error:
+            self._complaints.say(str(error), kind=type(sink).__name__)
         except BaseException as error:
             if not isinstance(error, OSError):  # a closed pipe, a full disk behind stdout
-                log.exception("delivery of events broke")
+                log.exception("%s broke", type(sink).__name__)
+            self._sinks.remove(sink)
             self._failure = error
             self._on_failure()
-            while self._queue.get() is not None:  # whoever waits for room shall not wait for ever
-                pass
 
 
 class Complaints:

@@ -12,7 +12,6 @@ Names become directories as a readable part and a hash, so that any name will do
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -79,12 +78,12 @@ class Enrolment:
 
 
 class Store:
-    """The state directory, which is made (0700) when it is not there. The database opens when an event is first written or read.
+    """The state directory, made (0700) when something is first written; the database opens when an event is first written or read.
 
     One thread at a time. Several processes may have it open.
 
     Raises:
-        StoreError: it cannot be made, read or written; from every method.
+        StoreError: from every method, when the directory cannot be made, read or written.
     """
 
     def __init__(self, root: Path, events_max: int = 100_000) -> None:
@@ -92,12 +91,6 @@ class Store:
         self._events_max = events_max
         self._db: sqlite3.Connection | None = None
         self._inode = 0
-        with _told(root):
-            if not root.exists():
-                root.parent.mkdir(parents=True, exist_ok=True)
-                root.mkdir(mode=0o700, exist_ok=True)
-            elif not root.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "is not a directory")
 
     # Events.
 
@@ -197,6 +190,9 @@ class Store:
     def enrolments(self) -> list[Enrolment]:
         """All of them, by keyword and speaker. One that cannot be read is said in the log and left out."""
         found = []
+        with _told(self.root):
+            if self.root.exists():
+                os.listdir(self.root)  # glob() finds nothing, without a word, where it may not look
         for path in sorted(self.root.glob("enrolments/*/*/enrolment.json")):
             try:
                 found.append(_read_enrolment(path.parent))
@@ -332,6 +328,10 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
+        """Before any change."""
+        if not self.root.exists():
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
         with (self.root / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

