@@ -2,9 +2,10 @@
 
 The recipe, chosen on development words (amelia, ey ordenador, digits, text-to-speech words), never on alexa, computer or jarvis:
 
-1. Each recording keeps the sound around its word. Its embedding is taken `TAIL_HOPS` after the word's end; as ends are hard to tell in a room,
-   each may move by `ALIGN_HOPS` to where the recordings agree best. The prototype is their mean.
-2. The prototype listens to the model's bundled negatives. The peaks' upper tail is exponential: rate(similarity) = r0 · exp(-(similarity - s0) / b).
+1. Each recording keeps the sound around its word. Its embedding is taken `TAIL_HOPS` after the word's end; as ends are hard to
+   tell in a room, each may move by `ALIGN_HOPS` to where the recordings agree best. The prototype is their mean.
+2. The prototype listens to the model's bundled negatives. The peaks' upper tail is taken as exponential:
+   rate(similarity) = r0 · exp(-(similarity - s0) / b).
 3. score = -log10(rate): at score 0.7 one expects 0.2 false wakes an hour, for any keyword and any speaker. So one threshold serves all.
 """
 
@@ -26,7 +27,7 @@ from edgekws.model import Model
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 
 FALSE_ACCEPTS_PER_HOUR = 0.2
-TAIL_HOPS = 3
+TAIL_HOPS = 2
 ALIGN_HOPS = 6
 ALIGN_COST = 0.015  # of similarity, for each hop moved
 COHORT = 64
@@ -58,7 +59,7 @@ def embed(samples: np.ndarray, engine: Engine) -> np.ndarray:
 def speech_span(samples: np.ndarray) -> tuple[int, int]:
     """First sample of the word and the one after its last, in int16 (n,); (0, 0) if nothing stands out.
 
-    Frames of 20 ms within 18 dB of the loudest, and above the recording's floor, make stretches; stretches less than 0.3 s apart are one word;
+    Frames of 20 ms within 18 dB of the loudest, and above the recording's floor, make stretches; those less than 0.3 s apart are one word;
     the word with the most energy above the limit counts, so that a door or another voice at the clip's end does not.
     """
     frames = samples[: len(samples) // 320 * 320].astype(np.float32).reshape(-1, 320)
@@ -167,7 +168,9 @@ def load_negatives(model: Model) -> tuple[Negatives, np.ndarray, list[np.ndarray
     """
     path = model.path / "negatives.npz"
     if not path.exists():
-        raise EnrolmentError(f"{path}: missing, and without negatives no threshold can be promised. Use a complete model: edgekws models list")
+        raise EnrolmentError(
+            f"{path}: missing, and without negatives no threshold can be promised. Use a complete model: edgekws models list"
+        )
     spec = model.raw["spec"]
     return _negatives(path, int(spec["window_steps"]), int(spec["segments"]))
 
@@ -175,7 +178,7 @@ def load_negatives(model: Model) -> tuple[Negatives, np.ndarray, list[np.ndarray
 def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.ndarray:
     """The `count` highest values that lie at least `gap_hops` apart, highest first."""
     left = values.copy()
-    found = []
+    found: list[np.float32] = []
     while len(found) < count and len(left):
         at = int(left.argmax())
         if not np.isfinite(left[at]):
@@ -234,7 +237,14 @@ def align(candidates: Sequence[np.ndarray], common: Sequence[np.ndarray]) -> np.
 
 
 def enrol(
-    keyword: str, speaker: str, recordings: Sequence[np.ndarray], engine: Engine, model: Model, *, only_enrolled: bool = False, strict: bool = True
+    keyword: str,
+    speaker: str,
+    recordings: Sequence[np.ndarray],
+    engine: Engine,
+    model: Model,
+    *,
+    only_enrolled: bool = False,
+    strict: bool = True,
 ) -> Enrolled:
     """A keyword from recordings (int16, mono, 16 kHz) of one speaker, three as a rule. Leaves the engine reset.
 
@@ -284,7 +294,13 @@ def bundled(model: Model) -> list[Enrolled]:
     with np.load(path, allow_pickle=False) as data:
         return [
             Enrolled(
-                str(k), "", data[f"prototypes_{i}"], float(data["threshold"][i]), float(data["scale"][i]), float(data["offset"][i]), data["cohort"]
+                str(k),
+                "",
+                data[f"prototypes_{i}"],
+                float(data["threshold"][i]),
+                float(data["scale"][i]),
+                float(data["offset"][i]),
+                data["cohort"],
             )
             for i, k in enumerate(data["keyword"])
         ]

@@ -1,10 +1,10 @@
 """A model version on disk: an immutable directory that says itself what it is, and is checked before it is used.
 
-    manifest.json        what the model is, and the sha256 of each other file; written last
-    model.onnx           (frames, states) → (embedding, states)
-    weights.safetensors  the same network for training, without pickle
-    prototypes.npz       keywords enrolled for this very version (optional)
-    parity.npz           golden frames and embeddings: an engine must reproduce them before it goes live
+manifest.json        what the model is, and the sha256 of each other file; written last
+model.onnx           (frames, states) → (embedding, states)
+weights.safetensors  the same network for training, without pickle
+prototypes.npz       keywords enrolled for this very version (optional)
+parity.npz           golden frames and embeddings: an engine must reproduce them before it goes live
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def load_model(path: Path) -> Model:
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
         raise ModelError(f'{manifest_path}: no "format" number, so not a manifest of edgekws')
     if raw["format"] > FORMAT:
-        raise ModelError(f"{manifest_path}: format {raw['format']}, this edgekws reads up to {FORMAT}. Upgrade edgekws or use another model")
+        raise ModelError(
+            f"{manifest_path}: format {raw['format']}, this edgekws reads up to {FORMAT}. Upgrade edgekws or use another model"
+        )
     try:
         files: dict[str, str] = raw["files"]
         for name in REQUIRED_FILES:
@@ -134,7 +136,9 @@ def check_file(path: Path, wanted_sha256: str) -> None:
 
 def write_manifest(path: Path, fields: Mapping[str, Any]) -> None:
     """Hash every file of the directory and write manifest.json last, so that a half-written model has none."""
-    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.iterdir()) if p.is_file() and p.name != "manifest.json"}
+    files = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.iterdir()) if p.is_file() and p.name != "manifest.json"
+    }
     shape = {"format": FORMAT, "sample_rate_hz": SAMPLE_RATE_HZ, "hop_ms": HOP_MS, "mel_bins": N_MELS, "hop_frames": HOP_FRAMES}
     temporary = path / "manifest.json.new"
     temporary.write_text(json.dumps({**shape, **fields, "files": files}, indent=1) + "\n")

@@ -1,6 +1,8 @@
 """The real capture path: paplay → PulseAudio → PortAudio → chunks."""
 
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,3 +178,37 @@ def test_no_microphone_is_explained(tmp_path):
 
     assert "AudioError: " in done.stderr
     assert "there is no microphone here" in done.stderr or "PortAudio is not installed" in done.stderr
+
+
+JACK_SCRIPT = """
+from edgekws.audio import open_source, record
+from edgekws.errors import AudioError
+print(record("mic:system?host_api=jack", 1.0).shape)
+try:
+    open_source("mic:system?host_api=jack&rate=44100")
+except AudioError as error:
+    print(error)
+"""
+
+
+def test_a_device_that_refuses_16_khz_is_opened_at_its_own_rate(tmp_path):
+    """JACK's devices run at one rate and at nothing else. In a process of its own, because libjack does not survive its server."""
+    if not shutil.which("jackd"):
+        pytest.skip("jackd not installed (apt-get install jackd2)")
+    env = {
+        **os.environ,
+        "JACK_DEFAULT_SERVER": f"edgekws-{os.getpid()}",
+        "JACK_NO_START_SERVER": "1",
+        "PULSE_SERVER": f"unix:{tmp_path}/none",
+    }
+    server = subprocess.Popen(["jackd", "-r", "-d", "dummy", "-r", "48000"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(["jack_wait", "-w", "-t", "20"], env=env, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", JACK_SCRIPT], env=env, capture_output=True, text=True)
+    server.kill()
+    server.wait()
+    if 'host API "jack"' in done.stderr or "no microphone" in done.stderr:
+        pytest.skip("jackd does not start here, or PortAudio was built without it")
+
+    shape, error = done.stdout.splitlines()
+    assert shape == "(16000,)"
+    assert error.endswith('"system" refuses 44100 Hz. Leave ?rate out, or give its own: ?rate=48000')

@@ -74,10 +74,7 @@ def test_embeddings_have_unit_length_for_silence_too(name, frames):
     assert (lengths - 1).abs().max() <= 1e-5
 
 
-POOLED = pytest.mark.xfail(reason="receptive_field_ms leaves out that a hop's frames are averaged: HOP_FRAMES - stride more", strict=True)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=POOLED if name in ("ds-cnn-s", "resnet15") else ()) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_before_the_receptive_field_matters(name, frames):
     """And its first frame does, so that the manifest claims neither too little nor too much. 12 ms are the front-end's look back."""
     network = lively(name).double()

@@ -170,7 +170,7 @@ def distil(
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=lr)
-    network.to(memory_format=torch.channels_last)  # 1.2 to 1.3 times faster a step on one x86 core
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.2 to 1.3 times faster a step on one x86 core
     network.train()
     history: list[float] = []
     recent: list[float] = []
@@ -190,7 +190,7 @@ def distil(
         if word_weight:
             value = value + word_weight * word_loss(network, said, pieces)
         optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         recent.append(float(value.detach()))

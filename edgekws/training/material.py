@@ -189,15 +189,15 @@ def disturbed(
         snr_db = rng.uniform(18, 45) if mild else rng.uniform(-3, 22)
         kind = rng.random()
         if kind < 0.55 and noises:
-            source = noises[rng.integers(len(noises))].astype(np.float32)
+            source = noises[int(rng.integers(len(noises)))].astype(np.float32)
             wave = np.roll(np.resize(source, length), rng.integers(length))
             if rng.random() < 0.3:
-                other = noises[rng.integers(len(noises))].astype(np.float32)
+                other = noises[int(rng.integers(len(noises)))].astype(np.float32)
                 wave = wave + np.resize(other, length) * np.float32(np.sqrt((wave**2).mean() / ((other**2).mean() + 1)))
         elif kind < 0.75:
             wave = np.zeros(length, np.float32)  # babble
             for _ in range(rng.integers(1, 6)):
-                other = others[rng.integers(len(others))].samples
+                other = others[int(rng.integers(len(others)))].samples
                 start = rng.integers(max(1, len(other) - length))
                 wave[: len(other[start : start + length])] += other[start : start + length]
             snr_db = max(snr_db, 3.0)

@@ -3,11 +3,11 @@
 A network is a plain list of layers (JSON in the manifest), so that a pruned one is the same list with other numbers:
 
     input      "mel": the 40 mel bins are channels (N, 40, T, 1).  "mfcc": 10 cepstra are the frequency axis (N, 1, T, 10)
-    layers     [in, out, kernel_t, kernel_f, stride_t, stride_f, groups, relu] or {"residual": [layers]}: relu(x + layers(x))
-    head       mean over frequency and the hop's frames, then a linear map to `step_dim` numbers a hop
+    layers     [in, out, kernel_t, kernel_f, stride_t, stride_f, groups, relu], or {"residual": [layers]}: relu(x + layers(x))
+    head       mean over frequency and the hop's frames, then a linear map to step_dim numbers a hop
     window     the last `window_steps` hops, averaged within `segments` equal parts, laid side by side, to unit length
 
-The papers pool over the whole second: segments = 1. Keeping the order of eight parts is what Google's embedding with a stored template does.
+The papers pool over the whole second: segments = 1. Keeping the order of the parts is what Google's embedding with a stored template does.
 """
 
 from __future__ import annotations
@@ -250,4 +250,5 @@ class Network(nn.Module):
         for conv in self.convs():
             frames += (conv.spec.kernel_t - 1) * stride
             stride *= conv.spec.stride_t
+        frames += HOP_FRAMES - stride  # the frames of a hop are averaged
         return round(frames * HOP_MS / HOP_FRAMES + 12) + int(self.spec["window_steps"] - 1) * HOP_MS

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +99,13 @@ def pretrain(
     return models
 
 
-def finish(network: Network, path: Path, name: str, negatives: Sequence[np.ndarray], heard: Sequence[str], recipe: dict[str, object]) -> Model:
+def finish(
+    network: Network, path: Path, name: str, negatives: Sequence[np.ndarray], heard: Sequence[str], recipe: Mapping[str, object]
+) -> Model:
     """Write the model directory with its negatives and its ready-to-use keyword."""
     golden = log_mel(negatives[0][: 40 * HOP_SAMPLES]).reshape(-1, HOP_FRAMES, N_MELS)
-    model = save_model(network, path, id=f"{name}-1", name=name, golden_frames=golden, facts={"recipe": recipe, "trained_on_sha256": list(heard)})
+    facts = {"recipe": recipe, "trained_on_sha256": list(heard)}
+    save_model(network, path, id=f"{name}-1", name=name, golden_frames=golden, facts=facts)
     rows, starts = [], [0]
     with torch.no_grad():
         for samples in negatives:
@@ -139,8 +142,15 @@ def add_keyword(path: Path, keyword: str) -> None:
     prototypes = _centres(np.stack(rows), 6)
     scale, offset, cohort = enrolment.calibrate(prototypes, model)
     threshold = -np.log10(enrolment.FALSE_ACCEPTS_PER_HOUR)
-    facts = {"threshold": [threshold], "scale": [scale], "offset": [offset], "cohort": cohort, "prototypes_0": prototypes}
-    np.savez_compressed(path / "prototypes.npz", keyword=np.array([keyword]), **facts)
+    np.savez_compressed(
+        path / "prototypes.npz",
+        keyword=np.array([keyword]),
+        threshold=np.array([threshold]),
+        scale=np.array([scale]),
+        offset=np.array([offset]),
+        cohort=cohort,
+        prototypes_0=prototypes,
+    )
     _rewrite(path)
 
 

