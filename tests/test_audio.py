@@ -1,0 +1,362 @@
+"""Files, standard input and URIs. The microphone is in test_capture.py."""
+
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekws.audio import StdinSource, open_source, read_recording, record
+from edgekws.audio.microphone import SampleClock
+from edgekws.errors import AudioError
+
+soundfile = pytest.importorskip("soundfile")
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(-20_000, 20_000, 40_321).astype(np.int16)  # 2.5 s, in no whole number of any block
+
+
+def tone(rate_hz, seconds=2.0, hz=500.0, channels=1):
+    """float, ±0.5; each channel louder than the one before."""
+    wave = 0.5 * np.sin(2 * np.pi * hz * np.arange(round(rate_hz * seconds)) / rate_hz)
+    return np.stack([wave * (channel + 1) / channels for channel in range(channels)], axis=1)
+
+
+def heard(source):
+    """All samples of a source; its chunks must follow each other."""
+    parts = [np.zeros(0, np.int16)]
+    for chunk in source.chunks():
+        assert chunk.samples.dtype == np.int16 and len(chunk.samples) and chunk.gap_samples == 0
+        assert chunk.first_sample == sum(map(len, parts))
+        parts.append(chunk.samples)
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize(("name", "subtype"), [("a.wav", "PCM_16"), ("a.flac", "PCM_16"), ("a.wav", "PCM_24"), ("a.wav", "FLOAT")])
+def test_lossless_files_at_16_khz_come_out_bit_for_bit(tmp_path, name, subtype):
+    soundfile.write(tmp_path / name, NOISE / 32_768, 16_000, subtype)
+
+    with open_source(f"file:{tmp_path / name}") as source:
+        assert np.array_equal(heard(source), NOISE)
+    assert np.array_equal(read_recording(tmp_path / name), NOISE)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_any_rate_and_number_of_channels_becomes_16_khz_mono(tmp_path, rate_hz, channels):
+    soundfile.write(tmp_path / "a.wav", tone(rate_hz, channels=channels), rate_hz, "PCM_16")
+
+    samples = read_recording(tmp_path / "a.wav")
+
+    loudness = (channels + 1) / (2 * channels)  # the mean of the channels
+    expected = 32_768 * loudness * tone(16_000)[:, 0]
+    assert len(samples) == 32_000
+    assert np.abs(samples - expected)[400:-400].max() < 40  # 0.1 % of full scale; at the very ends the filter rings
+
+
+def test_opus_is_read(tmp_path):
+    soundfile.write(tmp_path / "a.opus", tone(48_000, channels=2), 48_000, format="OGG", subtype="OPUS")
+
+    samples = read_recording(tmp_path / "a.opus")
+
+    assert abs(len(samples) - 32_000) < 400
+    assert np.argmax(np.abs(np.fft.rfft(samples[8_000:24_000].astype(float)))) == 500
+
+
+@pytest.mark.parametrize("chunk", [1, 160, 1_280, 16_000, 1_000_000])
+def test_any_chunking_gives_the_same_samples(tmp_path, chunk):
+    soundfile.write(tmp_path / "a.wav", tone(44_100, seconds=1.1), 44_100)
+    whole = read_recording(tmp_path / "a.wav")
+
+    with open_source(f"file:{tmp_path}/a.wav?chunk={chunk}") as source:
+        chunks = list(source.chunks())
+
+    assert np.array_equal(np.concatenate([each.samples for each in chunks]), whole)
+    assert {len(each.samples) for each in chunks[:-1]} <= {chunk}
+
+
+def test_a_paced_file_takes_as_long_as_it_plays(tmp_path):
+    soundfile.write(tmp_path / "a.wav", NOISE[:8_000], 16_000)
+    start_s = time.monotonic()
+
+    with open_source(f"file:{tmp_path}/a.wav?paced=1&chunk=1600") as source:
+        samples = heard(source)
+
+    assert time.monotonic() - start_s >= 0.5
+    assert source.live and np.array_equal(samples, NOISE[:8_000])
+
+
+def test_close_ends_a_paced_file(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000 * 3600, np.int16), 16_000)
+    with open_source(f"file:{tmp_path}/a.wav?paced=1") as source:
+        threading.Timer(0.3, source.close).start()
+
+        assert len(heard(source)) < 16_000 * 600
+
+
+def test_a_bare_path_is_a_file_whatever_is_in_its_name(tmp_path, monkeypatch):
+    for name in ("take 1: what?.wav", "50% a?b&c.wav", "ünï.wav", "mic"):
+        soundfile.write(tmp_path / name, NOISE, 16_000, format="WAV")
+        monkeypatch.chdir(tmp_path)
+
+        for uri in (name, str(tmp_path / name), f"file:{name}"):
+            with open_source(uri) as source:
+                assert np.array_equal(heard(source), NOISE)
+
+
+def test_record_gives_what_was_asked_for_or_all_there_is(tmp_path):
+    soundfile.write(tmp_path / "a.wav", NOISE, 16_000)
+
+    assert np.array_equal(record(f"file:{tmp_path}/a.wav", 1.5), NOISE[:24_000])
+    assert np.array_equal(record(f"file:{tmp_path}/a.wav", 60), NOISE)
+    with pytest.raises(AudioError, match="must be above 0 s"):
+        record(f"file:{tmp_path}/a.wav", 0)
+
+
+def wav_bytes(samples, rate_hz=16_000, subtype="PCM_16"):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate_hz, subtype, format="WAV")
+    return buffer.getvalue()
+
+
+BAD_FILES = {
+    "empty.wav": (b"", "the file is empty"),
+    "text.wav": (b"hello " * 1_000, "not audio that is known here .* Accepted: WAV, FLAC, Opus"),
+    "silent.wav": (wav_bytes(NOISE[:0]), "there are no samples in it"),
+    "header.wav": (wav_bytes(NOISE)[:20], "not audio that is known here|there are no samples in it"),
+    "samples.raw": (NOISE.tobytes(), "raw samples have no header; read them as stdin:"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_is_no_recording_is_explained(tmp_path, name):
+    content, error = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(AudioError, match=error):
+        read_recording(tmp_path / name)
+    with pytest.raises(AudioError, match=error), open_source(f"file:{tmp_path / name}") as source:
+        heard(source)
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_damaged_file_ends_in_an_error_or_early_but_never_in_noise(tmp_path):
+    soundfile.write(tmp_path / "a.flac", NOISE, 16_000)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    (tmp_path / "a.flac").write_bytes(content)
+
+    try:
+        samples = read_recording(tmp_path / "a.flac")
+    except AudioError as error:
+        assert "damaged" in str(error)
+    else:
+        assert np.array_equal(samples[:16_000], NOISE[:16_000])
+
+
+def test_a_wav_file_that_was_cut_off_gives_what_is_there(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav_bytes(NOISE)[:30_001])
+
+    samples = read_recording(tmp_path / "a.wav")
+
+    assert len(samples) >= 14_900 and np.array_equal(samples, NOISE[: len(samples)])
+
+
+@pytest.mark.parametrize(
+    ("uri", "error"),
+    [
+        ("", "no source of audio was named. Accepted: mic:NAME"),
+        ("http://host/a.wav", 'unknown kind of source "http:". Accepted: mic:NAME .mic:default., file:PATH or a path, stdin:'),
+        ("flie:a.wav", r'unknown kind of source "flie:" \(did you mean "file:"\?\)'),
+        ("stdin", r'no such file \(did you mean "stdin:"\?\)'),
+        ("file:takes/alexa1.wav", r'takes/alexa1.wav: no such file \(did you mean "alexa.wav"\?\)'),
+        ("file:missing/a.wav", "missing/a.wav: no such file"),
+        ("file:takes", "not a file"),
+        ("file:", "not a file"),
+        ("file:a.wav?pace=1", r'unknown option "pace" \(did you mean "paced"\?\). Accepted here: paced, chunk'),
+        ("file:a.wav?paced=yes", 'paced="yes" is not accepted; it takes 0 or 1'),
+        ("file:a.wav?chunk=0", 'chunk="0" is not accepted; it takes a whole number from 1 to'),
+        ("file:a.wav?chunk=1e3", 'chunk="1e3" is not accepted'),
+        ("stdin:a.wav", 'standard input has no name, but here is "a.wav"'),
+        ("stdin:?rate=16", 'rate="16" is not accepted'),
+    ],
+)
+def test_a_uri_that_names_nothing_is_explained(tmp_path, monkeypatch, uri, error):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "takes").mkdir()
+    (tmp_path / "takes" / "alexa.wav").touch()
+
+    with pytest.raises(AudioError, match=error):
+        open_source(uri)
+
+
+def from_pipe(content, uri="stdin:", pieces=(1 << 30,)):
+    """What a StdinSource hears when `content` is written into its pipe piece by piece."""
+    read_end, write_end = os.pipe()
+
+    def write():
+        with os.fdopen(write_end, "wb", buffering=0) as pipe:
+            left = content
+            while left:
+                for size in pieces:
+                    pipe.write(left[:size])
+                    left = left[size:]
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with StdinSource(uri, uri.removeprefix("stdin:"), descriptor=read_end) as source:
+            return heard(source)
+    finally:
+        os.set_blocking(read_end, False)
+        while writer.is_alive():  # after an error: let the writer end
+            with open(os.dup(read_end), "rb") as rest:
+                rest.read(1 << 20)
+        os.close(read_end)
+
+
+def test_raw_samples_come_out_bit_for_bit_however_they_are_written():
+    assert np.array_equal(from_pipe(NOISE.tobytes()), NOISE)
+    assert np.array_equal(from_pipe(NOISE.tobytes(), pieces=(1, 3, 4_001, 2, 65_537)), NOISE)
+
+
+@pytest.mark.parametrize("trailing", [1, 3])
+def test_half_a_sample_at_the_end_is_left_out_and_said(trailing, caplog):
+    with caplog.at_level(logging.WARNING):
+        samples = from_pipe(NOISE.tobytes() + bytes(trailing))
+
+    assert np.array_equal(samples[: len(NOISE)], NOISE) and len(samples) == len(NOISE) + trailing // 2
+    assert caplog.messages == ["stdin:: the last 1 bytes are only a part of a sample and were left out"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x01"])
+def test_standard_input_without_a_sample_is_an_error(content):
+    with pytest.raises(AudioError, match="ended without a sample"):
+        from_pipe(content)
+
+
+def test_standard_input_of_another_rate_with_two_channels():
+    stereo = np.round(tone(48_000, channels=2) * 32_767).astype(np.int16)
+
+    samples = from_pipe(stereo.tobytes(), "stdin:?rate=48000&channels=2", pieces=(4_001,))
+
+    assert len(samples) == 32_000
+    assert np.abs(samples - 32_768 * 0.75 * tone(16_000)[:, 0])[400:-400].max() < 40
+
+
+def streaming_header(wav, size):
+    """The same with the sizes that a program writes when it cannot know them yet."""
+    return wav[:4] + size.to_bytes(4, "little") + wav[8:40] + size.to_bytes(4, "little") + wav[44:]
+
+
+def test_a_wav_header_in_the_stream_is_read_and_taken_off():
+    wav = wav_bytes(NOISE)
+
+    assert np.array_equal(from_pipe(wav, pieces=(7, 100)), NOISE)
+    assert np.array_equal(from_pipe(wav + b"LIST\4\0\0\0abcd"), NOISE)
+    for size in (0, 0x7FFFFFFF, 0xFFFFFFFF):
+        assert np.array_equal(from_pipe(streaming_header(wav, size)), NOISE)
+    assert len(from_pipe(wav_bytes(tone(48_000, channels=2), 48_000))) == 32_000
+
+
+@pytest.mark.parametrize(
+    ("content", "uri", "error"),
+    [
+        (wav_bytes(NOISE, subtype="PCM_24"), "stdin:", "24-bit samples in WAV format 1; accepted: 16-bit PCM"),
+        (wav_bytes(NOISE), "stdin:?rate=48000", "its WAV header says rate 16000; leave \\?rate out"),
+        (wav_bytes(NOISE)[:30], "stdin:", "header"),
+        (wav_bytes(NOISE)[:16] + bytes([255]) * 1_000, "stdin:", "the WAV header is damaged"),
+        (b"fLaC" + bytes(100), "stdin:", "this is FLAC, not raw samples"),
+    ],
+)
+def test_a_stream_that_is_not_what_it_should_be_is_explained(content, uri, error):
+    with pytest.raises(AudioError, match=error):
+        from_pipe(content, uri)
+
+
+SCRIPT = """
+import sys
+from edgekws.audio import open_source
+from edgekws.errors import AudioError
+try:
+    with open_source("stdin:") as source:
+        for chunk in source.chunks():
+            sys.stdout.buffer.write(chunk.samples.tobytes())
+            sys.stdout.flush()
+except AudioError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_process_hears_what_is_piped_into_it(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SCRIPT], input=NOISE.tobytes(), capture_output=True)
+    (tmp_path / "samples").write_bytes(NOISE.tobytes())
+    with open(tmp_path / "samples", "rb") as redirected:
+        again = subprocess.run([sys.executable, "-c", SCRIPT], stdin=redirected, capture_output=True)
+
+    assert done.stdout == NOISE.tobytes() == again.stdout
+
+
+def test_standard_input_that_nobody_writes_to_is_explained():
+    import pty
+
+    terminal, other_end = pty.openpty()
+    on_terminal = subprocess.run([sys.executable, "-c", SCRIPT], stdin=other_end, capture_output=True, text=True)
+    os.close(terminal), os.close(other_end)
+    closed = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, SCRIPT], capture_output=True, text=True)
+
+    assert "standard input is a terminal" in on_terminal.stderr
+    assert "standard input is closed" in closed.stderr
+
+
+def test_close_in_a_signal_handler_ends_a_silent_pipe():
+    on_signal = "import signal; signal.signal(signal.SIGTERM, lambda *_: source.close()); print('open')"
+    script = SCRIPT.replace("        for", f"        {on_signal}\n        for")
+    process = subprocess.Popen([sys.executable, "-u", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"open\n"
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(30) == 0
+    process.communicate()
+
+
+def run_clock(clock, start_s, blocks, *, drift=0.0, late_s=lambda block: 0.0):
+    """Feed blocks of 80 ms captured from `start_s` on. Returns (block, ms lost) where something was."""
+    lost = [(block, clock.lost_s(1280, start_s + block * 0.08 * (1 + drift) + late_s(block), False)) for block in range(blocks)]
+    return [(block, round(lost_s * 1000)) for block, lost_s in lost if lost_s]
+
+
+def test_a_drifting_clock_and_late_blocks_are_no_loss():
+    for drift in (-2e-4, 0.0, 2e-4):
+        jitter = np.random.default_rng(1).uniform(-0.03, 0.05, 45_000)  # an hour
+        assert run_clock(SampleClock(16_000), 5.0, 45_000, drift=drift, late_s=lambda block, jitter=jitter: jitter[block]) == []
+    assert run_clock(SampleClock(16_000), 5.0, 400, late_s=lambda block: 2.0 if block % 20 == 7 else 0.0) == []
+
+
+def test_samples_that_vanish_without_a_word_are_found_within_two_seconds():
+    found = run_clock(SampleClock(16_000), 5.0, 400, drift=1e-4, late_s=lambda block: 0.5 if block >= 200 else 0.0)
+
+    assert len(found) == 1
+    assert 200 <= found[0][0] <= 225 and abs(found[0][1] - 500) < 20
+
+
+def test_an_overrun_that_the_driver_reports_is_a_gap_at_once():
+    clock = SampleClock(16_000)
+    run_clock(clock, 5.0, 100)
+
+    assert abs(clock.lost_s(1280, 5.0 + 100 * 0.08 + 0.3, True) - 0.3) < 0.01
+    assert run_clock(clock, 5.0 + 101 * 0.08 + 0.3, 100) == []
+    assert clock.lost_s(1280, 5.0 + 201 * 0.08 + 0.3, True) > 0  # too short to measure, and yet not nothing
+
+
+def test_importing_it_loads_no_vendor_library():
+    script = "import sys, edgekws.audio; print({'sounddevice', 'soundfile', 'soxr'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+
+    assert done.stdout.strip() == "set()"
