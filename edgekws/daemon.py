@@ -130,7 +130,7 @@ class ServiceManager:
     def tell(self, *lines: str) -> None:
         if self._address:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-                out.sendto("\n".join(lines).encode(), self._address)
+                out.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self._address)  # a busy manager must not stop us
 
     def progress(self, hops: int, status: str) -> None:
         """The network has done so many steps in all."""

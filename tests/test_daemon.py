@@ -1,0 +1,192 @@
+import os
+import signal
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from edgekws.audio import Source
+from edgekws.daemon import ServiceManager, closed_by_signals, listen
+from edgekws.detector import Detector
+from edgekws.errors import AudioError
+from edgekws.pipeline import Pipeline
+from edgekws.sinks import Delivery
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
+
+ONE = np.array([[1.0, 0.0]], np.float32)
+
+
+class LoudIsOne:
+    """An engine whose embedding is `ONE` while it is loud."""
+
+    name, precision, dim = "loud", "fp32", 2
+
+    def step(self, frames):
+        return np.array([1.0, 0.0] if frames.mean() > 0 else [0.0, 1.0], np.float32)
+
+    def reset(self):
+        pass
+
+    def close(self):
+        pass
+
+
+class Chunks(Source):
+    def __init__(self, chunks, live=False, error=None):
+        self.uri, self.live, self._chunks, self._error, self.closed = "chunks:", live, chunks, error, False
+
+    def chunks(self):
+        for chunk in self._chunks:
+            if self.closed:
+                return
+            yield chunk
+        if self._error:
+            raise self._error
+
+    def close(self):
+        self.closed = True
+
+
+class Kept:
+    def __init__(self):
+        self.events = []
+
+    def deliver(self, event):
+        self.events.append(event)
+
+    def close(self):
+        pass
+
+
+def heard(source, **clocks):
+    kept = Kept()
+    delivery = Delivery([kept])
+    try:
+        summary = listen(source, Pipeline(LoudIsOne(), Detector([Enrolled("loud", "ann", ONE, 0.5)])), delivery, "edge-1", **clocks)
+    finally:
+        delivery.close()
+        heard.events = kept.events
+    return summary, kept.events
+
+
+def seconds(*loud):
+    """A second of noise for each, loud or quiet."""
+    noise = np.random.default_rng(0).standard_normal((len(loud), SAMPLE_RATE_HZ))
+    return (noise * np.where(loud, 3000, 0)[:, None]).astype(np.int16).ravel()
+
+
+def cut(samples, size):
+    return [AudioChunk(samples[i : i + size], i) for i in range(0, len(samples), size)]
+
+
+def test_a_wake_is_an_event_with_its_place_model_and_latency():
+    ticks = iter(range(1000))
+    samples = seconds(0, 1, 0)
+    summary, (start, wake, stop) = heard(Chunks(cut(samples, HOP_SAMPLES)), now=lambda: 1234.5, clock=lambda: next(ticks) / 1000)
+
+    assert (wake.kind, wake.keyword, wake.speaker, wake.model, wake.time_s) == ("wake", "loud", "ann", "edge-1", 1234.5)
+    assert 1.0 < wake.stream_s < 1.2
+    assert wake.latency_ms == pytest.approx(1.0)
+    assert (start.kind, start.extra, stop.kind, stop.extra["wakes"]) == ("start", {"source": "chunks:"}, "stop", 1)
+    assert (summary.audio_s, summary.wakes, summary.gaps) == (3.0, 1, 0)
+
+
+@pytest.mark.parametrize("size", [1, 160, 1280, 16000, 48000])
+def test_any_chunking_gives_the_same_events(size):
+    samples = seconds(0, 1, 0)
+    _, events = heard(Chunks(cut(samples, size)), now=lambda: 0.0, clock=lambda: 0.0)
+    _, wanted = heard(Chunks(cut(samples, 777)), now=lambda: 0.0, clock=lambda: 0.0)
+
+    assert events == wanted
+    assert len(events) == 3
+
+
+def test_a_gap_is_an_event_and_is_counted():
+    samples = seconds(0)
+    chunks = [AudioChunk(samples, 0), AudioChunk(samples, 24_000, 8_000)]
+    summary, events = heard(Chunks(chunks))
+
+    assert [(e.kind, e.stream_s, e.extra) for e in events[1:2]] == [("gap", 1.5, {"lost_ms": 500})]
+    assert (summary.audio_s, summary.gaps, summary.lost_s) == (2.0, 1, 0.5)
+
+
+def test_a_source_that_breaks_leaves_its_reason_behind():
+    with pytest.raises(AudioError, match="unplugged"):
+        heard(Chunks(cut(seconds(0), 1280), error=AudioError("unplugged")))
+
+    assert [(e.kind, e.extra) for e in heard.events[1:]] == [("stop", {"error": "unplugged"})]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_closes_the_source_and_the_next_one_is_as_before(number):
+    before = signal.getsignal(number)
+    source = Chunks([])
+    with closed_by_signals(source):
+        os.kill(os.getpid(), number)
+        assert source.closed
+        assert signal.getsignal(number) == before
+
+    assert signal.getsignal(number) == before
+
+
+def test_beside_the_main_thread_signals_are_left_alone():
+    def use():
+        with closed_by_signals(Chunks([])):
+            done.append(1)
+
+    done = []
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+
+    assert done == [1]
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request, tmp_path, monkeypatch):
+    """What the service manager was told."""
+    name = str(tmp_path / "notify") if request.param == "path" else f"@edgekws-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind("\0" + name[1:] if name[0] == "@" else name)
+        ear.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        monkeypatch.setenv("WATCHDOG_USEC", "2")
+
+        def told():
+            lines = []
+            while True:
+                try:
+                    lines += ear.recv(4096).decode().split("\n")
+                except BlockingIOError:
+                    return lines
+
+        yield told
+
+
+def test_the_service_manager_hears_of_start_progress_and_end(manager):
+    heard(Chunks(cut(seconds(0)[: 5 * HOP_SAMPLES], HOP_SAMPLES)))
+    told = manager()
+
+    assert told[0] == "READY=1" and told[-1] == "STOPPING=1"
+    assert told.count("WATCHDOG=1") == 5
+
+
+def test_without_progress_the_watchdog_starves(manager):
+    service = ServiceManager()
+    service.progress(1, "")
+    for _ in range(3):
+        service.progress(1, "")
+
+    assert manager() == ["WATCHDOG=1"]
+
+
+def test_a_manager_that_does_not_read_stops_nobody(manager):
+    heard(Chunks(cut(seconds(0, 0, 0), HOP_SAMPLES)))
+
+
+def test_without_a_service_manager_nothing_happens(monkeypatch):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    ServiceManager().tell("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
+    ServiceManager().tell("READY=1")

@@ -1,0 +1,199 @@
+import io
+import json
+import logging
+import sys
+import threading
+import time
+
+import pytest
+
+from edgekws.errors import ConfigError, StoreError
+from edgekws.sinks import COMMANDS, CommandSink, Complaints, Delivery, LineSink, StoreSink, as_json, as_line
+from edgekws.store import Store
+from edgekws.values import Event
+
+WAKE = Event("hey küche", "ann", 1.234567, 0.7, 1000.5, 4.2, 0.3, "edge-1")
+GAP = Event("", "", 0.0, 0.0, 1000.5, 4.2, 0.0, "edge-1", "gap", extra={"lost_ms": 120})
+
+
+class Recording:
+    def __init__(self, error=None):
+        self.events, self.closed, self.error = [], False, error
+
+    def deliver(self, event):
+        self.events.append(event)
+        if self.error:
+            raise self.error
+
+    def close(self):
+        self.closed = True
+
+
+def test_every_sink_gets_every_event_in_order_and_is_closed():
+    sinks = [Recording(), Recording()]
+    delivery = Delivery(sinks)
+    events = [WAKE, GAP, WAKE]
+    for event in events:
+        delivery.put(event)
+    delivery.close()
+
+    assert [(sink.events, sink.closed) for sink in sinks] == [(events, True)] * 2
+
+
+def test_a_sink_in_trouble_stops_nobody_and_is_said_once(caplog):
+    troubled, other = Recording(StoreError("edgekws.db: disk is full. Free space")), Recording()
+    delivery = Delivery([troubled, other])
+    for _ in range(5):
+        delivery.put(WAKE)
+    delivery.close()
+
+    assert (len(troubled.events), len(other.events)) == (5, 5)
+    assert [record.getMessage() for record in caplog.records] == ["edgekws.db: disk is full. Free space"]
+
+
+def test_a_broken_sink_ends_the_listener_and_the_others_go_on(caplog):
+    broken, other, ended = Recording(BrokenPipeError()), Recording(), threading.Event()
+    delivery = Delivery([broken, other], on_failure=ended.set)
+    delivery.put(WAKE)
+    delivery.put(WAKE)
+
+    with pytest.raises(BrokenPipeError):
+        delivery.close()
+    assert ended.is_set()
+    assert (len(broken.events), len(other.events), other.closed) == (1, 2, True)
+    assert caplog.records == []  # `run | head` is no trouble
+
+
+def test_a_fault_in_a_sink_is_logged_with_its_traceback(caplog):
+    delivery = Delivery([Recording(ValueError("a bug"))])
+    delivery.put(WAKE)
+
+    with pytest.raises(ValueError, match="a bug"):
+        delivery.close()
+    assert caplog.records[0].exc_info
+
+
+class Slow(Recording):
+    def __init__(self):
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def deliver(self, event):
+        self.go_on.wait()
+        super().deliver(event)
+
+
+def test_a_full_queue_drops_counts_and_never_blocks():
+    slow = Slow()
+    delivery = Delivery([slow], queue_events=2)
+    for _ in range(10):
+        delivery.put(WAKE)
+    slow.go_on.set()
+    delivery.close()
+
+    assert delivery.dropped >= 7
+    assert len(slow.events) + delivery.dropped == 10
+
+
+def test_where_time_does_not_press_nothing_is_dropped():
+    slow = Slow()
+    delivery = Delivery([slow], queue_events=2)
+    threading.Timer(0.1, slow.go_on.set).start()
+    for _ in range(10):
+        delivery.put(WAKE, wait=True)
+    delivery.close()
+
+    assert (delivery.dropped, len(slow.events)) == (0, 10)
+
+
+def test_complaints_of_one_kind_come_once_a_minute_with_their_count(caplog):
+    clock = {"now_s": 0.0}
+    complaints = Complaints(lambda: clock["now_s"])
+    for clock["now_s"] in (0.0, 1.0, 59.0, 61.0):
+        complaints.say("full", "disk")
+    complaints.say("late", "command")
+
+    assert [record.getMessage() for record in caplog.records] == ["full", "full (and 2 times more since the last such line)", "late"]
+
+
+def test_lines_are_for_people_and_json_is_for_scripts():
+    for as_json_too, wanted in ((False, as_line(WAKE)), (True, as_json(WAKE))):
+        out = io.StringIO()
+        sink = LineSink(out, json=as_json_too)
+        sink.deliver(GAP)
+        sink.deliver(WAKE)
+        assert out.getvalue() == wanted + "\n"
+    assert as_line(WAKE) == "     4.20 s  hey küche (ann)  score 1.23 / 0.70  latency 0.30 ms"
+    assert json.loads(as_json(WAKE)) == {
+        "kind": "wake",
+        "time": "1970-01-01T00:16:40.500Z",
+        "time_s": 1000.5,
+        "stream_s": 4.2,
+        "keyword": "hey küche",
+        "speaker": "ann",
+        "score": 1.2346,
+        "threshold": 0.7,
+        "latency_ms": 0.3,
+        "model": "edge-1",
+    }
+    assert as_line(GAP) == "     4.20 s  gap: lost_ms 120"
+
+
+def test_the_store_sink_keeps_gaps_too(tmp_path):
+    delivery = Delivery([StoreSink(Store(tmp_path))])
+    delivery.put(WAKE)
+    delivery.put(GAP)
+    delivery.close()
+
+    assert [(e.kind, e.extra) for e in Store(tmp_path).events()] == [("wake", {}), ("gap", {"lost_ms": 120})]
+
+
+def shell(text):
+    return [sys.executable, "-c", text]
+
+
+def test_a_command_gets_the_event_on_its_stdin(tmp_path):
+    sink = CommandSink([*shell("import sys; open(sys.argv[1], 'w').write(sys.stdin.read())"), str(tmp_path / "out")], 30)
+    sink.deliver(GAP)
+    sink.deliver(WAKE)
+    sink.close()
+
+    assert (tmp_path / "out").read_text() == as_json(WAKE) + "\n"
+
+
+def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path, caplog):
+    """And does not hold up the delivery."""
+    child = f"import time; time.sleep(5); open({str(tmp_path / 'late')!r}, 'w')"
+    sink = CommandSink(shell(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"), 1.0)
+    sink.deliver(WAKE)
+    start_s = time.monotonic()
+    sink.close()
+
+    assert time.monotonic() - start_s < 5
+    assert "killed after 1 s ([sinks] command_timeout_s)" in caplog.text
+    time.sleep(max(0.0, 6 - (time.monotonic() - start_s)))
+    assert not (tmp_path / "late").exists()
+
+
+def test_commands_that_pile_up_are_not_started(caplog):
+    sink = CommandSink(shell("import time; time.sleep(1)"), 30)
+    delivery = Delivery([sink])
+    for _ in range(COMMANDS + 3):
+        delivery.put(WAKE)
+    delivery.close()
+
+    assert f"{COMMANDS} of it are still running" in caplog.text
+
+
+def test_a_command_that_fails_or_reads_nothing_is_said(caplog):
+    caplog.set_level(logging.WARNING)
+    sink = CommandSink(shell("raise SystemExit(3)"), 30)
+    sink.deliver(WAKE)
+    sink.close()
+
+    assert "ended with 3" in caplog.text
+
+
+def test_a_command_that_is_not_there_is_a_configuration_error():
+    with pytest.raises(ConfigError, match='"no-such-program" is no program here'):
+        CommandSink(["no-such-program"], 1)
