@@ -98,8 +98,9 @@ def test_a_killed_sound_server_is_noticed_and_what_was_missed_is_counted(microph
         later = next(chunks)
         restart.join()
 
-    assert "the stream stopped" in caplog.messages[0] and "listening again" in caplog.messages[-1]
-    assert 2 * 16_000 < after.gap_samples <= waited_s * 16_000
+    assert "the stream st" in caplog.messages[0]  # "stopped", or "stalled" where libpulse hangs on the memory that it shared with the dead
+    assert "listening again" in caplog.messages[-1]
+    assert 2 * 16_000 < after.gap_samples <= (waited_s + 1) * 16_000
     assert before.first_sample == 0 and after.first_sample > after.gap_samples
     assert later.first_sample == after.first_sample + len(after.samples)
 
@@ -123,7 +124,7 @@ def test_a_dead_microphone_ends_in_an_error(microphone, monkeypatch):
         chunks = source.chunks()
         next(chunks)
         microphone.kill()
-        with pytest.raises(AudioError, match=r"mic:pulse: the stream stopped .* nothing was heard for \d+ s: "):
+        with pytest.raises(AudioError, match=r"mic:pulse: the stream (stopped|stalled).*; nothing was heard for \d+ s"):
             for _ in chunks:
                 pass
 
@@ -197,15 +198,15 @@ def test_a_device_that_refuses_16_khz_is_opened_at_its_own_rate(tmp_path):
         pytest.skip("jackd not installed (apt-get install jackd2)")
     env = {
         **os.environ,
-        "JACK_DEFAULT_SERVER": f"edgekws-{os.getpid()}",
+        "JACK_DEFAULT_SERVER": "edgekws-test",
         "JACK_NO_START_SERVER": "1",
         "PULSE_SERVER": f"unix:{tmp_path}/none",
     }
     server = subprocess.Popen(["jackd", "-r", "-d", "dummy", "-r", "48000"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     subprocess.run(["jack_wait", "-w", "-t", "20"], env=env, capture_output=True)
     done = subprocess.run([sys.executable, "-c", JACK_SCRIPT], env=env, capture_output=True, text=True)
-    server.kill()
-    server.wait()
+    server.terminate()  # Killed, it would leave one of the eight places for servers taken.
+    server.wait(30)
     if 'host API "jack"' in done.stderr or "no microphone" in done.stderr:
         pytest.skip("jackd does not start here, or PortAudio was built without it")
 
