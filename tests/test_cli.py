@@ -1,0 +1,355 @@
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgekws
+from edgekws.audio import read_recording
+from edgekws.model import find_model
+
+DEMO = Path(edgekws.__file__).parent / "demo"
+TRUTH = json.loads((DEMO / "truth.json").read_text())
+TAKES = sorted(map(str, DEMO.glob("enrol-*.flac")))
+STREAM = str(DEMO / "stream.flac")
+COMMAND = [sys.executable, "-m", "edgekws.cli"]
+
+
+class Edgekws:
+    """The command with a state directory of its own."""
+
+    def __init__(self, root):
+        self.root = root
+        self.env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
+
+    def __call__(self, *arguments, code=0, **options):
+        done = subprocess.run([*COMMAND, *map(str, arguments)], env=self.env, capture_output=True, text=True, timeout=120, **options)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def wakes(self, *arguments, **options):
+        lines = self("run", "--json", *arguments, **options).stdout.splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key not in ("time", "time_s", "latency_ms")} for line in lines]
+
+
+@pytest.fixture
+def cli(tmp_path):
+    return Edgekws(tmp_path / "state")
+
+
+@pytest.fixture(scope="module")
+def enrolled(tmp_path_factory):
+    if not (find_model() / "negatives.npz").exists():
+        pytest.skip("the packaged model has no negatives yet, so nothing can be enrolled")
+    cli = Edgekws(tmp_path_factory.mktemp("enrolled") / "state")
+    cli("enroll", TRUTH["keyword"], "--speaker", "ann", *TAKES)
+    return cli
+
+
+def test_every_keyword_of_the_demo_stream_is_printed_once(enrolled):
+    wakes = enrolled.wakes("--source", f"file:{STREAM}")
+
+    assert len(wakes) == len(TRUTH["spoken"])
+    for wake, spoken in zip(wakes, TRUTH["spoken"], strict=True):
+        assert spoken["start_s"] < wake["stream_s"] <= spoken["end_s"] + 0.5
+        assert (wake["keyword"], wake["speaker"]) == (TRUTH["keyword"], "ann")
+        assert wake["score"] >= wake["threshold"]
+
+
+@pytest.mark.parametrize("chunk", [1, 160, 16000])
+def test_any_chunking_gives_the_same_events(enrolled, chunk):
+    assert enrolled.wakes("--source", f"file:{STREAM}?chunk={chunk}") == enrolled.wakes("--source", f"file:{STREAM}?chunk=1280")
+
+
+def test_a_pipe_gives_the_same_events_as_a_file(enrolled):
+    process = subprocess.Popen(
+        [*COMMAND, "run", "--json", "--source", "stdin:"], env=enrolled.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    out, _ = process.communicate(read_recording(Path(STREAM)).tobytes(), timeout=120)
+
+    assert [json.loads(line)["stream_s"] for line in out.splitlines()] == [wake["stream_s"] for wake in enrolled.wakes("--source", STREAM)]
+
+
+def test_the_log_reads_back_what_was_printed(enrolled, tmp_path):
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    (cli.root / "edgekws.db").unlink(missing_ok=True)
+    printed = cli("run", "--json", "--source", STREAM).stdout.splitlines()
+    logged = [json.loads(line) for line in cli("log", "--json", "--since", "1h").stdout.splitlines()]
+
+    assert [{k: v for k, v in event.items() if k != "id"} for event in logged] == [json.loads(line) for line in printed]
+    assert len(cli("log").stdout.splitlines()) == len(printed)
+    assert [json.loads(line)["kind"] for line in cli("log", "--json", "--all").stdout.splitlines()][:: len(printed) + 1] == [
+        "start",
+        "stop",
+    ]
+    assert cli("log", "--since", "2999-01-01").stdout == ""
+
+
+def test_the_log_follows_a_listener(enrolled, tmp_path):
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    follower = subprocess.Popen([*COMMAND, "log", "--follow", "--json"], env=cli.env, stdout=subprocess.PIPE, text=True)
+    cli("run", "--source", STREAM)
+    lines = [json.loads(follower.stdout.readline()) for _ in TRUTH["spoken"]]
+    follower.send_signal(signal.SIGINT)
+
+    assert {line["keyword"] for line in lines} == {TRUTH["keyword"]}
+    assert follower.wait(30) == 130
+
+
+def test_the_second_start_takes_the_prototypes_as_they_were_kept(enrolled):
+    first = enrolled.wakes("--source", STREAM)
+    (kept,) = (enrolled.root / "prototypes").glob("*.npz")
+    written_ns = kept.stat().st_mtime_ns
+
+    assert enrolled.wakes("--source", STREAM) == first
+    assert kept.stat().st_mtime_ns == written_ns
+
+
+def test_settings_move_disable_and_tell(enrolled, tmp_path):
+    settings = tmp_path / "edgekws.toml"
+    wakes = enrolled.wakes("--source", STREAM)
+    settings.write_text(f'[detector]\nthreshold_offset = 0.5\n[keyword."{TRUTH["keyword"]}"]\nthreshold_offset = 0.25\n')
+    (moved,) = {wake["threshold"] for wake in enrolled.wakes("--source", STREAM, "--config", settings)}
+    assert moved == pytest.approx(wakes[0]["threshold"] + 0.75, abs=1e-3)
+
+    settings.write_text(f'[keyword."{TRUTH["keyword"]}"]\nenabled = false\n')
+    assert "nothing to listen for" in enrolled("run", "--source", STREAM, "--config", settings, code=1).stderr
+
+    told = tmp_path / "told"
+    settings.write_text(f'[store]\nroot = "{enrolled.root}"\n[sinks]\ncommand = ["sh", "-c", "cat >> {told}"]\n')
+    enrolled("run", "--source", STREAM, "--config", settings)
+    assert {json.loads(line)["keyword"] for line in told.read_text().splitlines()} == {TRUTH["keyword"]}
+
+
+def test_sigterm_ends_the_listener_cleanly_and_what_it_heard_is_kept(enrolled, tmp_path):
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    (cli.root / "edgekws.db").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [*COMMAND, "run", "--json", "--source", f"file:{STREAM}?paced=1"], env=cli.env, stdout=subprocess.PIPE, text=True
+    )
+    wake = json.loads(process.stdout.readline())
+    process.terminate()
+
+    assert process.wait(30) == 0
+    (kept,) = [json.loads(line) for line in cli("log", "--json").stdout.splitlines()]
+    assert kept["stream_s"] == wake["stream_s"]
+
+
+def test_a_reader_that_has_enough_is_no_trouble(enrolled):
+    done = subprocess.run(
+        ["bash", "-c", f"{' '.join(COMMAND)} run --json --source 'file:{STREAM}?paced=1' | head -n 1"],
+        env=enrolled.env,
+        capture_output=True,
+        text=True,
+    )
+
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr and "rror" not in done.stderr
+
+
+def test_a_full_disk_behind_stdout_is_one_line(enrolled):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "run", "--source", STREAM], env=enrolled.env, stdout=full, stderr=subprocess.PIPE, text=True)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "edgekws: output: No space left on device"
+
+
+def test_a_state_directory_that_cannot_be_written_is_said_once_and_the_listener_goes_on(cli, tmp_path):
+    cli.root.write_text("a file")
+    done = cli("run", "--source", STREAM, code=1)
+    assert "Not a directory" in done.stderr
+
+    cli.root.unlink()
+    cli.root.mkdir()
+    (cli.root / "edgekws.db").mkdir()
+    done = cli("run", "--source", STREAM)
+    assert len([line for line in done.stderr.splitlines() if line.startswith("edgekws:")]) == 1
+
+
+def test_enrolments_are_listed_and_removed(enrolled, tmp_path):
+    cli = Edgekws(tmp_path / "state")
+    for speaker in ("ann", "bob"):
+        cli("enroll", "open  sesame", "--speaker", speaker, *TAKES)
+    listed = json.loads(cli("enroll", "--list", "--json").stdout)
+    assert [(one["keyword"], one["speaker"], len(one["takes"])) for one in listed] == [("open sesame", who, 3) for who in ("ann", "bob")]
+
+    assert "recordings" in cli("enroll", "--remove", "open sesame", "--speaker", "ann").stdout
+    assert cli("enroll", "--list").stdout.split()[:3] == ["open", "sesame", "bob"]
+    assert 'Enrolled: "open sesame" (bob)' in cli("enroll", "--remove", "shut sesame", code=2).stderr
+
+
+def test_a_failed_enrolment_keeps_the_old_one(enrolled, tmp_path):
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    before = cli("enroll", "--list", "--json").stdout
+    silent = recording(tmp_path / "silent.wav", np.zeros(32000))
+    cli("enroll", TRUTH["keyword"], "--speaker", "ann", TAKES[0], TAKES[1], silent, code=1)
+
+    assert cli("enroll", "--list", "--json").stdout == before
+
+
+def recording(path, samples, rate_hz=16000, channels=1):
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, rate_hz, 0, "NONE", ""))
+        file.writeframes(np.clip(samples, -32768, 32767).astype("<i2").tobytes())
+    return path
+
+
+def test_recordings_that_make_no_keyword_are_refused_by_name(enrolled, tmp_path):
+    loud = np.sign(np.sin(np.arange(32000) / 9)) * 32767
+    bad = {"silent": np.zeros(32000), "clipped": loud, "short": np.ones(400) * 3000}
+    for name, samples in bad.items():
+        done = enrolled("enroll", "hey", TAKES[0], TAKES[1], recording(tmp_path / f"{name}.wav", samples), code=1)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("edgekws: ") and f"{name}.wav" in line
+    assert "hey" not in enrolled("enroll", "--list").stdout.split()
+
+
+def test_a_stereo_recording_at_another_rate_is_taken(enrolled, tmp_path):
+    takes = []
+    for i, take in enumerate(TAKES):
+        mono = read_recording(Path(take))
+        takes.append(
+            recording(
+                tmp_path / f"{i}.wav", np.repeat(np.interp(np.arange(0, len(mono), 16 / 44.1), np.arange(len(mono)), mono), 2), 44100, 2
+            )
+        )
+    cli = Edgekws(tmp_path / "state")
+    cli("enroll", TRUTH["keyword"], *takes)
+
+    assert len(cli.wakes("--source", STREAM)) == len(TRUTH["spoken"])
+
+
+WRONG = [
+    ((), 2, "COMMAND"),
+    (("sing",), 2, "invalid choice"),
+    (("enroll",), 2, "KEYWORD"),
+    (("enroll", "a\x07b"), 2, "printable name"),
+    (("enroll", "x" * 101), 2, "1 to 100 characters"),
+    (("enroll", "hey", "/no/such.wav"), 1, "no such file"),
+    (("enroll", "hey", __file__), 1, "not audio"),
+    (("log", "--since", "yesterday"), 2, "accepted is"),
+    (("log", "--config", "/no/such.toml"), 2, "no such file"),
+    (("run", "--source", "file:/no/such.wav"), 1, "no such file"),
+    (("run", "--source", f"file:{__file__}"), 1, "not audio"),
+    (("run", "--source", "tape:1"), 1, "Accepted"),
+    (("run", "--model", "huge", "--source", STREAM), 1, 'no model "huge"'),
+    (("models", "promote"), 2, "needs a model"),
+    (("models", "promote", "huge"), 1, 'no model "huge"'),
+    (("models", "rollback"), 1, "nothing to go back from"),
+    (("eval", "--corpus", "/no/such"), 1, "/no/such"),
+    (("eval", "--corpus", "/no/such", "--protocol", "guess"), 2, "protocol"),
+    (("bench", "--backend", "abacus"), 1, "abacus"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), WRONG, ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else None)
+def test_what_is_wrong_is_said_in_a_line_with_its_exit_code(cli, arguments, code, said):
+    done = cli(*arguments, code=code)
+
+    assert done.stdout == ""
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_an_unknown_key_in_the_settings_is_wrong_usage(cli, tmp_path):
+    (tmp_path / "edgekws.toml").write_text("[detector]\nrefractory = 1\n")
+
+    assert 'did you mean "refractory_s"?' in cli("run", "--config", tmp_path / "edgekws.toml", code=2).stderr
+
+
+def altered_onnx(path):
+    (path / "model.onnx").write_bytes((path / "model.onnx").read_bytes() + b"\0")
+
+
+def later_manifest(path):
+    raw = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**raw, "format": 99}))
+
+
+MODEL_FAULTS = [(altered_onnx, "altered"), (lambda path: (path / "parity.npz").unlink(), "missing"), (later_manifest, "format 99")]
+
+
+@pytest.mark.parametrize(("fault", "said"), MODEL_FAULTS, ids=["altered", "missing", "later"])
+def test_a_model_that_is_not_whole_is_refused_and_the_one_in_use_stays(cli, tmp_path, fault, said):
+    path = shutil.copytree(find_model(), tmp_path / "model")
+    fault(path)
+    for arguments in (("run", "--model", path, "--source", STREAM), ("models", "promote", path)):
+        assert said in cli(*arguments, code=1).stderr.splitlines()[-1]
+    listed = json.loads(cli("models", "list", "--json").stdout)
+
+    assert [row["where"] for row in listed if row["current"]] == ["built in"]
+
+
+def test_a_promoted_model_listens_until_it_is_rolled_back(cli):
+    model = find_model("edge-small")
+    cli("models", "promote", model)
+    (row,) = [row for row in json.loads(cli("models", "--json").stdout) if row["current"]]
+    assert (row["where"], row["network"]) == ("promoted", "edge-small")
+    assert json.loads(cli("models", "show").stdout)["network"] == "edge-small"
+
+    cli("models", "rollback")
+    assert json.loads(cli("models", "show").stdout)["network"] == "edge"
+
+
+def test_without_any_enrolment_the_bundled_keyword_is_listened_for(cli):
+    if not (find_model() / "prototypes.npz").exists():
+        pytest.skip("the packaged model brings no keyword yet")
+
+    assert "hey jetson" in cli("run", "--source", STREAM).stderr
+
+
+def test_watch_prints_lines_into_a_pipe(enrolled):
+    lines = enrolled("watch", "--source", STREAM).stdout.splitlines()
+
+    assert sum("WAKE" in line for line in lines) == len(TRUTH["spoken"])
+    assert all(re.match(r" +\d+\.\d\d s +-?\d+ dBFS  open sesame \(ann\) ", line) for line in lines)
+
+
+def test_watch_moves_on_a_terminal_and_leaves_it_as_it_was(enrolled):
+    ear, terminal = pty.openpty()
+    process = subprocess.Popen([*COMMAND, "watch", "--source", STREAM], env=enrolled.env, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    deadline_s = time.monotonic() + 60
+    while shown.count(b"\x1b[H") < 5 and time.monotonic() < deadline_s:
+        if select.select([ear], [], [], 1)[0]:
+            shown += os.read(ear, 65536)
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None or select.select([ear], [], [], 0)[0]:
+        try:
+            shown += os.read(ear, 65536)
+        except OSError:
+            break
+    os.close(ear)
+
+    assert process.wait(30) == 0
+    assert shown.startswith(b"\x1b[?1049h") and b"open sesame (ann)" in shown and b"dBFS" in shown
+    assert b"\x1b[?25h\x1b[?1049l" in shown and b"Traceback" not in shown
+
+
+def test_the_demo_hears_every_keyword_and_leaves_nothing_behind(enrolled, tmp_path):
+    cli = Edgekws(tmp_path / "state")
+    done = cli("demo")
+
+    assert len(re.findall(r"open sesame .* latency", done.stdout)) == len(TRUTH["spoken"])
+    assert "5 of 5 spoken keywords heard, 0 false wakes" in done.stderr and "--listen" in done.stderr
+    assert not cli.root.exists()
+
+
+def test_help_needs_nothing_heavy():
+    script = (
+        "import sys; from edgekws.cli import _parser; _parser(); print(*sorted({'numpy', 'sqlite3', 'onnxruntime'} & set(sys.modules)))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
