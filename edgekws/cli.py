@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--spoken-minutes", type=int, metavar="N", help="of synthetic speech")
     pretrain.add_argument("--steps", type=int, metavar="N", help="of each network; else the recipe's own")
     pretrain.add_argument("--seed", type=int, default=1, metavar="N")
-    pretrain.add_argument("--no-teacher", action="store_true", help="words alone, for comparison")
+    pretrain.add_argument("--no-teacher", action="store_true", help="learn from words alone, for comparison")
     return parser
 
 
@@ -198,18 +198,13 @@ def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
     return load_model(store.current_model() or find_model(settings.model.id))
 
 
-def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) -> list[Enrolled]:
-    """What this model listens for: what is enrolled, else the keywords that it brings; with the operator's choices.
-
-    Raises:
-        EnrolmentError: nothing at all.
-    """
+def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment], model: Model, engine: Engine) -> list[Enrolled]:
+    """What is enrolled, as a model hears it: as it was kept, or made from the recordings and kept."""
     from edgekws import enrolment
 
     cached_for = f"{model.id} {model.raw['files']} {__version__}"  # the id alone would trust that a version never changes
     kept = store.prototypes(cached_for)
     found: dict[str, Enrolled] = {}
-    enrolments = store.enrolments()
     for one in enrolments:
         chosen = settings.keyword.get(one.keyword)
         only = one.only_enrolled if chosen is None or chosen.only_enrolled is None else chosen.only_enrolled
@@ -224,17 +219,29 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) ->
             found = store.prototypes(cached_for) or found  # what they have in common is one array then, not one each
         except StoreError as error:
             log.warning("%s", error)
-    heard = list(found.values()) if enrolments else enrolment.bundled(model)
+    return list(found.values())
+
+
+def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) -> list[Enrolled]:
+    """What this model listens for: what is enrolled, else the keywords that it brings; with the operator's choices.
+
+    Raises:
+        EnrolmentError: nothing at all.
+    """
+    from edgekws import enrolment
+
+    enrolments = store.enrolments()
+    heard = _prototypes(settings, store, enrolments, model, engine) if enrolments else enrolment.bundled(model)
     if unknown := sorted(set(settings.keyword) - {one.keyword for one in heard}):
         log.warning('[keyword."%s"] is configured but not enrolled. Enrolled: %s', unknown[0], _names(heard))
     tuned = []
-    for spotted in heard:
-        chosen = settings.keyword.get(spotted.keyword)
+    for one in heard:
+        chosen = settings.keyword.get(one.keyword)
         if chosen is None or chosen.enabled:
             offset = settings.detector.threshold_offset + (chosen.threshold_offset if chosen else 0.0)
-            tuned.append(dataclasses.replace(spotted, threshold=spotted.threshold + offset))
+            tuned.append(dataclasses.replace(one, threshold=one.threshold + offset))
     if not tuned:
-        why = "every keyword is left out or disabled" if heard or enrolments else f"nothing is enrolled, and {model.id} brings no keyword"
+        why = "every keyword is left out or disabled" if enrolments or heard else f"nothing is enrolled, and {model.id} brings no keyword"
         raise EnrolmentError(f"there is nothing to listen for: {why}. Try: edgekws enroll KEYWORD")
     return tuned
 
@@ -342,6 +349,8 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
         recordings = _record(keyword, options.source or settings.audio.source)
     made = enrolment.enrol(keyword, speaker, recordings, engine, model, only_enrolled=options.only_enrolled)
     store.save_enrolment(keyword, speaker, recordings, only_enrolled=options.only_enrolled)
+    # The listener takes these; if it made them itself it would read the negatives, and need 104 MB instead of 70 (measured).
+    _prototypes(settings, store, store.enrolments(), model, engine)
     who = f" ({speaker}{', nobody else' if options.only_enrolled else ''})" if speaker or options.only_enrolled else ""
     print(f'enrolled "{keyword}"{who} from {len(recordings)} recordings, threshold {made.threshold:.2f}', flush=True)
     if len(recordings) < SHOTS:

@@ -107,13 +107,16 @@ def test_the_log_follows_a_listener(enrolled, tmp_path):
     assert follower.wait(30) == 130
 
 
-def test_the_second_start_takes_the_prototypes_as_they_were_kept(enrolled):
-    first = enrolled.wakes("--source", STREAM)
-    (kept,) = (enrolled.root / "prototypes").glob("*.npz")
+def test_prototypes_are_made_at_enrolment_and_again_where_they_are_missing(enrolled, tmp_path):
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    (kept,) = (cli.root / "prototypes").glob("*.npz")
     written_ns = kept.stat().st_mtime_ns
-
-    assert enrolled.wakes("--source", STREAM) == first
+    first = cli.wakes("--source", STREAM)
     assert kept.stat().st_mtime_ns == written_ns
+
+    kept.unlink()
+    assert cli.wakes("--source", STREAM) == first
+    assert kept.exists()
 
 
 def test_settings_move_disable_and_tell(enrolled, tmp_path):
