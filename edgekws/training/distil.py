@@ -19,6 +19,7 @@ from edgekws.training.networks import Network
 CROP_HOPS = 60
 WARM_HOPS = 13  # a crop starts from zero states: the loss waits until the convolutions' 1.02 s are filled
 WORD_TAIL_HOPS = 2
+REAL_WEIGHT = 3.0  # recorded speech is scarce: one hour against seven, and what we are for
 TEMPERATURE = 0.07
 
 
@@ -35,9 +36,11 @@ class Projection:
     """float32, shape (96, dim)."""
 
     @classmethod
-    def fit(cls, targets: np.ndarray, dim: int) -> Projection:
-        """From teacher embeddings (hops, 96); rows of NaN are skipped."""
-        rows = targets[::3].astype(np.float64)
+    def fit(cls, material: Material, dim: int) -> Projection:
+        """Recorded and synthesised speech count alike, however much there is of each."""
+        real = np.repeat(material.real, np.diff(material.starts))
+        spoken, recorded = material.targets[~real][::3], material.targets[real]
+        rows = np.concatenate([spoken[:: max(1, len(spoken) // len(recorded))] if len(recorded) else spoken, recorded]).astype(np.float64)
         rows = rows[~np.isnan(rows).any(1)]
         mean = rows.mean(0)
         values, vectors = np.linalg.eigh(np.cov(rows.T))
@@ -72,7 +75,7 @@ class Crops:
         self._material, self._targets, self._batch, self._pairs = material, targets, batch, pairs
         self._rng = np.random.default_rng(seed)
         self._lengths = np.diff(material.starts)
-        chance = np.maximum(0, self._lengths - CROP_HOPS).astype(float)
+        chance = np.maximum(0, self._lengths - CROP_HOPS) * np.where(material.real, REAL_WEIGHT, 1.0)
         self._chance = chance / chance.sum()
         self._by_word: dict[int, np.ndarray] = {}
         if pairs:

@@ -54,6 +54,8 @@ class Stream:
     targets: np.ndarray
     """float32, shape (n // 1280, 96); NaN where the teacher had not heard enough."""
     words: list[Word] = field(default_factory=list)
+    real: bool = False
+    """Recorded speech, not synthesised."""
 
 
 def train_files(corpus: Path) -> tuple[list[Path], list[Path]]:
@@ -143,7 +145,7 @@ def real_streams(paths: Sequence[Path], teacher: Teacher | None) -> Iterator[Str
         samples = to_int16(at_level(read_audio(path), LEVEL_DBFS))
         for start in range(0, len(samples) - 10 * SAMPLE_RATE_HZ, STREAM_S * SAMPLE_RATE_HZ):
             piece = samples[start : start + STREAM_S * SAMPLE_RATE_HZ]
-            yield Stream(piece, listen(piece, teacher))
+            yield Stream(piece, listen(piece, teacher), real=True)
 
 
 def room_response(rng: np.random.Generator, rt60_s: float) -> np.ndarray:
@@ -155,6 +157,19 @@ def room_response(rng: np.random.Generator, rt60_s: float) -> np.ndarray:
     tail *= 10 ** (-direct_to_tail_db / 20) / np.sqrt((tail**2).sum())
     tail[0] = 1
     return tail.astype(np.float32)
+
+
+def coloured(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As some microphone would colour it: a random smooth curve of some decibels, at times the narrow band of a cheap or old one."""
+    spectrum = np.fft.rfft(samples)
+    octave = np.log2(np.maximum(np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE_HZ), 30))
+    knots = np.linspace(np.log2(60), 13, 7)
+    gain_db = np.interp(octave, knots, rng.normal(0, 5, 7))
+    if rng.random() < 0.25:
+        gain_db -= np.maximum(0, octave - np.log2(rng.uniform(2500, 6500))) * rng.uniform(20, 90)
+    if rng.random() < 0.3:
+        gain_db -= np.maximum(0, np.log2(rng.uniform(80, 350)) - octave) * 18
+    return np.fft.irfft(spectrum * 10 ** (gain_db / 20), len(samples)).astype(np.float32)
 
 
 def made_noise(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -184,9 +199,8 @@ def disturbed(
     level = active_rms(stream.samples)
     if rng.random() < (0.25 if mild else 0.6):
         speech = scipy.signal.fftconvolve(speech, room_response(rng, rng.uniform(0.08, 0.7)))[:n].astype(np.float32)
-    if rng.random() < 0.5:  # the microphone's own colour: a tilt and a bump
-        b, a = scipy.signal.butter(1, rng.uniform(200, 3000), rng.choice(["low", "high"]), fs=SAMPLE_RATE_HZ)
-        speech = speech + np.float32(rng.uniform(-0.6, 1.5)) * scipy.signal.lfilter(b, a, speech).astype(np.float32)
+    if rng.random() < 0.7:
+        speech = coloured(speech, rng)
     noise = np.zeros(n, np.float32)
     at = 0
     while at < n:  # the noise changes every few seconds
@@ -212,6 +226,8 @@ def disturbed(
         noise[at : at + length] = wave * np.float32(level / power * 10 ** (-snr_db / 20))
         at += length
     mixed = speech + noise
+    if rng.random() < 0.3:
+        mixed = coloured(mixed, rng)
     gain_db = rng.uniform(-24, 8)  # from LEVEL_DBFS: microphones differ by more than 30 dB
     mixed = mixed * np.float32(10 ** (gain_db / 20))
     if rng.random() < 0.05:
@@ -249,7 +265,7 @@ def make_streams(corpus: Path | None, wheel: Path | None, spoken_minutes: int, s
 
 def save_streams(path: Path, streams: Sequence[Stream]) -> None:
     """One npz without pickle."""
-    lengths = np.array([[len(s.samples), len(s.targets), len(s.words)] for s in streams])
+    lengths = np.array([[len(s.samples), len(s.targets), len(s.words), s.real] for s in streams])
     words = [w for s in streams for w in s.words]
     np.savez(
         path,
@@ -270,9 +286,9 @@ def load_streams(path: Path) -> list[Stream]:
         lengths = data["lengths"]
     streams = []
     a = b = c = 0
-    for n, m, k in lengths:
+    for n, m, k, real in lengths:
         words = [Word(str(text[i]), str(speaker[i]), int(place[i][0]), int(place[i][1])) for i in range(c, c + k)]
-        streams.append(Stream(samples[a : a + n], targets[b : b + m], words))
+        streams.append(Stream(samples[a : a + n], targets[b : b + m], words, bool(real)))
         a, b, c = a + n, b + m, c + k
     return streams
 
@@ -287,6 +303,8 @@ class Material:
     """float16, shape (hops, 96): the teacher on the clean stream, NaN where it had not heard enough."""
     starts: np.ndarray
     """First hop of each stream, and the number of hops at the end: shape (streams + 1,)."""
+    real: np.ndarray
+    """bool, shape (streams,): recorded speech, not synthesised."""
     words: np.ndarray
     """int64, shape (words, 3): the word's number, the speaker's number, and the first hop that has heard the whole word."""
 
@@ -321,7 +339,7 @@ def make_material(streams: Sequence[Stream], noise: Sequence[Path], copies: int,
                 )
     _shared = ((), ())
     targets = np.concatenate([s.targets[:n] for s, n in zip(streams, hops, strict=True)]).astype(np.float16)
-    return Material(frames, targets, starts, _number_words(streams, starts))
+    return Material(frames, targets, starts, np.array([s.real for s in streams]), _number_words(streams, starts))
 
 
 def _number_words(streams: Sequence[Stream], starts: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def pretrain(
     streams = _streams(out / "streams.npz", teacher_wheel, corpus, data, spoken_minutes, seed)
     material = _material(out / "material.npz", streams, train_files(corpus)[1] if corpus else [], seed)
     step_dim = int(spec(networks[0])["step_dim"])
-    projection = Projection.fit(material.targets, step_dim) if teacher_wheel else None
+    projection = Projection.fit(material, step_dim) if teacher_wheel else None
     negatives = _negative_streams(streams, heard, seed)
     models = []
     for name in networks:
@@ -178,15 +178,15 @@ def _material(path: Path, streams: Sequence[Stream], noise: Sequence[Path], seed
     if not path.exists():
         made = material_module.make_material(streams, noise, 4, seed)
         temporary = path.with_suffix(".new.npz")
-        np.savez(temporary, frames=made.frames, targets=made.targets, starts=made.starts, words=made.words)
+        np.savez(temporary, frames=made.frames, targets=made.targets, starts=made.starts, real=made.real, words=made.words)
         temporary.replace(path)
     with np.load(path, allow_pickle=False) as data:
-        return Material(data["frames"], data["targets"], data["starts"], data["words"])
+        return Material(data["frames"], data["targets"], data["starts"], data["real"], data["words"])
 
 
 def _negative_streams(streams: Sequence[Stream], heard: Sequence[Path], seed: int) -> list[np.ndarray]:
     """What thresholds are calibrated on: text-to-speech, the corpus' training speech and its training noise, a minute or more each."""
-    spoken = [s.samples for s in streams if s.words][:NEGATIVE_SPOKEN_MINUTES]
+    spoken = [s.samples for s in streams if not s.real][:NEGATIVE_SPOKEN_MINUTES]
     speech = [to_int16(at_level(read_audio(p), -25)) for p in heard if "noise" not in p.parts]
     noise = [read_audio(p) for p in heard if "noise" in p.parts]
     return [*spoken, *speech, *([np.concatenate(noise)] if noise else [])]
@@ -206,7 +206,7 @@ def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher | None) 
         nonlocal pieces, words, total
         if total > 10 * SAMPLE_RATE_HZ:
             samples = to_int16(np.concatenate(pieces))
-            streams.append(Stream(samples, material_module.listen(samples, teacher), words))
+            streams.append(Stream(samples, material_module.listen(samples, teacher), words, real=True))
         pieces, words, total = [], [], 0
 
     for i in rng.permutation(len(utterances)):
