@@ -27,6 +27,7 @@ from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 STREAM_S = 60
 LEVEL_DBFS = -25.0
 LEXICON_WORDS = 500
+COLOUR_TAPS = 1024
 
 # The corpus' negatives and noise serve training and evaluation: these go to training, all others are for evaluation only.
 # By source and speaker: nathalie (one Dutch voice) and 70 LibriSpeech readers train, kathleen and 61 other readers evaluate.
@@ -161,15 +162,14 @@ def room_response(rng: np.random.Generator, rt60_s: float) -> np.ndarray:
 
 def coloured(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """As some microphone would colour it: a random smooth curve of some decibels, at times the narrow band of a cheap or old one."""
-    spectrum = np.fft.rfft(samples)
-    octave = np.log2(np.maximum(np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE_HZ), 30))
-    knots = np.linspace(np.log2(60), 13, 7)
-    gain_db = np.interp(octave, knots, rng.normal(0, 5, 7))
+    octave = np.log2(np.maximum(np.fft.rfftfreq(COLOUR_TAPS, 1 / SAMPLE_RATE_HZ), 30))
+    gain_db = np.interp(octave, np.linspace(np.log2(60), 13, 7), rng.normal(0, 5, 7))
     if rng.random() < 0.25:
         gain_db -= np.maximum(0, octave - np.log2(rng.uniform(2500, 6500))) * rng.uniform(20, 90)
     if rng.random() < 0.3:
         gain_db -= np.maximum(0, np.log2(rng.uniform(80, 350)) - octave) * 18
-    return np.fft.irfft(spectrum * 10 ** (gain_db / 20), len(samples)).astype(np.float32)
+    taps = np.roll(np.fft.irfft(10 ** (gain_db / 20)), COLOUR_TAPS // 2) * np.hanning(COLOUR_TAPS)
+    return scipy.signal.oaconvolve(samples, taps.astype(np.float32), "same").astype(np.float32)
 
 
 def made_noise(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -198,7 +198,7 @@ def disturbed(
     n = len(speech)
     level = active_rms(stream.samples)
     if rng.random() < (0.25 if mild else 0.6):
-        speech = scipy.signal.fftconvolve(speech, room_response(rng, rng.uniform(0.08, 0.7)))[:n].astype(np.float32)
+        speech = scipy.signal.oaconvolve(speech, room_response(rng, rng.uniform(0.08, 0.7)))[:n].astype(np.float32)
     if rng.random() < 0.7:
         speech = coloured(speech, rng)
     noise = np.zeros(n, np.float32)
