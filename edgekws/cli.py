@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a directory with a manifest.csv")
     evaluate.add_argument("--keyword", nargs="+", action="extend", metavar="K", help="else all")
     evaluate.add_argument("--shots", type=int, default=SHOTS, metavar="N", help="recordings that enrol a user (%(default)s)")
+    evaluate.add_argument("--only-enrolled", action="store_true", help="enrol users so that nobody else may wake their keyword")
     evaluate.add_argument("--model", metavar="ID|DIR", help=model)
     evaluate.add_argument("--protocol", default="stream", help="stream (as deployed) or paper (as published)")
     evaluate.add_argument(
@@ -568,6 +569,7 @@ def _eval(options: argparse.Namespace) -> int:
         _model(settings, _store(settings), options.model),
         keywords=options.keyword,
         shots=options.shots,
+        only_enrolled=options.only_enrolled,
         protocol=options.protocol,
         conditions=options.condition,
         negatives=options.negatives,

@@ -679,6 +679,7 @@ def evaluate(
     *,
     keywords: Sequence[str] | None = None,
     shots: int = 3,
+    only_enrolled: bool = False,
     protocol: str = "stream",
     conditions: Sequence[str] | None = None,
     negatives: Sequence[str] | None = None,
@@ -690,6 +691,7 @@ def evaluate(
     Args:
         keywords: labels in the manifest; None is all.
         shots: recordings that each user is enrolled from, the first ones; fewer where there are fewer.
+        only_enrolled: users enrol so that nobody else may wake their keyword.
         conditions: of CONDITIONS; clean is always among them. None is all, in the protocol `paper` clean alone.
         negatives: labels, folders, or how a path or source begins; None is all.
         progress: is given a line now and then.
@@ -712,7 +714,7 @@ def evaluate(
     engine = load_engine(model, backend)
     if progress:
         progress(f"enrolling {len({(row.label, row.speaker) for row in material.test})} users")
-    users, refused = _enrol(material, engine, model, shots)
+    users, refused = _enrol(material, engine, model, shots, only_enrolled)
     clips_s = sum(row.duration_s + BEFORE_S + AFTER_S for row in material.test)
     negatives_s = sum(row.duration_s for row in material.negatives)
     total_s = len(heard) * clips_s + (len(heard) - ("follow" in heard)) * negatives_s
@@ -746,6 +748,7 @@ def evaluate(
         "network": model.network,
         "protocol": protocol,
         "shots": shots,
+        "only_enrolled": only_enrolled,
         "hop_ms": HOP_MS,
         "negative_hours": listener.hours,
         "negative_files": len(material.negatives),
@@ -761,7 +764,9 @@ def evaluate(
     }
 
 
-def _enrol(corpus: _Corpus, engine: Engine, model: Model, shots: int) -> tuple[dict[str, list[User]], list[dict[str, str]]]:
+def _enrol(
+    corpus: _Corpus, engine: Engine, model: Model, shots: int, only_enrolled: bool
+) -> tuple[dict[str, list[User]], list[dict[str, str]]]:
     """Those with test takes, by keyword; and whose enrolment was refused and why."""
     users: dict[str, list[User]] = {}
     refused = []
@@ -776,13 +781,13 @@ def _enrol(corpus: _Corpus, engine: Engine, model: Model, shots: int) -> tuple[d
         recordings = [read_recording(corpus.root / row.path) for row in rows[:shots]]
         enrolled: Enrolled | None = None
         try:
-            enrolled = enrol(keyword, speaker, recordings, engine, model)
+            enrolled = enrol(keyword, speaker, recordings, engine, model, only_enrolled=only_enrolled)
         except EnrolmentError as error:
             refusal = error
             refused.append({"keyword": keyword, "speaker": speaker, "reason": str(error)})
             # Recordings that are only unlike each other are what this user has: to leave them out would flatter the figures.
             with suppress(EnrolmentError):
-                enrolled = enrol(keyword, speaker, recordings, engine, model, strict=False)
+                enrolled = enrol(keyword, speaker, recordings, engine, model, only_enrolled=only_enrolled, strict=False)
         users.setdefault(keyword, []).append(User(keyword, speaker, enrolled))
     if without:
         corpus.notes.append(f"{without} speakers with test takes but nothing to enrol them from were left out")
