@@ -100,9 +100,7 @@ def test_the_log_reads_back_what_was_printed(enrolled, tmp_path):
 def test_the_log_follows_a_listener(enrolled, tmp_path):
     cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
     heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background is started with SIGINT ignored
-    follower = subprocess.Popen(
-        [*COMMAND, "log", "--follow", "--json"], env=cli.env, stdout=subprocess.PIPE, text=True, preexec_fn=heeding
-    )
+    follower = subprocess.Popen([*COMMAND, "log", "--follow", "--json"], env=cli.env, stdout=subprocess.PIPE, text=True, preexec_fn=heeding)
     cli("run", "--source", STREAM)
     lines = [json.loads(follower.stdout.readline()) for _ in TRUTH["spoken"]]
     follower.send_signal(signal.SIGINT)

@@ -1,5 +1,6 @@
 """The whole way: a sound server plays, PortAudio captures, `edgekws run` reports."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -45,6 +46,6 @@ def test_every_keyword_played_into_a_sound_server_is_reported(null_sink, tmp_pat
 
     assert [wake["keyword"] for wake in wakes] == [truth["keyword"]] * len(truth["spoken"])
     assert rest == ""
-    spoken = [b["end_s"] - a["end_s"] for a, b in zip(truth["spoken"], truth["spoken"][1:], strict=False)]
-    heard = [b["stream_s"] - a["stream_s"] for a, b in zip(wakes, wakes[1:], strict=False)]
+    spoken = [b["end_s"] - a["end_s"] for a, b in itertools.pairwise(truth["spoken"])]
+    heard = [b["stream_s"] - a["stream_s"] for a, b in itertools.pairwise(wakes)]
     assert all(abs(a - b) < 0.5 for a, b in zip(spoken, heard, strict=True))

@@ -39,8 +39,9 @@ class Projection:
     def fit(cls, material: Material, dim: int) -> Projection:
         """Recorded and synthesised speech count alike, however much there is of each."""
         real = np.repeat(material.real, np.diff(material.starts))
-        spoken, recorded = material.targets[~real][::3], material.targets[real]
-        rows = np.concatenate([spoken[:: max(1, len(spoken) // len(recorded))] if len(recorded) else spoken, recorded]).astype(np.float64)
+        parts = [part for part in (material.targets[~real], material.targets[real]) if len(part)]
+        fewest = min(len(part) for part in parts)
+        rows = np.concatenate([part[np.linspace(0, len(part) - 1, fewest).astype(int)] for part in parts]).astype(np.float64)
         rows = rows[~np.isnan(rows).any(1)]
         mean = rows.mean(0)
         values, vectors = np.linalg.eigh(np.cov(rows.T))

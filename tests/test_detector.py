@@ -1,0 +1,72 @@
+"""Scores to detections, on embeddings made by hand."""
+
+import numpy as np
+import pytest
+
+from edgekws.detector import COHORT_NEAREST, Detector, scores
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Detection, Enrolled
+
+DIM = 16
+ONE, TWO, OTHER = np.eye(DIM, dtype=np.float32)[:3]
+
+
+def enrolled(keyword, speaker, direction, **more):
+    return Enrolled(keyword, speaker, direction[None], 0.5, **more)
+
+
+def hear(detector, *embeddings):
+    return [found for hop, row in enumerate(embeddings, 1) for found in detector.step(row, hop * HOP_SAMPLES)]
+
+
+def test_a_keyword_wakes_once_in_the_refractory_time():
+    refractory_hops = round(2.0 * SAMPLE_RATE_HZ / HOP_SAMPLES)
+    found = hear(Detector([enrolled("hey", "ann", ONE)]), *[ONE] * (refractory_hops + 1))
+
+    assert [one.end_sample // HOP_SAMPLES for one in found] == [1, 1 + refractory_hops]
+
+
+def test_keywords_have_refractory_times_of_their_own():
+    found = hear(Detector([enrolled("hey", "ann", ONE), enrolled("stop", "ann", TWO)]), ONE, TWO)
+
+    assert [one.keyword for one in found] == ["hey", "stop"]
+
+
+def test_the_nearest_speaker_is_named():
+    found = hear(Detector([enrolled("hey", "ann", ONE), enrolled("hey", "bob", TWO)]), (0.6 * ONE + 0.8 * TWO).astype(np.float32))
+
+    assert found == [Detection("hey", "bob", pytest.approx(0.8), 0.5, HOP_SAMPLES)]
+
+
+def test_a_reset_forgets_scores_and_holds_the_refractory_time():
+    detector = Detector([enrolled("hey", "ann", ONE)])
+    hear(detector, ONE)
+    detector.reset()
+
+    assert detector.latest == {}
+    assert detector.step(ONE, 2 * HOP_SAMPLES) == []
+
+
+def test_what_the_cohort_has_in_common_is_taken_off():
+    cohort = np.repeat(OTHER[None], COHORT_NEAREST, 0)
+    heard = (0.8 * ONE + 0.6 * OTHER).astype(np.float32)
+
+    assert scores(heard[None], enrolled("hey", "ann", ONE)) == pytest.approx(0.8)
+    assert scores(heard[None], enrolled("hey", "ann", ONE, cohort=cohort)) == pytest.approx(0.8 - 0.5 * 0.6)
+
+
+def test_step_by_step_scores_are_those_of_the_whole_stream():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((50, DIM)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    one = enrolled("hey", "ann", rows[3], scale=7.0, offset=0.2, cohort=rows[20:40])
+    detector = Detector([one, enrolled("stop", "bob", rows[5])])
+    found = []
+    for hop, row in enumerate(rows, 1):
+        detector.step(row, hop * HOP_SAMPLES)
+        found.append(detector.latest["hey", "ann"])
+
+    assert np.allclose(found, scores(rows, one), atol=1e-5)
+
+
+def test_nobody_enrolled_hears_nothing():
+    assert hear(Detector([]), ONE) == []

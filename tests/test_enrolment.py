@@ -1,0 +1,144 @@
+"""The packaged model, the demo's recordings (synthetic speech of our own making) and what people do wrong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from edgekws import enrolment
+from edgekws.detector import Detector, scores
+from edgekws.engines import load_engine
+from edgekws.errors import EnrolmentError
+from edgekws.model import find_model, load_model
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
+
+DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
+TRUTH = json.loads((DEMO / "truth.json").read_text())
+
+
+def read(name):
+    return soundfile.read(DEMO / name, dtype="int16")[0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(find_model())
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return load_engine(model)
+
+
+@pytest.fixture(scope="module")
+def takes():
+    return [read(f"enrol-{i}.flac") for i in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def stream(engine):
+    return enrolment.embed(read("stream.flac"), engine)
+
+
+def wakes_s(stream, enrolled):
+    detector = Detector([enrolled])
+    return [hop * HOP_SAMPLES / SAMPLE_RATE_HZ for hop, row in enumerate(stream, 1) if detector.step(row, hop * HOP_SAMPLES)]
+
+
+def assert_all_heard(wakes):
+    assert len(wakes) == len(TRUTH["spoken"])
+    assert all(spoken["start_s"] < wake < spoken["end_s"] + 0.5 for spoken, wake in zip(TRUTH["spoken"], wakes, strict=True))
+
+
+def test_three_recordings_make_a_keyword_that_is_heard_and_nothing_else(engine, model, takes, stream):
+    assert_all_heard(wakes_s(stream, enrolment.enrol("open sesame", "demo", takes, engine, model)))
+
+
+def test_a_tightly_trimmed_recording_is_given_its_context_back(engine, model, takes, stream):
+    """A rival that trims its references falls from 100 % to 1 % recall."""
+    trimmed = [take[slice(*enrolment.speech_span(take))] for take in takes]
+
+    assert_all_heard(wakes_s(stream, enrolment.enrol("open sesame", "demo", trimmed, engine, model)))
+
+
+def test_noise_after_the_word_does_not_move_its_end(takes):
+    start, end = enrolment.speech_span(takes[0])
+    click = takes[0].copy()
+    click[-1600:-1400] = 4000
+
+    assert enrolment.speech_span(click) == (start, end)
+
+
+def test_the_threshold_gives_the_promised_rate_on_the_bundled_negatives(engine, model, takes):
+    """The fit may be off by what Poisson allows at 0.2 an hour: at most 3 events in the two hours and more."""
+    made = enrolment.enrol("open sesame", "demo", takes, engine, model)
+    negatives, _, common = enrolment.load_negatives(model)
+    similarities = negatives.similarities(made.prototypes)
+    highest = np.concatenate([(one[:, 0] - taken - made.offset) * made.scale for one, taken in zip(similarities, common, strict=True)])
+
+    assert negatives.hours > 2
+    assert len([peak for peak in enrolment.peaks(highest, 30) if peak >= made.threshold]) <= 3
+
+
+def test_only_enrolled_never_lowers_the_threshold(engine, model, takes):
+    anyone = enrolment.enrol("open sesame", "demo", takes, engine, model)
+    only = enrolment.enrol("open sesame", "demo", takes, engine, model, only_enrolled=True)
+
+    assert only.only_enrolled
+    assert only.threshold >= anyone.threshold
+
+
+def test_the_same_recordings_give_the_same_keyword(engine, model, takes):
+    first, second = (enrolment.enrol("open sesame", "demo", takes, engine, model) for _ in range(2))
+
+    assert np.array_equal(first.prototypes, second.prototypes)
+    assert replace(first, prototypes=0, cohort=0) == replace(second, prototypes=0, cohort=0)
+
+
+def test_quantised_negatives_score_as_the_engine_does(engine, model):
+    """The calibration reads int8 steps, the listener float32 embeddings."""
+    samples = read("stream.flac")[: 20 * HOP_SAMPLES]
+    rows = enrolment.embed(samples, engine)
+    length = model.raw["spec"]["window_steps"]
+    flat = rows[-1].reshape(length, -1)
+    quantised = enrolment.Negatives(np.round(flat * 200).astype(np.int8), 1 / 200, np.array([0, length]), length, length)
+
+    assert quantised.similarities(rows[-1:])[0] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda take: np.zeros_like(take), "recording 2: silent"),
+        (lambda take: (np.random.default_rng(0).standard_normal(len(take)) * 3).astype(np.int16), "recording 2: silent"),
+        (lambda take: take[:800], "0.05 s long"),
+        (lambda take: np.clip(take.astype(np.int32) * 300, -32768, 32767).astype(np.int16), "clipped"),
+    ],
+    ids=["zeros", "hiss", "short", "clipped"],
+)
+def test_a_bad_recording_is_named_with_its_fault(engine, model, takes, spoil, message):
+    with pytest.raises(EnrolmentError, match=message):
+        enrolment.enrol("open sesame", "demo", [takes[0], spoil(takes[1]), takes[2]], engine, model)
+
+
+def test_three_different_phrases_are_refused(engine, model):
+    samples = read("stream.flac")
+    phrases = [samples[round(a * SAMPLE_RATE_HZ) : round(b * SAMPLE_RATE_HZ)] for a, b in ((1, 2.2), (7, 8.2), (17.5, 18.7))]
+
+    with pytest.raises(EnrolmentError, match="not alike"):
+        enrolment.enrol("open sesame", "demo", phrases, engine, model)
+
+
+def test_no_recording_is_refused(engine, model):
+    with pytest.raises(EnrolmentError, match="three are best"):
+        enrolment.enrol("open sesame", "demo", [], engine, model)
+
+
+def test_the_ready_to_use_keyword_is_silent_in_other_speech(model, stream):
+    (ready,) = enrolment.bundled(model)
+
+    assert ready.keyword == "hey jetson"
+    assert scores(stream, ready).max() < ready.threshold
