@@ -3,7 +3,7 @@
 The recipe, chosen on development words (amelia, ey ordenador, digits, text-to-speech words), never on alexa, computer or jarvis:
 
 1. Each recording keeps the sound around its word. Its embedding is taken `TAIL_HOPS` after the word's end; as ends are hard to
-   tell in a room, each may move by `ALIGN_HOPS` to where the recordings agree best. The prototype is their mean.
+   tell in a room, each may move within `ALIGN_HOPS` to where the recordings agree best. The prototype is their mean.
 2. The prototype listens to the model's bundled negatives. The peaks' upper tail is taken as exponential:
    rate(similarity) = r0 · exp(-(similarity - s0) / b).
 3. score = -log10(rate): at score 0.5 one expects 0.3 false wakes an hour, for any keyword and any speaker. So one threshold serves all.
@@ -29,7 +29,7 @@ from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 # Calibrated on text-to-speech and noise alone, 56 development users met 0.23 false accepts an hour of recorded speech at 0.5, none above 2.
 FALSE_ACCEPTS_PER_HOUR = 0.3
 TAIL_HOPS = 2
-ALIGN_HOPS = 6
+ALIGN_HOPS = (-6, 1)  # earlier as far as a clip's trailing noise reaches; hardly later, since each hop later is 80 ms more delay
 ALIGN_COST = 0.015  # of similarity, for each hop moved
 COHORT = 64
 TAIL_PEAKS = 20  # the tail is fitted to this many of the highest peaks
@@ -211,16 +211,17 @@ def align(candidates: Sequence[np.ndarray], common: Sequence[np.ndarray]) -> np.
     Starts from the two recordings that agree best anywhere, then moves one recording at a time.
 
     Args:
-        candidates: for each recording float32 (2 · ALIGN_HOPS + 1, dim), the middle one where the word seems to end.
+        candidates: for each recording float32 (8, dim), one for each of ALIGN_HOPS around where the word seems to end.
         common: for each candidate what it has in common with the cohort: silence is like silence, and no word.
 
     Returns:
         float32, shape (recordings, dim).
     """
-    moved = np.abs(np.arange(len(candidates[0])) - len(candidates[0]) // 2)
+    middle = -ALIGN_HOPS[0]
+    moved = np.abs(np.arange(len(candidates[0])) - middle)
     cost = [ALIGN_COST * moved + taken for taken in common]
     count = len(candidates)
-    chosen = [int(one.argmin()) if count == 1 else len(moved) // 2 for one in cost]
+    chosen = [int(one.argmin()) if count == 1 else middle for one in cost]
     best = -np.inf
     for i, j in itertools.combinations(range(count), 2):
         like = candidates[i] @ candidates[j].T - cost[i][:, None] - cost[j]
@@ -260,7 +261,7 @@ def enrol(
         _, end = check(samples, f'"{keyword}", recording {i}')
         embeddings = embed(pad(samples), engine)
         hop = -(-(PAD_BEFORE + end) // HOP_SAMPLES) - 1 + TAIL_HOPS
-        places = np.clip(np.arange(hop - ALIGN_HOPS, hop + ALIGN_HOPS + 1), PAD_BEFORE // HOP_SAMPLES + 3, len(embeddings) - 1)
+        places = np.clip(np.arange(hop + ALIGN_HOPS[0], hop + ALIGN_HOPS[1] + 1), PAD_BEFORE // HOP_SAMPLES + 3, len(embeddings) - 1)
         candidates.append(embeddings[places])
     engine.reset()
     rows = align(candidates, [background(one @ cohort.T) / 2 for one in candidates])
