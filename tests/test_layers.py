@@ -29,7 +29,6 @@ VENDORS = {
     "onnx",
     "onnxruntime",
     "pymicro_wakeword",
-    "safetensors",
     "scipy",
     "sounddevice",
     "soundfile",

@@ -185,11 +185,29 @@ def _material(path: Path, streams: Sequence[Stream], noise: Sequence[Path], seed
 
 
 def _negative_streams(streams: Sequence[Stream], heard: Sequence[Path], seed: int) -> list[np.ndarray]:
-    """What thresholds are calibrated on: text-to-speech, the corpus' training speech and its training noise, a minute or more each."""
+    """What thresholds are calibrated on: text-to-speech, the corpus' training speech, its training noise, and people who begin to speak.
+
+    A keyword is mostly said into silence, so what is most like it in life is any speech that begins after silence.
+    """
     spoken = [s.samples for s in streams if not s.real][:NEGATIVE_SPOKEN_MINUTES]
     speech = [to_int16(at_level(read_audio(p), -25)) for p in heard if "noise" not in p.parts]
     noise = [read_audio(p) for p in heard if "noise" in p.parts]
-    return [*spoken, *speech, *([np.concatenate(noise)] if noise else [])]
+    beginnings = [snippet for samples in [*speech, *spoken[::4]] for snippet in _beginnings(samples)]
+    return [*spoken, *speech, *(np.concatenate(some) for some in (noise, beginnings) if some)]
+
+
+def _beginnings(samples: np.ndarray) -> list[np.ndarray]:
+    """Where speech sets in after 0.12 s of quiet: 1.2 s of noise at -70 dBFS, then the first 1.3 s."""
+    frames = samples[: len(samples) // 320 * 320].astype(np.float32).reshape(-1, 320)
+    loud = (frames**2).mean(1) > material_module.active_rms(samples) ** 2 * 10**-2.5
+    quiet = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.ones(6, bool), ~loud]), 6).all(1)[:-1]
+    noise = np.round(np.random.default_rng(0).standard_normal(SAMPLE_RATE_HZ * 6 // 5) * 32768 * 10 ** (-70 / 20)).astype(np.int16)
+    found, last = [], -100
+    for frame in np.flatnonzero(loud & quiet):
+        if frame - last >= 40:
+            last = frame
+            found.append(np.concatenate([noise, samples[max(0, frame * 320 - 800) :][: SAMPLE_RATE_HZ * 13 // 10]]))
+    return found
 
 
 def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher | None) -> list[Stream]:
