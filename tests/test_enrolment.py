@@ -73,7 +73,7 @@ def test_noise_after_the_word_does_not_move_its_end(takes):
 
 
 def test_the_threshold_gives_the_promised_rate_on_the_bundled_negatives(engine, model, takes):
-    """The fit may be off by what Poisson allows at 0.5 an hour: at most 5 events in some hours."""
+    """The fit may be off by what Poisson allows at 0.3 an hour: at most 5 events in some hours."""
     made = enrolment.enrol("open sesame", "demo", takes, engine, model)
     negatives, _, common = enrolment.load_negatives(model)
     similarities = negatives.similarities(made.prototypes)
