@@ -98,5 +98,5 @@ def test_a_directory_without_a_manifest_is_no_model(tmp_path):
 
 
 def test_an_unknown_model_lists_the_built_in_ones(tmp_path):
-    with pytest.raises(ModelError, match=r'no model ".*nowhere"\. Built in: edge, edge-small; or give a directory'):
+    with pytest.raises(ModelError, match=r'no model ".*nowhere"\. Built in: ds-cnn-l, edge, edge-small; or give a directory'):
         find_model(tmp_path / "nowhere")
