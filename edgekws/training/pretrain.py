@@ -200,10 +200,12 @@ def _beginnings(samples: np.ndarray) -> list[np.ndarray]:
     """Where speech sets in after 0.12 s of quiet: 1.2 s of noise at -70 dBFS, then the first 1.3 s."""
     frames = samples[: len(samples) // 320 * 320].astype(np.float32).reshape(-1, 320)
     loud = (frames**2).mean(1) > material_module.active_rms(samples) ** 2 * 10**-2.5
-    quiet = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.ones(6, bool), ~loud]), 6).all(1)[:-1]
+    before = np.concatenate([np.ones(6, bool), ~loud])
+    quiet = np.min(np.lib.stride_tricks.sliding_window_view(before, 6), axis=1)[:-1]
     noise = np.round(np.random.default_rng(0).standard_normal(SAMPLE_RATE_HZ * 6 // 5) * 32768 * 10 ** (-70 / 20)).astype(np.int16)
-    found, last = [], -100
-    for frame in np.flatnonzero(loud & quiet):
+    found: list[np.ndarray] = []
+    last = -100
+    for frame in np.flatnonzero(loud & quiet).tolist():
         if frame - last >= 40:
             last = frame
             found.append(np.concatenate([noise, samples[max(0, frame * 320 - 800) :][: SAMPLE_RATE_HZ * 13 // 10]]))
