@@ -195,7 +195,7 @@ def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.n
 def calibrate(prototypes: np.ndarray, model: Model) -> tuple[float, float, np.ndarray]:
     """(scale, offset, cohort): scale and offset turn a similarity into -log10 of the false accepts an hour that a threshold there gives.
 
-    The upper tail of the negatives' peaks is taken as exponential, its mean excess by maximum likelihood.
+    The upper tail of the negatives' peaks is taken as exponential; its mean excess is the mean of the one seen and the usual one.
     """
     negatives, cohort, common = load_negatives(model)
     streams = [one.max(1) - taken for one, taken in zip(negatives.similarities(prototypes), common, strict=True)]

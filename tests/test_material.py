@@ -18,7 +18,7 @@ def stream():
     loud = np.repeat(rng.random(40) < 0.6, SAMPLE_RATE_HZ // 4)  # ten seconds, on and off like speech
     samples = material.to_int16(rng.standard_normal(len(loud)) * loud * 2000)
     hops = len(samples) // HOP_SAMPLES
-    return Stream(samples, rng.standard_normal((hops, 96)).astype(np.float32), [Word("hello", "ann", 40, 5), Word("there", "bob", 90, 6)])
+    return Stream(samples, rng.standard_normal((hops, 96)).astype(np.float32), [Word("hello", "ann", 40), Word("there", "bob", 90)])
 
 
 def test_the_level_counts_only_while_somebody_speaks(stream):

@@ -43,7 +43,6 @@ class Word:
     speaker: str
     end_step: int
     """The first hop that has heard the whole word."""
-    steps: int
 
 
 @dataclass
@@ -109,7 +108,7 @@ def spoken_stream(seed: int, teacher: Teacher | None) -> Stream:
     rng = np.random.default_rng(seed)
     lexicon = np.random.default_rng(7).choice(np.array([w for w in synthesis.words() if len(w) >= 5]), LEXICON_WORDS * 2, replace=False)
     pieces: list[np.ndarray] = []
-    spans: list[tuple[str, str, int, int]] = []
+    words: list[Word] = []
     total = 0
     while total < STREAM_S * SAMPLE_RATE_HZ:
         kind = rng.random()
@@ -131,12 +130,11 @@ def spoken_stream(seed: int, teacher: Teacher | None) -> Stream:
         said = said[loud[0] : loud[-1] + 1]
         pause = np.zeros(int(rng.uniform(0.15, 0.8) * SAMPLE_RATE_HZ), np.float32)
         if kind >= 0.6:
-            spans.append((text, voice.speaker, total, total + len(said)))
+            words.append(Word(text, voice.speaker, -(-(total + len(said)) // HOP_SAMPLES)))
         pieces += [at_level(said, LEVEL_DBFS + rng.uniform(-3, 3)), pause]
         total += len(said) + len(pause)
     samples = np.concatenate(pieces)
     samples = to_int16(samples + rng.standard_normal(len(samples)) * 3)
-    words = [Word(text, who, -(-end // HOP_SAMPLES), max(1, (end - start) // HOP_SAMPLES)) for text, who, start, end in spans]
     return Stream(samples, listen(samples, teacher), words)
 
 
@@ -274,7 +272,7 @@ def save_streams(path: Path, streams: Sequence[Stream]) -> None:
         targets=np.concatenate([s.targets for s in streams]).astype(np.float16),
         word_text=np.array([w.text for w in words]),
         word_speaker=np.array([w.speaker for w in words]),
-        word_place=np.array([[w.end_step, w.steps] for w in words]).reshape(-1, 2),
+        word_end_step=np.array([w.end_step for w in words], np.int64),
     )
 
 
@@ -282,12 +280,12 @@ def load_streams(path: Path) -> list[Stream]:
     """What `save_streams` wrote."""
     with np.load(path, allow_pickle=False) as data:
         samples, targets = data["samples"], data["targets"].astype(np.float32)
-        text, speaker, place = data["word_text"], data["word_speaker"], data["word_place"]
+        text, speaker, end_step = data["word_text"], data["word_speaker"], data["word_end_step"]
         lengths = data["lengths"]
     streams = []
     a = b = c = 0
     for n, m, k, real in lengths:
-        words = [Word(str(text[i]), str(speaker[i]), int(place[i][0]), int(place[i][1])) for i in range(c, c + k)]
+        words = [Word(str(text[i]), str(speaker[i]), int(end_step[i])) for i in range(c, c + k)]
         streams.append(Stream(samples[a : a + n], targets[b : b + m], words, bool(real)))
         a, b, c = a + n, b + m, c + k
     return streams

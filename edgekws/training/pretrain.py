@@ -236,7 +236,7 @@ def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher | None) 
         last = len(recording) if one.duration_s is None else first + round(one.duration_s * SAMPLE_RATE_HZ)
         said = at_level(recording[first:last], material_module.LEVEL_DBFS)
         end = -(-(total + len(said)) // HOP_SAMPLES)
-        words.append(Word(one.label, one.speaker, end, max(1, len(said) // HOP_SAMPLES)))
+        words.append(Word(one.label, one.speaker, end))
         pieces += [said, np.zeros(int(rng.uniform(0.15, 0.8) * SAMPLE_RATE_HZ), np.float32)]
         total += len(said) + len(pieces[-1])
         if total > material_module.STREAM_S * SAMPLE_RATE_HZ:
