@@ -7,6 +7,7 @@ EdgekwsError              anything that edgekws reports in one line (exit code 1
 ├── EnrolmentError        recordings that no keyword can be made from
 ├── ModelError            a model directory is missing something, altered, or from a later version
 ├── EngineUnavailable     no inference engine can run here, with each one's reason
+├── PowerError            a power meter cannot be read, or a round outstayed its budget
 └── StoreError            the state directory cannot be read or written
 
 A message says what was wrong, with the value; what is accepted; what to do next.
@@ -45,6 +46,10 @@ class ModelError(EdgekwsError):
 
 class EngineUnavailable(EdgekwsError):
     """No inference engine can run here."""
+
+
+class PowerError(EdgekwsError):
+    """A power meter cannot be read here, or stopped; or a round waited for a cool board longer than it may."""
 
 
 class StoreError(EdgekwsError):

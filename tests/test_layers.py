@@ -29,6 +29,7 @@ VENDORS = {
     "onnx",
     "onnxruntime",
     "pymicro_wakeword",
+    "pynvml",
     "scipy",
     "sounddevice",
     "soundfile",
