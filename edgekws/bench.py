@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -25,30 +26,52 @@ import numpy as np
 
 from edgekws import __version__
 from edgekws.detector import Detector
-from edgekws.engines import load_engine
-from edgekws.errors import EdgekwsError
+from edgekws.engines import ORDER, load_engine
+from edgekws.errors import EdgekwsError, EngineUnavailable, PowerError
 from edgekws.frontend import LogMel
 from edgekws.model import Model, load_model
 from edgekws.pipeline import Pipeline
+from edgekws.power import NoMeter, PowerMeter, Recording, disagreement, load_meter
+from edgekws.power.conditions import conditions, power_mode
+from edgekws.power.per_hop import per_hop
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 
 KEYWORDS, PROTOTYPES = 3, 3  # enrolled while measuring: three keywords of three recordings each
+LATENCY_BUDGET_MS = 20.0  # p99 of a hop, a quarter of it: what an engine must keep to be recommended
+SETTLE_S = 0.5  # between a load and the next idle window: sensors average
 Item = TypeVar("Item")
 
 
-def bench(model: Model, backend: str = "auto", *, seconds: float = 60.0, repeats: int = 5, paced_s: float = 10.0) -> list[dict[str, Any]]:
+def bench(
+    model: Model,
+    backend: str = "auto",
+    *,
+    seconds: float = 60.0,
+    repeats: int = 5,
+    paced_s: float = 10.0,
+    window_s: float = 10.0,
+    while_adapting: bool = False,
+    meter: PowerMeter | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[dict[str, Any]]:
     """What the listener's pipeline costs here, int16 samples in → detections out.
 
     Args:
+        backend: an engine, auto, or all: every one that runs here, in turn within each repeat.
         seconds: of audio in one pass.
-        repeats: passes that count, after one to warm up.
+        repeats: passes that count, after one to warm up; and windows of each mode for the energy.
         paced_s: of audio fed at the pace of a microphone, where caches are cold and each hop is a wake-up. 0 leaves that out.
+        window_s: of idling, of work back to back and of work in real time, in turn, for the energy. Nothing of it without a meter.
+        while_adapting: once more beside a process that trains; passes alone and beside it in turn.
+        meter: else the first that can be read here.
+        say: gets each warning and what takes long.
 
     Returns:
-        One row (DESIGN section 8). The latencies are over all `n` hops; `cpu_s_per_audio_hour` is the median pass, back to back.
+        One row for each engine, and for each beside training (DESIGN section 8). The latencies are over all `n` hops;
+        `cpu_s_per_audio_hour` is the median pass, back to back.
 
     Raises:
-        EdgekwsError: the engine cannot run here, or torch was loaded by what only listens.
+        EdgekwsError: no engine can run here, or torch was loaded by what only listens.
     """
     if seconds * 1000 < HOP_MS or repeats < 1:
         raise EdgekwsError(f"bench needs at least {HOP_MS / 1000} s of audio and one pass, not {seconds} s and {repeats}")
@@ -56,54 +79,265 @@ def bench(model: Model, backend: str = "auto", *, seconds: float = 60.0, repeats
     with tempfile.TemporaryDirectory(prefix="edgekws-bench-") as folder:
         pcm = Path(folder) / "audio.pcm"
         pcm.write_bytes(audio(seconds).tobytes())
-        with listener(model, backend, pcm) as worker:
-            warm = worker.ask("pipeline")
-            passes: dict[str, list[Reading]] = {name: [] for name in ("pipeline", "frontend", "network", "detector")}
+        with ExitStack() as stack:
+            workers = []
+            for name in ORDER if backend == "all" else (backend,):
+                try:
+                    workers.append(stack.enter_context(listener(model, name, pcm)))
+                except EngineUnavailable as error:
+                    if backend != "all":
+                        raise
+                    say(str(error).splitlines()[-1].strip())
+            if not workers:
+                raise EngineUnavailable("no inference engine can run here: edgekws doctor says more")
+            measured = [_Measured(worker) for worker in workers]
+            if while_adapting:
+                training = stack.enter_context(Training(model))
+                say(f"beside: {training.name}")
+                measured += [_Measured(worker, training) for worker in workers]
+            for one in measured:
+                one.warm_up()
             for _ in range(repeats):
-                for name, readings in passes.items():
-                    readings.append(worker.ask(name))
-            paced = worker.ask(f"paced {paced_s}") if paced_s else None
-    if warm.torch_loaded:
-        raise EdgekwsError("the listener's process loaded torch, which it must never do. This is a fault of edgekws: please report it")
-    cpu = {name: per_audio_hour(readings) for name, readings in passes.items()}
+                for one in measured:
+                    one.turn()
+            for one in measured if paced_s else ():
+                one.at_a_live_pace(paced_s)
+        rows = [_row(model, one, repeats, here) for one in measured]
+        for row, one in zip(rows, measured, strict=True):  # one worker at a time: a second one that idles may keep a GPU awake
+            row.update(_energy(model, row, one, pcm, repeats, window_s, meter, say))
+    alone = {row["backend"]: row for row in rows if row["beside"] is None}
+    for row in rows:
+        if row["beside"]:
+            other = alone[row["backend"]]
+            row["ratio_to_alone"] = {
+                **{name: round(row["latency_ms"][name] / other["latency_ms"][name], 2) for name in ("p50", "p99")},
+                "cpu": round(row["cpu_s_per_audio_hour"] / other["cpu_s_per_audio_hour"], 2),
+            }
+    return rows
+
+
+class _Measured:
+    """One engine, alone or beside training, and the passes that it did."""
+
+    def __init__(self, worker: Worker, training: Training | None = None) -> None:
+        self.facts = worker.facts
+        self.training = training
+        self.passes: dict[str, list[Reading]] = {name: [] for name in ("pipeline", "frontend", "network", "detector")}
+        self.paced: Reading | None = None
+        self._worker = worker
+
+    def warm_up(self) -> None:
+        self.warm = self._worker.ask("pipeline")
+        if self.warm.torch_loaded:
+            raise EdgekwsError("the listener's process loaded torch, which it must never do. This is a fault of edgekws: please report it")
+
+    def turn(self) -> None:
+        with self.training.running() if self.training else nullcontext():
+            for name, readings in self.passes.items():
+                readings.append(self._worker.ask(name))
+
+    def at_a_live_pace(self, seconds: float) -> None:
+        with self.training.running() if self.training else nullcontext():
+            self.paced = self._worker.ask(f"paced {seconds}")
+
+
+def _row(model: Model, one: _Measured, repeats: int, here: Mapping[str, Any]) -> dict[str, Any]:
+    cpu = {name: per_audio_hour(readings) for name, readings in one.passes.items()}
     parts = {name: spread["median"] for name, spread in cpu.items() if name != "pipeline"}
-    latency_ms = np.concatenate([reading.latency_ms for reading in passes["pipeline"]])
-    return [
-        {
-            "model": model.id,
-            "backend": worker.facts["backend"],
-            "precision": worker.facts["precision"],
-            "hop_ms": HOP_MS,
-            "n": len(latency_ms),
-            "warmup": len(warm.latency_ms),
-            "repeats": repeats,
-            "keywords": KEYWORDS,
-            "latency_ms": percentiles(latency_ms),
-            "cpu_s_per_audio_hour": cpu["pipeline"]["median"],
-            "cpu_s_per_audio_hour_range": [cpu["pipeline"]["min"], cpu["pipeline"]["max"]],
-            "cpu_s_per_audio_hour_parts": {**parts, "rest": round(cpu["pipeline"]["median"] - sum(parts.values()), 3)},
-            "cpu_s_per_audio_hour_paced": per_audio_hour([paced])["median"] if paced else None,
-            "latency_ms_paced": percentiles(paced.latency_ms) if paced else None,
-            "real_time_factor": float(np.median([r.wall_s / r.audio_s for r in passes["pipeline"]])),
-            "rss_mb": warm.rss_mb,
-            "torch_loaded": warm.torch_loaded,
-            "parameters": model.parameters,
-            "macs_per_s": model.macs_per_s,
-            "file_kb": round((model.path / "model.onnx").stat().st_size / 1000, 1),
-            "energy_mj_per_hop": None,
-            "why_no_energy": "this version of edgekws reads no power meter",
-            "host": here,
-        }
-    ]
+    latency_ms = np.concatenate([reading.latency_ms for reading in one.passes["pipeline"]])
+    return {
+        "model": model.id,
+        "backend": one.facts["backend"],
+        "precision": one.facts["precision"],
+        "beside": one.training.name if one.training else None,
+        "hop_ms": HOP_MS,
+        "n": len(latency_ms),
+        "warmup": len(one.warm.latency_ms),
+        "repeats": repeats,
+        "keywords": KEYWORDS,
+        "latency_ms": percentiles(latency_ms),
+        "cpu_s_per_audio_hour": cpu["pipeline"]["median"],
+        "cpu_s_per_audio_hour_range": [cpu["pipeline"]["min"], cpu["pipeline"]["max"]],
+        "cpu_s_per_audio_hour_parts": {**parts, "rest": round(cpu["pipeline"]["median"] - sum(parts.values()), 3)},
+        "cpu_s_per_audio_hour_paced": per_audio_hour([one.paced])["median"] if one.paced else None,
+        "latency_ms_paced": percentiles(one.paced.latency_ms) if one.paced else None,
+        "real_time_factor": float(np.median([r.wall_s / r.audio_s for r in one.passes["pipeline"]])),
+        "rss_mb": one.warm.rss_mb,
+        "torch_loaded": one.warm.torch_loaded,
+        "parameters": model.parameters,
+        "macs_per_s": model.macs_per_s,
+        "file_kb": round((model.path / "model.onnx").stat().st_size / 1000, 1),
+        "host": here,
+    }
+
+
+def _energy(
+    model: Model,
+    row: Mapping[str, Any],
+    one: _Measured,
+    pcm: Path,
+    repeats: int,
+    window_s: float,
+    given: PowerMeter | None,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """`energy_mj_per_hop`, `why_no_energy`, `energy` and `conditions` of a row."""
+    if one.training:
+        why = "training runs beside it, and a meter cannot tell the one from the other"
+        return {"energy_mj_per_hop": None, "why_no_energy": why, "energy": None, "conditions": {"after": conditions()}}
+    meter = given or load_meter(gpu=any(part in row["backend"] for part in ("tensorrt", "cuda")))
+    before = conditions(meter=meter)
+    if isinstance(meter, NoMeter):
+        return {"energy_mj_per_hop": None, "why_no_energy": meter.why, "energy": None, "conditions": {"before": before, "after": before}}
+    try:
+        warning = _check(meter) if given is None else None
+        if warning:
+            say(f"warning: {warning}")
+        say(f"energy of {row['backend']}: {(4 * repeats + 1) * window_s:.0f} s of windows")
+        modes, power_modes = _windows(model, row["backend"], pcm, repeats, window_s, meter)
+    finally:
+        if given is None:
+            meter.close()
+    real_time = modes["real_time"]
+    why = real_time["why_not"]
+    if len(power_modes) > 1:
+        why = f"the power mode changed during the measurement ({', '.join(power_modes)}): measure again"
+    return {
+        "energy_mj_per_hop": None if why else real_time["mj_per_hop_above_idle"],
+        "why_no_energy": why or None,
+        "energy": {"meter": meter.name, "rail": meter.rail, "covers": sorted(meter.covers), "warning": warning, **modes},
+        "conditions": {"before": before, "after": conditions(meter=meter)},
+    }
+
+
+def _check(meter: PowerMeter) -> str | None:
+    """jtop and sysfs look at the same chip: what they disagree in is worth a warning."""
+    if meter.name != "ina3221":
+        return None
+    other = load_meter("jtop")
+    try:
+        return disagreement(meter, other)
+    except PowerError:
+        return None
+    finally:
+        other.close()
+
+
+def _windows(
+    model: Model, backend: str, pcm: Path, repeats: int, window_s: float, meter: PowerMeter
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Idle, back to back, idle, real time, idle, and again. The modes of work by name, and the power modes that were seen."""
+    requests = {"back_to_back": f"steady {window_s}", "real_time": f"paced {window_s}"}
+    idle: list[tuple[float, float]] = []
+    load: dict[str, list[Reading]] = {name: [] for name in requests}
+    power_modes: dict[str, None] = {}
+
+    def rest() -> None:
+        if mode := power_mode():
+            power_modes[mode] = None
+        time.sleep(SETTLE_S)
+        begin = time.monotonic()
+        time.sleep(window_s)
+        idle.append((begin, time.monotonic()))
+
+    with listener(model, backend, pcm) as worker, Recording(meter) as recording:
+        worker.ask("pipeline")
+        rest()
+        for _ in range(repeats):
+            for name, request in requests.items():
+                load[name].append(worker.ask(request))
+                rest()
+    idle_energy = [recording.energy(*window) for window in idle]
+    modes = {}
+    for i, (name, readings) in enumerate(load.items()):
+        around = [one for turn in range(repeats) for one in idle_energy[2 * turn + i : 2 * turn + i + 2]]
+        energies = [recording.energy(reading.begin_s, reading.end_s) for reading in readings]
+        modes[name] = per_hop(around, energies, [round(r.audio_s * 1000 / HOP_MS) for r in readings], meter.step_mw)
+    return modes, list(power_modes)
+
+
+def recommended(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str] | None:
+    """The engine that costs least here and keeps the latency budget, and why; None if none keeps it.
+
+    By what the whole machine draws in real time, as an engine that keeps a GPU awake must pay for that. Engines that the meter cannot tell
+    apart, or all of them where there is no meter, are told apart by their CPU time.
+    """
+    alone = [row for row in rows if row["beside"] is None]
+    kept = [row for row in alone if (row["latency_ms_paced"] or row["latency_ms"])["p99"] <= LATENCY_BUDGET_MS]
+    if not kept:
+        return None
+    by_cpu = min(kept, key=lambda row: float(row["cpu_s_per_audio_hour"]))
+    drawn = [(row, row["energy"] and row["energy"]["real_time"]) for row in kept]
+    if not all(mode and mode["mj_per_hop"] is not None for _, mode in drawn):
+        return by_cpu, f"least CPU time, {by_cpu['cpu_s_per_audio_hour']:.2f} s per hour of audio; energy is not known for all"
+    least = min(mode["mj_per_hop"] for _, mode in drawn)
+    equal = [row for row, mode in drawn if mode["mj_per_hop"] - least <= mode["mj_per_hop_resolution"]]
+    if len(equal) == 1:
+        return equal[0], f"least energy, {least:g} mJ a hop with all that the machine draws"
+    best = min(equal, key=lambda row: float(row["cpu_s_per_audio_hour"]))
+    return best, f"least CPU time, {best['cpu_s_per_audio_hour']:.2f} s per hour of audio; the meter cannot tell {len(equal)} of them apart"
+
+
+class Training:
+    """Training beside the listener: a process group of its own at low priority, as the adaptation has it; stopped but when it is wanted."""
+
+    def __init__(self, model: Model) -> None:
+        self._own = [sys.executable, "-m", "edgekws.training.load", str(model.path.resolve())]
+        self._command = self._own
+        self.name = f"training of {model.id}"
+        # A dry round, where this version has rounds and there is something to learn from.
+        adapt = [sys.executable, "-m", "edgekws", "adapt"]
+        if subprocess.run([*adapt, "--help"], capture_output=True, env=_environment(), check=False).returncode == 0:
+            self._command, self.name = [*adapt, "--dry-run"], "edgekws adapt --dry-run"
+
+    def __enter__(self) -> Training:
+        self._start()
+        if self._command is not self._own:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5.0)
+                self.name = f"training of the network, as edgekws adapt ended at once with exit code {self._process.returncode}"
+                self._command = self._own
+                self._start()
+        if self._command is self._own and (self._process.stdout is None or self._process.stdout.readline() != "ready\n"):
+            raise EdgekwsError("what trains beside the listener did not start: it needs torch. Try: pip install 'edgekws[train]'")
+        self._signal(signal.SIGSTOP)
+        return self
+
+    def _start(self) -> None:
+        stdout = subprocess.PIPE if self._command is self._own else subprocess.DEVNULL  # nobody reads a round's report
+        self._process = subprocess.Popen(
+            self._command, stdout=stdout, stderr=subprocess.DEVNULL, text=True, env=_environment(), start_new_session=True
+        )
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, self._process.pid, 15)
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For as long as the block; begun anew when a round was done."""
+        if self._process.poll() is not None:
+            self._start()
+        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.wait()
 
 
 def report_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows for people: one block for each, then the host."""
+    """The rows for people: one block for each, what to choose where there was a choice, then the host."""
     lines = []
     for row in rows:
         latency, parts, (low, high) = row["latency_ms"], row["cpu_s_per_audio_hour_parts"], row["cpu_s_per_audio_hour_range"]
         lines += [
-            f"{row['model']} on {row['backend']} ({row['precision']}),"
+            f"{row['model']} on {row['backend']} ({row['precision']}){', beside ' + row['beside'] if row['beside'] else ''},"
             f" {row['n']} hops of {row['hop_ms']} ms after {row['warmup']} to warm up",
             f"  latency per hop   {', '.join(f'{name} {ms:.3f}' for name, ms in latency.items())} ms",
             f"  CPU               {row['cpu_s_per_audio_hour']:.2f} s per hour of audio ({low:.2f} to {high:.2f}"
@@ -114,16 +348,138 @@ def report_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"  at a live pace    {row['cpu_s_per_audio_hour_paced']:.2f} CPU-s per hour of audio, wake-ups and cold caches counted;"
                 f" {', '.join(f'{name} {ms:.3f}' for name, ms in row['latency_ms_paced'].items())} ms"
             )
+        if row["beside"]:
+            lines.append(f"  times that alone  {', '.join(f'{name} {ratio:.2f}' for name, ratio in row['ratio_to_alone'].items())}")
         lines += [
             f"  real-time factor  {row['real_time_factor']:.5f}",
             f"  memory            {row['rss_mb']:.1f} MB at most, torch {'LOADED' if row['torch_loaded'] else 'not loaded'}",
             f"  model             {row['parameters']} parameters, {row['macs_per_s'] / 1e6:.1f} M multiply-adds a second,"
             f" {row['file_kb']} kB",
-            f"  energy            {row['energy_mj_per_hop'] if row['energy_mj_per_hop'] is not None else row['why_no_energy']}",
+            *(f"  {'energy' if not i else '':<16}  {text}" for i, text in enumerate(_energy_lines(row))),
+            f"  conditions        {_conditions_line(row)}",
         ]
+    if text := choice(rows):
+        lines.append(text)
     for text in dict.fromkeys(host_line(row["host"]) for row in rows):
         lines.append(text)
     return "\n".join(lines)
+
+
+def _energy_lines(row: Mapping[str, Any]) -> list[str]:
+    energy = row["energy"]
+    if energy is None:
+        return [row["why_no_energy"]]
+    lines = [f"{energy['meter']}, {energy['rail']}"]
+    for name, mode in (("in real time", energy["real_time"]), ("back to back", energy["back_to_back"])):
+        if mode["mj_per_hop"] is None:
+            lines.append(f"{name}: {mode['why_not']}")
+            continue
+        above = mode["mj_per_hop_above_idle"]
+        told = mode["why_not"] if above is None else f"{above:g} mJ a hop above idle"
+        lines.append(
+            f"{name}: {told}; {mode['mj_per_hop']:g} mJ with all that the machine draws ({mode['mw']['median']:g} mW,"
+            f" idle {mode['idle_mw']['median']:g}; {mode['windows']} windows of {mode['window_s']:g} s)"
+        )
+    if row["why_no_energy"] and row["why_no_energy"] != energy["real_time"]["why_not"]:
+        lines.append(row["why_no_energy"])
+    if energy["warning"]:
+        lines.append(f"warning: {energy['warning']}")
+    return lines
+
+
+def _conditions_line(row: Mapping[str, Any]) -> str:
+    after = row["conditions"]["after"]
+    before = row["conditions"].get("before", after)
+    said = []
+    if after["temperature_c"]:
+        zone = max(after["temperature_c"], key=lambda name: float(after["temperature_c"][name]))
+        said.append(f"{zone} {before['temperature_c'].get(zone, '?')} °C before, {after['temperature_c'][zone]} after")
+    if after["clock_mhz"]:
+        said.append(", ".join(f"{name} {mhz:.0f} MHz" for name, mhz in after["clock_mhz"].items()))
+    if after["power_mode"]:
+        said.append(f"power mode {after['power_mode']}")
+    missing = [
+        name for name, key in (("temperature", "temperature_c"), ("clock", "clock_mhz"), ("power mode", "power_mode")) if not after[key]
+    ]
+    if missing:
+        said.append(f"no {' or '.join(missing)} can be read here")
+    return "; ".join(said)
+
+
+def choice(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which engine to take, where several were measured; "" where there was only one."""
+    alone = [row for row in rows if row["beside"] is None]
+    if len(alone) < 2:
+        return ""
+    taken, found = alone[0], recommended(rows)  # rows come in the order in which "auto" tries
+    if found is None:
+        return f"no engine keeps its 99th percentile within {LATENCY_BUDGET_MS:g} ms of a hop here"
+    best, why = found
+    if best is taken:
+        return f'engine = "auto" takes {best["backend"]} here, and it is the best by this measurement: {why}'
+    instead = f'engine = "auto" takes {taken["backend"]}, so write engine = "{best["backend"]}"'
+    return f"best by this measurement: {best['backend']}, {why}. {instead}"
+
+
+def report_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a page that says on what machine, with what, and what could not be measured."""
+    here = rows[0]["host"]
+    cells = [
+        [
+            "model",
+            "engine",
+            "beside",
+            "p50 ms",
+            "p95 ms",
+            "p99 ms",
+            "max ms",
+            "live p99 ms",
+            "CPU-s/h",
+            "MB",
+            "mJ/hop above idle",
+            "mJ/hop in all",
+        ]
+    ]
+    for row in rows:
+        mode = (row["energy"] or {}).get("real_time", {})
+        cells.append(
+            [
+                row["model"],
+                f"{row['backend']} ({row['precision']})",
+                row["beside"] or "-",
+                *(f"{ms:.3f}" for ms in row["latency_ms"].values()),
+                f"{row['latency_ms_paced']['p99']:.3f}" if row["latency_ms_paced"] else "-",
+                f"{row['cpu_s_per_audio_hour']:.2f}",
+                f"{row['rss_mb']:.0f}",
+                f"{row['energy_mj_per_hop']:g}" if row["energy_mj_per_hop"] is not None else "not known",
+                f"{mode['mj_per_hop']:g}" if mode.get("mj_per_hop") is not None else "not known",
+            ]
+        )
+    lines = [
+        "# edgekws bench",
+        "",
+        f"{rows[0]['repeats']} passes after one to warm up, {rows[0]['n']} hops of {rows[0]['hop_ms']} ms, {rows[0]['keywords']} keywords,"
+        " one core, engines in turn within each pass. The latency is of the whole pipeline, int16 samples in, detections out. Energy is"
+        " in real time, one hop each hop.",
+        "",
+        *table(cells),
+        "",
+        *(f"- {row['backend']}{', beside ' + row['beside'] if row['beside'] else ''}: {'; '.join(_energy_lines(row))}" for row in rows),
+        *(f"- {row['backend']}{', beside ' + row['beside'] if row['beside'] else ''}: {_conditions_line(row)}" for row in rows),
+        *([f"- {choice(rows)}"] if choice(rows) else []),
+        "",
+        "## Host",
+        "",
+        *table([["what", "value"], *([name, str(value)] for name, value in here.items())]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of Markdown, the first one the head."""
+    head, *rest = [f"| {' | '.join(one)} |" for one in cells]
+    return [head, "|" + " --- |" * len(cells[0]), *rest]
 
 
 def audio(seconds: float) -> np.ndarray:
@@ -143,11 +499,12 @@ def audio(seconds: float) -> np.ndarray:
 def host() -> dict[str, Any]:
     """What a figure depends on beside our code."""
     cpu = platform.processor() or platform.machine()
-    for source, prefix in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", "")):
+    for source, prefix in (("/proc/device-tree/model", ""), ("/proc/cpuinfo", "model name")):
         lines = Path(source).read_text(errors="replace").splitlines() if Path(source).exists() else []
         if found := [line for line in lines if line.startswith(prefix)]:
             cpu = found[0].split(":")[-1].strip(" \t\0")
             break
+    l4t = Path("/etc/nv_tegra_release")
     try:
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -160,6 +517,8 @@ def host() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": version("onnxruntime"),
+        "tensorrt": version("tensorrt"),
+        "l4t": l4t.read_text().splitlines()[0].strip("# ") if l4t.exists() else None,
         "edgekws": __version__,
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
@@ -223,6 +582,9 @@ class Reading:
     torch_loaded: bool
     latency_ms: np.ndarray
     """float64, shape (calls,)."""
+    begin_s: float = 0.0
+    """Of the clock that is the same in every process (time.monotonic)."""
+    end_s: float = 0.0
 
 
 def per_audio_hour(readings: Sequence[Reading]) -> dict[str, float]:
@@ -230,19 +592,23 @@ def per_audio_hour(readings: Sequence[Reading]) -> dict[str, float]:
     return spread(reading.cpu_s / reading.audio_s * 3600 for reading in readings)
 
 
+def _environment() -> dict[str, str]:
+    """Of our processes: this very edgekws, and one thread."""
+    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    package_root = str(Path(__file__).parent.parent)
+    return {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))}
+
+
 class Worker:
     """The parent's end of a measuring process: `python *command`, which calls `serve`."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        package_root = str(Path(__file__).parent.parent)
-        one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-        python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **one_thread, "PYTHONPATH": python_path},
+            env=_environment(),
         )
         self.facts: dict[str, Any] = {}
         try:
@@ -266,7 +632,7 @@ class Worker:
             raise EdgekwsError(f"the measuring process ended with exit code {self._process.wait()}; what it said stands above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise EdgekwsError(answer["error"])
+            raise EngineUnavailable(answer["error"]) if answer.get("engine") else EdgekwsError(answer["error"])
         return answer
 
     def close(self) -> None:
@@ -289,10 +655,18 @@ def serve(passes: Mapping[str, Callable[..., tuple[float, list[int]]]], facts: M
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         name, *numbers = line.split()
-        wall, cpu = time.perf_counter(), time.process_time()
+        begin, cpu = time.monotonic(), time.process_time()
         audio_s, durations = passes[name](*map(float, numbers))
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        reading = {"audio_s": audio_s, "cpu_s": cpu, "wall_s": wall, "rss_mb": _peak_rss_mb(), "torch_loaded": "torch" in sys.modules}
+        cpu, end = time.process_time() - cpu, time.monotonic()
+        reading = {
+            "audio_s": audio_s,
+            "cpu_s": cpu,
+            "wall_s": end - begin,
+            "begin_s": begin,
+            "end_s": end,
+            "rss_mb": _peak_rss_mb(),
+            "torch_loaded": "torch" in sys.modules,
+        }
         print(json.dumps({**reading, "latency_ms": [ns / 1e6 for ns in durations]}), flush=True)
 
 
@@ -303,7 +677,9 @@ def _peak_rss_mb() -> float:
 
 
 def listener(model: Model, backend: str, pcm: Path) -> Worker:
-    """A process that does what the listener does and nothing else: passes "pipeline", "paced SECONDS", "frontend", "network", "detector".
+    """A process that does what the listener does and nothing else.
+
+    Its passes: "pipeline", "paced SECONDS", "steady SECONDS", "frontend", "network", "detector".
 
     Args:
         pcm: int16, mono at 16 kHz, no header.
@@ -322,12 +698,22 @@ def _serve_listener(model_path: str, backend: str, pcm: str) -> None:
     inputs: dict[str, list[np.ndarray]] = {}  # of the network and the detector, made when first asked for
 
     def pipeline(audio_s: float = 0.0) -> tuple[float, list[int]]:
-        """All of the audio at once, or the first seconds of it at the pace of a microphone."""
-        chosen = hops[: round(audio_s * 1000 / HOP_MS)] if audio_s else hops
-        chunks = [AudioChunk(hop, i * HOP_SAMPLES) for i, hop in enumerate(chosen)]
+        """All of the audio at once, or seconds of it, from the start again where it ends, at the pace of a microphone."""
+        count = max(1, round(audio_s * 1000 / HOP_MS)) if audio_s else len(hops)
+        chunks = [AudioChunk(hops[i % len(hops)], i * HOP_SAMPLES) for i in range(count)]
         engine.reset()
         feed = Pipeline(engine, Detector(enrolled)).feed
         return len(chunks) * HOP_MS / 1000, timed(feed, chunks, every_s=HOP_MS / 1000 if audio_s else 0.0)
+
+    def steady(seconds: float) -> tuple[float, list[int]]:
+        """One hop after the other for so long; nothing of it is timed."""
+        engine.reset()
+        feed = Pipeline(engine, Detector(enrolled)).feed
+        done, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            feed(AudioChunk(hops[done % len(hops)], done * HOP_SAMPLES))
+            done += 1
+        return done * HOP_MS / 1000, []
 
     def part(step: Callable[[Any], object], items: Sequence[Any]) -> tuple[float, list[int]]:
         return len(hops) * HOP_MS / 1000, timed(step, items)
@@ -350,7 +736,14 @@ def _serve_listener(model_path: str, backend: str, pcm: str) -> None:
         return part(lambda embedding: one.step(embedding, 0), inputs["detector"])
 
     serve(
-        {"pipeline": pipeline, "paced": pipeline, "frontend": lambda: part(LogMel().hop, hops), "network": network, "detector": detector},
+        {
+            "pipeline": pipeline,
+            "paced": pipeline,
+            "steady": steady,
+            "frontend": lambda: part(LogMel().hop, hops),
+            "network": network,
+            "detector": detector,
+        },
         {"backend": engine.name, "precision": engine.precision},
     )
 
@@ -359,5 +752,5 @@ if __name__ == "__main__":
     try:
         _serve_listener(*sys.argv[1:])
     except EdgekwsError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": str(error), "engine": isinstance(error, EngineUnavailable)}), flush=True)
         sys.exit(error.exit_code)

@@ -140,11 +140,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--plot", type=Path, metavar="FILE", help="a picture of misses against false accepts")
     evaluate.add_argument("--json", action="store_true")
 
-    bench = add("bench", _bench, "Measure latency, CPU time and memory of the listener here.")
+    bench = add("bench", _bench, "Measure latency, CPU time, memory and energy of the listener here.")
     bench.add_argument("--model", metavar="ID|DIR", help=model)
-    bench.add_argument("--backend", help="an engine's name; else as configured")
+    engines = bench.add_mutually_exclusive_group()
+    engines.add_argument("--backend", help="an engine's name; else as configured")
+    engines.add_argument("--all", action="store_true", help="every engine that runs here, and which one to take")
+    bench.add_argument("--while-adapting", action="store_true", help="once more beside a process that trains")
     bench.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of audio in a pass (%(default)g)")
-    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="passes (%(default)s)")
+    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="passes, and windows of each mode (%(default)s)")
+    bench.add_argument(
+        "--window-s", type=float, default=10.0, metavar="S", help="of each window of energy, where there is a meter (%(default)g)"
+    )
+    bench.add_argument("--report", type=Path, metavar="FILE.md", help="write a page with the host's fingerprint, and FILE.json beside it")
     bench.add_argument("--json", action="store_true")
 
     pretrain = add("pretrain", _pretrain, "Make the base networks again (needs the extra train).", config=False)
@@ -587,7 +594,20 @@ def _bench(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.config)
     model = _model(settings, _store(settings), options.model)
-    rows = bench.bench(model, options.backend or settings.model.engine, seconds=options.seconds, repeats=options.repeats)
+    if options.report and options.report.suffix != ".md":
+        raise UsageError(f"--report {options.report}: accepted is a name that ends with .md")
+    rows = bench.bench(
+        model,
+        "all" if options.all else options.backend or settings.model.engine,
+        seconds=options.seconds,
+        repeats=options.repeats,
+        window_s=options.window_s,
+        while_adapting=options.while_adapting,
+        say=lambda text: _say(f"edgekws: {text}"),
+    )
+    if options.report:
+        options.report.write_text(bench.report_markdown(rows))
+        options.report.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     print(json.dumps(rows, indent=1) if options.json else bench.report_table(rows))
     return 0
 

@@ -1,8 +1,10 @@
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgekws import bench
-from edgekws.errors import EdgekwsError
+from edgekws.errors import EdgekwsError, PowerError
 from edgekws.model import Model, find_model, load_model
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -81,6 +83,206 @@ def test_nothing_to_measure_is_refused(model, seconds, repeats):
 def test_a_worker_that_dies_is_reported():
     with pytest.raises(EdgekwsError, match="the measuring process ended with exit code 3"):
         bench.Worker(["-c", "raise SystemExit(3)"])
+
+
+# Energy.
+
+
+class Steady:
+    """A board that always draws 4 W."""
+
+    name, rail, covers, counts, interval_s, waits, step_mw = "steady", "VDD_IN", frozenset({"cpu", "gpu"}), False, 0.02, False, 40.0
+
+    def read(self) -> dict[str, float]:
+        return {"VDD_IN": 4000.0}
+
+    def close(self) -> None:
+        raise AssertionError("the meter is its owner's to close")
+
+
+class Busy(Steady):
+    """One that draws 3 W more for as long as our measuring processes compute: their CPU time as the kernel counts it, in mJ."""
+
+    counts, step_mw = True, None
+
+    def read(self) -> dict[str, float]:
+        ticks, own = 0.0, f"({Path(sys.executable).name}"[:9]
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                text = stat.read_text()
+                fields = text.rpartition(")")[2].split()
+                if int(fields[1]) == os.getpid() and own in text:
+                    ticks += int(fields[11]) + int(fields[12])
+        return {"VDD_IN": 1000 * time.monotonic() + 3000 * ticks / os.sysconf("SC_CLK_TCK")}
+
+
+@pytest.fixture
+def measure(model):
+    def run(meter, **options) -> dict:
+        (row,) = bench.bench(model, **{"seconds": 1, "repeats": 2, "paced_s": 0, "meter": meter, **options})
+        return row
+
+    return run
+
+
+def test_a_listener_that_draws_nothing_to_be_seen_has_no_energy_but_the_reason(measure):
+    row = measure(Steady(), window_s=0.3)
+
+    assert row["energy_mj_per_hop"] is None
+    assert row["why_no_energy"] == "below the sensor's resolution (0.0 mW above idle, 40.0 can be told)"
+    assert row["energy"]["real_time"]["mj_per_hop"] == pytest.approx(4000 * 0.08, rel=0.35)  # 4 hops in about 0.3 s
+    assert row["energy"]["back_to_back"]["mw"]["median"] == pytest.approx(4000)
+    assert "in real time: below the sensor's resolution" in bench.report_table([row])
+
+
+def test_work_back_to_back_draws_more_than_in_real_time(measure):
+    energy = measure(Busy(), window_s=0.6)["energy"]
+
+    assert energy["back_to_back"]["mj_per_hop_above_idle"] > 0
+    assert energy["back_to_back"]["above_idle_mw"]["median"] > 5 * abs(energy["real_time"]["above_idle_mw"]["median"])
+    assert energy["back_to_back"]["hops"] > 10 * energy["real_time"]["hops"]
+
+
+def test_a_meter_that_vanishes_leaves_the_latency_and_the_reason(measure):
+    class Vanishing(Steady):
+        left = 20
+
+        def read(self) -> dict[str, float]:
+            self.left -= 1
+            if self.left < 0:
+                raise PowerError("curr1_input: No such device")
+            return super().read()
+
+    row = measure(Vanishing(), window_s=1.2, repeats=1)
+
+    assert row["latency_ms"]["p50"] > 0
+    assert row["energy_mj_per_hop"] is None
+    assert "no reading from" in row["why_no_energy"]
+    assert "curr1_input: No such device" in row["why_no_energy"]
+
+
+def test_a_power_mode_that_changes_meanwhile_is_no_energy(measure, monkeypatch):
+    """Faked: setting one takes a Jetson."""
+    modes = iter(["15W", "15W", "MAXN_SUPER"])
+    monkeypatch.setattr(bench, "power_mode", lambda: next(modes, "MAXN_SUPER"))
+    row = measure(Steady(), window_s=0.1, repeats=1)
+
+    assert row["energy_mj_per_hop"] is None
+    assert row["why_no_energy"] == "the power mode changed during the measurement (15W, MAXN_SUPER): measure again"
+
+
+# The choice among engines.
+
+
+def engine_row(backend, cpu_s, p99_ms=1.0, mj=None, resolution=1.0, beside=None):
+    energy = None if mj is None else {"real_time": {"mj_per_hop": mj, "mj_per_hop_resolution": resolution}}
+    return {
+        "backend": backend,
+        "beside": beside,
+        "cpu_s_per_audio_hour": cpu_s,
+        "latency_ms": {"p99": p99_ms},
+        "latency_ms_paced": None,
+        "energy": energy,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "best", "why"),
+    [
+        ([engine_row("gpu", 1.0, mj=410), engine_row("cpu", 3.0, mj=390)], "cpu", "least energy, 390 mJ a hop"),
+        ([engine_row("gpu", 1.0, mj=390.5), engine_row("cpu", 3.0, mj=390)], "gpu", "the meter cannot tell 2 of them apart"),
+        ([engine_row("gpu", 1.0), engine_row("cpu", 3.0)], "gpu", "least CPU time, 1.00 s per hour of audio; energy is not known for all"),
+        ([engine_row("gpu", 1.0, mj=390), engine_row("cpu", 3.0)], "gpu", "least CPU time"),
+        ([engine_row("gpu", 1.0, p99_ms=21.0), engine_row("cpu", 3.0)], "cpu", "least CPU time"),
+        ([engine_row("cpu", 3.0), engine_row("gpu", 1.0, beside="training")], "cpu", "least CPU time"),
+    ],
+)
+def test_the_recommended_engine_costs_least_and_keeps_the_latency(rows, best, why):
+    row, said = bench.recommended(rows)
+
+    assert row["backend"] == best
+    assert why in said
+
+
+def test_no_engine_is_recommended_that_is_too_slow():
+    rows = [engine_row("gpu", 1.0, p99_ms=30.0), engine_row("cpu", 3.0, p99_ms=40.0)]
+
+    assert bench.recommended(rows) is None
+    assert bench.choice(rows) == "no engine keeps its 99th percentile within 20 ms of a hop here"
+
+
+def test_the_choice_says_what_to_write_where_auto_takes_another():
+    assert bench.choice([engine_row("gpu", 3.0), engine_row("cpu", 1.0)]).endswith('engine = "auto" takes gpu, so write engine = "cpu"')
+    assert bench.choice([engine_row("cpu", 1.0), engine_row("gpu", 3.0)]).startswith('engine = "auto" takes cpu here, and it is the best')
+    assert bench.choice([engine_row("cpu", 1.0)]) == ""
+
+
+def test_all_measures_what_runs_here_and_says_why_the_rest_does_not(model, monkeypatch):
+    monkeypatch.setattr(bench, "ORDER", ("abacus", "onnxruntime"))
+    said = []
+    rows = bench.bench(model, "all", seconds=1, repeats=1, paced_s=0, say=said.append)
+
+    assert [row["backend"] for row in rows] == ["onnxruntime"]
+    assert 'no engine "abacus"' in said[0]
+
+
+# Beside training.
+
+
+def test_beside_training_there_is_a_second_row_with_ratios(model):
+    pytest.importorskip("torch")
+    alone, beside = bench.bench(model, seconds=1, repeats=2, paced_s=0.2, while_adapting=True)
+
+    assert (alone["beside"], "ratio_to_alone" in alone) == (None, False)
+    assert "training" in beside["beside"] or "adapt" in beside["beside"]
+    assert beside["ratio_to_alone"].keys() == {"p50", "p99", "cpu"}
+    assert beside["torch_loaded"] is False
+    assert beside["why_no_energy"].startswith("training runs beside it")
+    assert "times that alone" in bench.report_table([alone, beside])
+
+
+def test_training_computes_only_while_it_is_wanted(model):
+    pytest.importorskip("torch")
+
+    def cpu_ticks(process) -> int:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    with bench.Training(model) as training:
+        begin = cpu_ticks(training._process)
+        time.sleep(0.3)
+        stopped = cpu_ticks(training._process)
+        with training.running():
+            end = time.monotonic() + 20
+            while cpu_ticks(training._process) - stopped < 5 and time.monotonic() < end:
+                time.sleep(0.05)
+        worked = cpu_ticks(training._process)
+
+    assert stopped - begin <= 1
+    assert worked - stopped >= 5
+    assert training._process.poll() is not None
+
+
+# Reports.
+
+
+def test_the_page_holds_each_row_the_reasons_and_the_host(rows, model):
+    page = bench.report_markdown(rows)
+
+    assert f"| {model.id} | onnxruntime (fp32) | - |" in page
+    assert page.count("not known") == 2
+    assert rows[0]["why_no_energy"] in page
+    assert f"| cpu | {rows[0]['host']['cpu']} |" in page
+
+
+def test_a_report_is_a_page_and_the_same_rows_as_json(tmp_path):
+    from edgekws.cli import main
+
+    page = tmp_path / "bench.md"
+    assert main(["bench", "--model", "edge-small", "--seconds", "1", "--repeats", "1", "--report", str(page), "--json"]) == 0
+
+    (row,) = json.loads((tmp_path / "bench.json").read_text())
+    assert f"| {row['model']} | {row['backend']} ({row['precision']}) | - |" in page.read_text()
 
 
 def test_the_audio_is_the_same_every_time():

@@ -253,6 +253,7 @@ WRONG = [
     (("models", "rollback"), 1, "nothing to go back from"),
     (("eval", "--corpus", "/no/such"), 1, "/no/such"),
     (("eval", "--corpus", "/no/such", "--protocol", "guess"), 2, "protocol"),
+    (("bench", "--report", "page.txt"), 2, "--report page.txt: accepted is a name that ends with .md"),
     (("bench", "--backend", "abacus"), 1, "abacus"),
 ]
 

@@ -19,7 +19,21 @@ from types import SimpleNamespace
 import pytest
 
 from edgekws.errors import PowerError
-from edgekws.power import NoMeter, Recording, conditions, disagreement, ina3221, integrate, load_meter, nvml, rapl, tegrastats, whole
+from edgekws.power import (
+    Energy,
+    NoMeter,
+    Recording,
+    conditions,
+    disagreement,
+    ina3221,
+    integrate,
+    load_meter,
+    nvml,
+    rapl,
+    tegrastats,
+    whole,
+)
+from edgekws.power.per_hop import per_hop
 
 # address, hwmon, shunt in µΩ, channels of label, mV, mA
 ORIN_NANO = (("1-0040", 1, 5000, (("VDD_IN", 5016, 952), ("VDD_CPU_GPU_CV", 5000, 104), ("VDD_SOC", 5000, 288))),)
@@ -588,6 +602,51 @@ def test_a_meter_that_hangs_does_not_hang_the_measurement():
     released.set()
 
     assert len(recording._times) == 1
+
+
+# What a hop costs.
+
+
+def windows(*mean_mw: float, seconds: float = 10.0) -> list[Energy]:
+    return [Energy(mw * seconds / 1000, seconds, {"VDD_IN": mw * seconds / 1000}) for mw in mean_mw]
+
+
+def test_a_hop_costs_what_is_drawn_above_the_idle_around_it():
+    """100 mW more than idle for 10 s are 1 J, in 125 hops; idle drifts up by 20 mW in each window and falls out."""
+    cost = per_hop(windows(4000, 4020, 4020, 4040), windows(4110, 4130), [125, 125], step_mw=40.0)
+
+    assert cost["above_idle_mw"] == {"median": 100.0, "min": 100.0, "max": 100.0}
+    assert cost["mj_per_hop_above_idle"] == pytest.approx(8.0)
+    assert cost["mj_per_hop"] == pytest.approx(4120 * 0.08, rel=1e-3)
+    assert cost["rails_mj_per_hop"] == {"VDD_IN": cost["mj_per_hop"]}
+    assert (cost["hops"], cost["why_not"]) == (250, "")
+
+
+def test_less_than_the_sensor_can_tell_is_no_number():
+    cost = per_hop(windows(4000, 4000), windows(4012), [125], step_mw=40.0)
+
+    assert cost["mj_per_hop_above_idle"] is None
+    assert cost["why_not"] == "below the sensor's resolution (12.0 mW above idle, 40.0 can be told)"
+    assert cost["mj_per_hop_resolution"] == pytest.approx(3.2)
+    assert cost["mj_per_hop"] == pytest.approx(4012 * 0.08, rel=1e-3)
+
+
+def test_what_scatters_more_than_it_costs_is_no_number():
+    """A counter has no step; but 3, -1 and 7 mW are 3 ± 4.6 (two standard errors)."""
+    cost = per_hop(windows(*[1000] * 6), windows(1003, 999, 1007), [125] * 3, step_mw=None)
+
+    assert cost["mj_per_hop_above_idle"] is None
+    assert cost["resolution_mw"] == pytest.approx(4.62, abs=0.01)
+
+
+def test_less_than_idle_is_no_negative_energy():
+    assert per_hop(windows(4000, 4000), windows(3900), [125], step_mw=40.0)["mj_per_hop_above_idle"] is None
+
+
+def test_one_unknown_window_makes_all_of_it_unknown():
+    cost = per_hop([*windows(4000), Energy(None, 10.0, why_not="the chip vanished")], windows(4100), [125], step_mw=40.0)
+
+    assert cost == {"mj_per_hop": None, "mj_per_hop_above_idle": None, "why_not": "the chip vanished"}
 
 
 # What else is recorded.
