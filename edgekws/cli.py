@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgekws.engines import Engine
     from edgekws.model import Model
     from edgekws.pipeline import Pipeline
+    from edgekws.promotion import Updates, Version
     from edgekws.sinks import Sink
     from edgekws.store import Enrolment, Store
     from edgekws.values import Enrolled
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--source", metavar="URI", help=source)
     watch.add_argument("--model", metavar="ID|DIR", help=model)
 
-    events = add("log", _log, "What was heard.")
+    events = add("log", _log, "What was heard, and which model listens since when.")
     events.add_argument("--since", metavar="TIME", help="30s, 15m, 1h, 2d, or a date such as 2026-11-21T08:00")
     events.add_argument("--follow", action="store_true", help="go on with what comes")
     events.add_argument("--all", action="store_true", help="gaps, starts and stops too")
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     models = add("models", _models, "Model versions: which there are, which one listens.")
     models.add_argument("action", choices=("list", "show", "promote", "rollback"), nargs="?", default="list")
     models.add_argument("model", nargs="?", metavar="ID|DIR", help=model)
-    models.add_argument("--json", action="store_true", help="with list")
+    models.add_argument("--json", action="store_true", help="with list and show")
 
     devices = add("devices", _devices, "The microphones here, by name.", config=False)
     devices.add_argument("--json", action="store_true")
@@ -254,33 +255,73 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) ->
     return tuned
 
 
-def _listener(settings: Settings, wanted_model: str | None) -> tuple[Pipeline, Model, Store]:
+def _version(settings: Settings, store: Store, model: Model) -> Version:
+    """A model, ready to listen for what is enrolled."""
     from edgekws.detector import Detector
     from edgekws.engines import load_engine
+    from edgekws.promotion import Version
+
+    engine = load_engine(model, settings.model.engine)
+    enrolled = _enrolled(settings, store, model, engine)
+    return Version(model, engine, Detector(enrolled, settings.detector.refractory_s))
+
+
+def _listener(settings: Settings, wanted_model: str | None) -> tuple[Pipeline, Model, Store]:
     from edgekws.pipeline import Pipeline
 
     store = _store(settings)
-    model = _model(settings, store, wanted_model)
-    engine = load_engine(model, settings.model.engine)
-    enrolled = _enrolled(settings, store, model, engine)
-    return Pipeline(engine, Detector(enrolled, settings.detector.refractory_s)), model, store
+    version = _version(settings, store, _model(settings, store, wanted_model))
+    return Pipeline(version.engine, version.detector), version.model, store
+
+
+def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> tuple[Pipeline, Updates]:
+    """The pipeline to start with, and what changes it while it runs."""
+    from edgekws.model import find_model, load_model
+    from edgekws.pipeline import Pipeline
+    from edgekws.promotion import Updates, boot
+
+    own = _store(settings)  # for the thread beside the listener
+
+    def load(reread: bool) -> Version:
+        nonlocal settings
+        if reread:
+            settings = _reread(settings, options.config)
+        return _version(settings, own, _model(settings, own, options.model))
+
+    if options.model is not None:
+        version = load(False)
+    else:
+        version = boot(store, lambda path: _version(settings, store, load_model(path or find_model(settings.model.id))))
+    updates = Updates(version, load, own, follows_promotion=options.model is None)
+    return Pipeline(version.engine, version.detector), updates
+
+
+def _reread(old: Settings, config: Path | None) -> Settings:
+    """What a running listener can take up of the settings: model, detector and keywords."""
+    new = load_settings(config)
+    fixed = [name for name in ("audio", "store", "sinks") if getattr(new, name) != getattr(old, name)]
+    if fixed:
+        log.warning("what changed in [%s] takes effect when the listener is started again", "], [".join(fixed))
+    return dataclasses.replace(new, **{name: getattr(old, name) for name in fixed})
 
 
 def _names(enrolled: Sequence[Enrolled]) -> str:
     return ", ".join(f'"{one.keyword}"' + (f" ({one.speaker})" if one.speaker else "") for one in enrolled) or "none"
 
 
-def _listen(source: Source, pipeline: Pipeline, model: Model, sinks: Sequence[Sink]) -> Heard:
+def _listen(source: Source, pipeline: Pipeline, model: str, sinks: Sequence[Sink], updates: Updates | None = None) -> Heard:
     """To the source's end or a signal; then everything is delivered."""
     from edgekws.daemon import closed_by_signals, listen
     from edgekws.sinks import Delivery
 
-    with source, closed_by_signals(source):
+    with source, closed_by_signals(source, updates.reload if updates else None):
         delivery = Delivery(sinks, on_failure=source.close)
         try:
-            return listen(source, pipeline, delivery, model.id)
+            return listen(source, pipeline, delivery, model, updates=updates)
         finally:
             delivery.close()
+            if updates is not None:
+                updates.close()
             pipeline.engine.close()
 
 
@@ -288,18 +329,26 @@ def _listen(source: Source, pipeline: Pipeline, model: Model, sinks: Sequence[Si
 
 
 def _run(options: argparse.Namespace) -> int:
+    from edgekws.promotion import start_counted
+
+    settings = load_settings(options.config)
+    store = _store(settings)
+    with start_counted(store):
+        return _run_listener(options, settings, store)
+
+
+def _run_listener(options: argparse.Namespace, settings: Settings, store: Store) -> int:
     from edgekws.audio import open_source
     from edgekws.sinks import CommandSink, LineSink, StoreSink
 
-    settings = load_settings(options.config)
-    pipeline, model, store = _listener(settings, options.model)
+    pipeline, updates = _updates(settings, options, store)
     sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), StoreSink(store)]
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
     source = open_source(options.source or settings.audio.source)
-    _say(f"listening to {source.uri} with {model.id} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
+    _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
     start_s = time.monotonic()
-    heard = _listen(source, pipeline, model, sinks)
+    heard = _listen(source, pipeline, updates.model, sinks, updates)
     gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
     _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0
@@ -336,7 +385,6 @@ def _enroll(options: argparse.Namespace) -> int:
             print(f'removed "{one.keyword}"{f" ({one.speaker})" if one.speaker else ""}, {len(one.takes)} recordings')
         return 0
     _make_enrolment(settings, keyword, speaker or "", options)
-    _say("a listener that is running takes it up when it is started again")
     return 0
 
 
@@ -433,7 +481,7 @@ def _log(options: argparse.Namespace) -> int:
         events = store.events(since_s=since_s, after=after)
         for event in events:
             after = event.id
-            if options.all or event.kind == "wake":
+            if options.all or event.kind in ("wake", "model"):
                 print(as_json(event) if options.json else as_line(event, date=True))
         if events:
             continue
@@ -458,52 +506,161 @@ def _since(text: str, now_s: float) -> float:
 
 def _models(options: argparse.Namespace) -> int:
     from edgekws.engines import load_engine
-    from edgekws.model import find_model, load_model
+    from edgekws.model import load_model
+    from edgekws.promotion import model_event
 
     settings = load_settings(options.config)
     store = _store(settings)
     if options.action == "list":
         return _list_models(settings, store, options.json)
     if options.action == "show":
-        print(json.dumps(dict(_model(settings, store, options.model).raw), indent=1, ensure_ascii=False))
-        return 0
+        return _show_model(store, _model(settings, store, options.model), options.json)
+    before = _model_name(settings, store.current_model())
     if options.action == "rollback":
         back = store.rollback()
-        print(f"{load_model(back).id if back else load_model(find_model(settings.model.id)).id} is current")
+        name = _model_name(settings, back)
+        event = model_event(before, "rolled back", time.time(), back_to=name, reason="by hand")
     else:
         if options.model is None:
             raise UsageError("models promote needs a model: a built-in or promoted name, or a model directory. Try: edgekws models list")
         model = _model(settings, store, options.model)
-        load_engine(model, settings.model.engine).close()  # it must reproduce its golden embeddings here
+        engine = load_engine(model, settings.model.engine)  # it must reproduce its golden embeddings here
+        _prototypes(settings, store, store.enrolments(), model, engine)  # so that a listener need not, and takes it up at once
+        engine.close()
         load_model(store.promote(model.path, model.id))
-        print(f"{model.id} is current")
-    _say("a listener that is running takes it up when it is started again")
+        name = model.id
+        event = model_event(name, "promoted", time.time(), before=before)
+    print(f"{name} is current")
+    try:
+        store.add_event(event)
+    except StoreError as error:
+        log.warning("%s", error)
+    _say("a listener that is running takes it up within a second")
     return 0
+
+
+def _model_name(settings: Settings, promoted: Path | None) -> str:
+    """Of what listens: a promoted version, or the configured model."""
+    from edgekws.model import find_model, load_model
+
+    return promoted.name if promoted else load_model(find_model(settings.model.id)).id
+
+
+def _show_model(store: Store, model: Model, as_json: bool) -> int:
+    """What a version is, what came before it, and what it was measured at when it was made."""
+    raw = model.raw
+    sizes = {path.name: path.stat().st_size for path in sorted(model.path.iterdir())}
+    widths = [layer[1] for layer in _layers(raw.get("spec", {}).get("layers", []))]
+    lineage, known = [str(raw.get("parent") or "")], _manifests(store)
+    while lineage[-1] in known:
+        lineage.append(str(known[lineage[-1]].get("parent") or ""))
+    lineage = [name for name in lineage if name]
+    if as_json:
+        facts = {"path": str(model.path), "widths": widths, "file_bytes": sizes, "lineage": lineage}
+        print(json.dumps({**raw, **facts}, indent=1, ensure_ascii=False))
+        return 0
+    made = datetime.fromtimestamp(raw["created_s"]).isoformat(" ", "seconds") if "created_s" in raw else None
+    gone = "" if not lineage or lineage[-1] in known else " (no longer here)"
+    rows = {
+        "model": f"{model.id} ({model.network}), {model.path}",
+        "made": made,
+        "parent": " ← ".join(lineage) + gone,
+        "data": raw.get("data_sha256"),
+        "recipe": raw.get("recipe"),
+        "criterion": raw.get("criterion"),
+        "widths": ", ".join(map(str, widths)),
+        "parameters": model.parameters,
+        "multiply-adds": f"{model.macs_per_s / 1e6:.2f} M a second",
+        "hears back": f"{model.receptive_field_ms} ms",
+        "files": f"{sum(sizes.values()) / 1000:.0f} kB: {', '.join(f'{name} {size / 1000:.0f}' for name, size in sizes.items())}",
+        "metrics": raw.get("metrics"),
+        "gate": raw.get("gate"),
+        "cost": raw.get("cost"),
+    }
+    for name, value in rows.items():
+        print(f"{name:<14} {_flat(value) if value not in (None, '', {}, []) else 'not recorded'}")
+    return 0
+
+
+def _layers(layers: Sequence[Any]) -> list[Any]:
+    """The convolutions, those within residual blocks too, in order."""
+    return [one for layer in layers for one in (_layers(layer["residual"]) if isinstance(layer, dict) else [layer])]
+
+
+def _manifests(store: Store) -> dict[str, Any]:
+    """By id, of every version that can be read here; their files are not checked."""
+    from edgekws.model import builtin_models
+
+    found = {}
+    for path in (*builtin_models().values(), *store.models().values()):
+        try:
+            raw = json.loads((path / "manifest.json").read_text())
+            found[str(raw["id"])] = raw
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _flat(value: object) -> str:
+    """A manifest's value on one line: numbers short, two of them an interval."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        numbers = len(value) == 2 and all(isinstance(one, (int, float)) for one in value)
+        return f"({_flat(value[0])} to {_flat(value[1])})" if numbers else ", ".join(map(_flat, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _list_models(settings: Settings, store: Store, as_json: bool) -> int:
     from edgekws.model import builtin_models, find_model, load_model
 
     current = store.current_model() or find_model(settings.model.id)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for where, versions in (("built in", builtin_models()), ("promoted", store.models())):
         for name, path in versions.items():
-            row: dict[str, object] = {"name": name, "where": where, "path": str(path), "current": path == current}
+            row: dict[str, Any] = {"name": name, "where": where, "path": str(path), "current": path == current}
             row["previous"] = path == store.previous_model()
             try:
                 model = load_model(path)
                 row |= {"id": model.id, "network": model.network, "parameters": model.parameters, "macs_per_s": model.macs_per_s}
+                row |= {"parent": model.raw.get("parent"), "created_s": model.raw.get("created_s")}
+                row["file_bytes"] = sum(file.stat().st_size for file in path.iterdir())
             except EdgekwsError as error:
                 row["error"] = str(error)
             rows.append(row)
+    rows = _by_lineage(rows)
     if as_json:
         print(json.dumps(rows, indent=1))
         return 0
     for row in rows:
         mark = "*" if row["current"] else "-" if row["previous"] else " "
-        facts = str(row.get("error") or f"{row['network']:<10} {row['parameters']:>8} parameters  {row['macs_per_s']} MAC/s")
-        print(f"{mark} {row['name']:<16} {row['where']:<9} {row.get('id', ''):<16} {facts}")
+        name = "  " * row["generation"] + row["name"]
+        facts = str(row.get("error") or f"{row['network']:<10} {row['parameters']:>8} parameters  {row['macs_per_s'] / 1e6:5.2f} M MAC/s")
+        size = f"{row['file_bytes'] / 1000:>6.0f} kB" if "file_bytes" in row else ""
+        print(f"{mark} {name:<20} {row['where']:<9} {row.get('id', ''):<16} {facts}  {size}".rstrip())
+    _say("* listens, - is what `edgekws models rollback` goes back to; a version stands below its parent")
     return 0
+
+
+def _by_lineage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each version below its parent, the older first, with its `generation` counted from one whose parent is not here."""
+    left = sorted(rows, key=lambda row: row.get("created_s") or 0.0)
+    found: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any], generation: int) -> None:
+        if row in left:
+            left.remove(row)
+            found.append({**row, "generation": generation})
+            if "id" in row:
+                for child in [one for one in left if one.get("parent") == row["id"]]:
+                    add(child, generation + 1)
+
+    ids = {row.get("id") for row in rows}
+    for row in [one for one in left if one.get("parent") not in ids]:
+        add(row, 0)
+    for row in left[:]:  # its own ancestor
+        add(row, 0)
+    return found
 
 
 def _devices(options: argparse.Namespace) -> int:
@@ -543,7 +700,7 @@ def _demo(options: argparse.Namespace) -> int:
         source = open_source(f"file:{folder / 'stream.flac'}")
         _say(f"listening to the bundled stream with {model.id} on {pipeline.engine.name}")
         start_s = time.monotonic()
-        heard = _listen(source, pipeline, model, [LineSink(sys.stdout), StoreSink(store)])
+        heard = _listen(source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
         took_s = time.monotonic() - start_s
         wakes = [event.stream_s for event in store.events() if event.kind == "wake"]
         store.close()
@@ -561,7 +718,7 @@ def _demo(options: argparse.Namespace) -> int:
             else:
                 pipeline, model, store = _listener(settings, None)
                 _say(f'now the microphone: say "{truth["keyword"]}". Ctrl-C ends')
-                _listen(source, pipeline, model, [LineSink(sys.stdout), StoreSink(store)])
+                _listen(source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
         else:
             _say("stdout is no terminal, so this is the end; --listen goes on with the microphone")
         return 0 if hits == len(found) == len(wakes) else 1

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from edgekws.audio import Source
 from edgekws.errors import EdgekwsError
 from edgekws.pipeline import Pipeline
+from edgekws.promotion import Updates
 from edgekws.sinks import Delivery
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event
 
@@ -37,6 +39,7 @@ def listen(
     delivery: Delivery,
     model: str,
     *,
+    updates: Updates | None = None,
     now: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Heard:
@@ -45,6 +48,7 @@ def listen(
     Args:
         delivery: stays open.
         model: id that the events carry.
+        updates: asked after each hop; a version that it switches to is the events' model from then on.
 
     Raises:
         AudioError: the source broke.
@@ -73,6 +77,11 @@ def listen(
                     stream_s, latency_ms = found.end_sample / SAMPLE_RATE_HZ, (clock() - arrived) * 1000
                     event = Event(found.keyword, found.speaker, found.score, found.threshold, now(), stream_s, latency_ms, model)
                     delivery.put(event, wait=not source.live)
+                if updates is not None:
+                    for event in updates.step(pipeline, (piece.first_sample + len(piece.samples)) / SAMPLE_RATE_HZ):
+                        delivery.put(event, wait=not source.live)
+                        model = updates.model
+                        manager.tell(f"STATUS=listening to {source.uri} with {model}")
             audio += len(chunk.samples)
             at = chunk.first_sample + len(chunk.samples)
             manager.progress(pipeline.hops, f"{audio / SAMPLE_RATE_HZ:.0f} s of {source.uri}, {wakes} wakes, {gaps} gaps")
@@ -93,8 +102,11 @@ def _pieces(chunk: AudioChunk) -> Iterator[AudioChunk]:
 
 
 @contextlib.contextmanager
-def closed_by_signals(source: Source) -> Iterator[None]:
-    """SIGTERM and SIGINT end the source, so that listening ends as at a file's end; a second one does what it always does."""
+def closed_by_signals(source: Source, reload: Callable[[], object] | None = None) -> Iterator[None]:
+    """SIGTERM and SIGINT end the source, so that listening ends as at a file's end; a second one does what it always does.
+
+    SIGHUP calls `reload`, except at a terminal: there it says that the terminal has gone.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def restore() -> None:
@@ -110,6 +122,8 @@ def closed_by_signals(source: Source) -> Iterator[None]:
         return
     for number in before:
         signal.signal(number, close)
+    if reload is not None and not (sys.stdin is not None and sys.stdin.isatty()):
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: reload())
     try:
         yield
     finally:

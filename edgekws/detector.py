@@ -45,6 +45,8 @@ class Detector:
         self.enrolled = tuple(enrolled)
         self.latest: dict[tuple[str, str], float] = {}
         """(keyword, speaker) → score of the last hop, for people who tune by looking."""
+        self.margin = -np.inf
+        """Of the last hop: how far the best score was above its threshold, negative below it."""
         self._refractory_samples = round(refractory_s * SAMPLE_RATE_HZ)
         self._quiet_until: dict[str, int] = {}
         # One product a hop for everybody: all prototypes, then all cohorts that differ (as a rule they are one and the same).
@@ -63,9 +65,11 @@ class Detector:
         similarities = self._rows @ embedding
         common = {key: float(background(similarities[None, span])[0]) for key, span in self._cohorts.items()}
         best: dict[str, Detection] = {}
+        self.margin = -np.inf
         for one, span in zip(self.enrolled, self._own, strict=True):
             score = (float(similarities[span].max()) - common.get(id(one.cohort), 0.0) - one.offset) * one.scale
             self.latest[one.keyword, one.speaker] = score
+            self.margin = max(self.margin, score - one.threshold)
             if score < one.threshold or end_sample < self._quiet_until.get(one.keyword, 0):
                 continue
             margin = score - one.threshold
@@ -74,6 +78,10 @@ class Detector:
         for keyword in best:
             self._quiet_until[keyword] = end_sample + self._refractory_samples
         return list(best.values())
+
+    def take_over(self, old: Detector) -> None:
+        """Go on where another one stops: its refractory times hold."""
+        self._quiet_until = dict(old._quiet_until)
 
     def reset(self) -> None:
         """A gap in the stream: forget scores, but hold the refractory time."""

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import NamedTuple
+
 import numpy as np
 
 from edgekws.detector import Detector
 from edgekws.engines import Engine
 from edgekws.frontend import LogMel
 from edgekws.values import HOP_SAMPLES, AudioChunk, Detection
+
+RECENT_HOPS = 125  # 10 s, 80 kB
+
+
+class Hop(NamedTuple):
+    """One step of the network, for whoever must step through the same."""
+
+    number: int
+    frames: np.ndarray
+    """float32, shape (4, 40)."""
+    margin: float
+    """How far the best score was above its threshold."""
 
 
 class Pipeline:
@@ -18,6 +33,8 @@ class Pipeline:
         self.detector = detector
         self.hops = 0
         """Network steps done so far: the watchdog's proof of progress."""
+        self.recent: deque[Hop] = deque(maxlen=RECENT_HOPS)
+        """The last hops since a gap, without one missing: with these a newcomer is warmed up and judged."""
         self._frontend = LogMel()
         self._pending = np.zeros(0, np.int16)
         self._end_sample = 0  # of the stream, gaps counted, up to which hops were done
@@ -29,6 +46,7 @@ class Pipeline:
             self._frontend.reset()
             self.engine.reset()
             self.detector.reset()
+            self.recent.clear()
         if not len(self._pending):
             self._end_sample = chunk.first_sample
         samples = np.concatenate([self._pending, chunk.samples]) if len(self._pending) else chunk.samples
@@ -40,5 +58,11 @@ class Pipeline:
             self.hops += 1
             self._end_sample += HOP_SAMPLES
             detections += self.detector.step(self.engine.step(frames), self._end_sample)
+            self.recent.append(Hop(self.hops, frames, self.detector.margin))
         self._pending = samples[done:].copy()
         return detections
+
+    def replace(self, engine: Engine, detector: Detector) -> None:
+        """Go on with others from the next hop. `engine` has stepped through all of `recent`; refractory times hold."""
+        detector.take_over(self.detector)
+        self.engine, self.detector = engine, detector

@@ -125,11 +125,32 @@ def as_json(event: Event) -> str:
 def as_line(event: Event, *, date: bool = False) -> str:
     """For people: time in the stream, or with `date` the local date and time."""
     when = f"{_utc(event.time_s).astimezone():%Y-%m-%d %H:%M:%S}" if date else f"{event.stream_s:9.2f} s"
+    if event.kind == "model":
+        return f"{when}  {_model_line(event)}"
     if event.kind != "wake":
         facts = ", ".join(f"{name} {value}" for name, value in event.extra.items())
         return f"{when}  {event.kind}: {facts}".rstrip(": ")
     who = f" ({event.speaker})" if event.speaker else ""
     return f"{when}  {event.keyword}{who}  score {event.score:.2f} / {event.threshold:.2f}  latency {event.latency_ms:.2f} ms"
+
+
+def _model_line(event: Event) -> str:
+    """What befell a model version (`promotion.model_event`), in words."""
+    facts = event.extra
+    before = f", before it {facts['before']}" if "before" in facts else ""
+    back = f"; back to {facts['back_to']}" if "back_to" in facts else ""
+    reason = f": {facts['reason']}" if "reason" in facts else ""
+    words = {
+        "live": f"{event.model} listens{before}",
+        "reloaded": f"{event.model} listens, with enrolments and settings read again",
+        "refused": f"{facts.get('version')} is refused, {event.model} goes on{reason}{back}",
+        "rolled back": f"{event.model} is gone back from{reason}{back}",
+        "promoted": f"{event.model} is promoted{before}",
+    }
+    line = words.get(str(facts.get("what")), f"{event.model}: {facts}")
+    if "score_difference" in facts:
+        line += f" (scores differ by {facts['score_difference']} on average over {facts['hops']} hops)"
+    return f"model: {line}"
 
 
 def _utc(time_s: float) -> datetime:

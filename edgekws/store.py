@@ -3,7 +3,8 @@
     edgekws.db                              events (SQLite, WAL)
     enrolments/KEYWORD/SPEAKER/             enrolment.json, replaced last, and the takes that it names: 16-bit mono WAV at 16 kHz
     prototypes/MODEL.npz                    those takes as a model hears them: a cache, made again from the takes
-    models/ID/, current → ID, previous → ID model versions that were promoted here
+    models/ID/, current → ID, previous → ID model versions that were promoted here, the last few of them
+    starts                                  how many starts with the current version failed in a row
     lock                                    held for the moment of a change
 
 Names become directories as a readable part and a hash, so that any name will do.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import filecmp
 import hashlib
 import json
 import logging
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1  # user_version of the database
 FORMAT = 1  # of enrolment.json
+GENERATIONS = 5  # model versions that are kept: the current one, the previous one, and the newest of the others
 BUSY_S = 5.0  # to wait for another process that is writing
 CREATE = """
 CREATE TABLE events (
@@ -67,6 +70,8 @@ class Enrolment:
     takes: tuple[Path, ...]
     id: str
     """Differs when anything of it does."""
+    time_s: float
+    """Seconds since the epoch at which it was kept."""
 
     def recordings(self) -> list[np.ndarray]:
         """int16, shape (n,), mono at 16 kHz, one array a take.
@@ -215,6 +220,14 @@ class Store:
                 shutil.rmtree(self.root / "prototypes", ignore_errors=True)
         return gone
 
+    def enrolment_stamp(self) -> object:
+        """Differs after any change of the enrolments. A few stat calls, without a lock or the database."""
+        found = []
+        for path in self.root.glob("enrolments/*/*/enrolment.json"):
+            with contextlib.suppress(OSError):
+                found.append((str(path), path.stat().st_mtime_ns, path.stat().st_ino))
+        return sorted(found)
+
     def _enrolment(self, keyword: str, speaker: str) -> Path:
         return self.root / "enrolments" / _slug(keyword) / _slug(speaker or "anyone", speaker)
 
@@ -271,12 +284,26 @@ class Store:
 
     def previous_model(self) -> Path | None:
         """The version that `rollback` goes back to; None = the packaged default."""
-        return self._model("previous")
+        previous = self._model("previous")
+        # The same where the power went between the two links of a promotion: then what was before the current one is not known any more.
+        return None if previous == self._model("current") else previous
+
+    def model_stamp(self) -> object:
+        """Differs when another version is current, or the current one was written again; None = none is. Two system calls."""
+        link = self.root / "models" / "current"
+        try:
+            name = os.readlink(link)
+        except OSError:
+            return None
+        try:
+            return name, os.stat(link).st_mtime_ns
+        except OSError:
+            return name, 0
 
     def promote(self, path: Path, id: str) -> Path:
         """Copy a model directory here, unless this very version is there, and make it current at once. Its directory here.
 
-        The caller has checked the model.
+        The caller has checked the model. A copy here that is damaged is mended from it. Of the versions here the last few are kept.
         """
         folder = self.root / "models"
         name = re.sub(r"[^A-Za-z0-9._-]", "-", id).lstrip(".") or "model"
@@ -285,19 +312,33 @@ class Store:
         target = folder / name
         with _told(target), self._lock():
             folder.mkdir(exist_ok=True)
-            if not target.exists():
+            for litter in folder.glob(".*"):  # of a promotion that was killed
+                litter.unlink() if litter.is_symlink() else shutil.rmtree(litter)
+            if not (target / "manifest.json").exists():
+                shutil.rmtree(target, ignore_errors=True)  # deleted in part
                 with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
                     shutil.copytree(path, Path(new) / name)
-                    for copied in (Path(new) / name).rglob("*"):
+                    for copied in (Path(new) / name, *(Path(new) / name).rglob("*")):
                         _sync(copied)
                     os.rename(Path(new) / name, target)
                 _sync(folder)
             elif (target / "manifest.json").read_bytes() != (path / "manifest.json").read_bytes():
                 raise StoreError(f"{target}: another model has this id already, and a version never changes. Give the new one its own id")
+            else:
+                for file in path.iterdir():
+                    if not (target / file.name).exists() or not filecmp.cmp(file, target / file.name, shallow=False):
+                        _write(target / file.name, file.read_bytes())
             old = self._model("current")
             if old != target:
                 self._link("previous", old)
                 self._link("current", target)
+                (self.root / "starts").unlink(missing_ok=True)
+            kept = (target, self.previous_model())
+            others = [one for one in self.models().values() if one not in kept]
+            others.sort(key=lambda one: (one / "manifest.json").stat().st_ctime_ns)  # when it came here; mtime was copied
+            for one in others[: max(0, len(others) + sum(one is not None for one in kept) - GENERATIONS)]:
+                (one / "manifest.json").unlink()  # at once no version any more
+                shutil.rmtree(one)
         return target
 
     def rollback(self) -> Path | None:
@@ -305,10 +346,24 @@ class Store:
         if self._model("current") is None:
             raise StoreError("no model was promoted, so there is nothing to go back from: the packaged default is in use")
         with _told(self.root / "models"), self._lock():
-            old = self._model("previous")
+            old = self.previous_model()
             self._link("current", old)
             self._link("previous", None)
+            (self.root / "starts").unlink(missing_ok=True)
         return old
+
+    def count_start(self) -> int:
+        """A start of the listener begins; how many before it failed in a row, which is all of them until `clear_starts`."""
+        path = self.root / "starts"
+        with _told(path), self._lock():
+            failed = int(path.read_text()) if path.exists() and path.read_text().isdigit() else 0
+            _write(path, str(failed + 1).encode())
+        return failed
+
+    def clear_starts(self) -> None:
+        """The start has not failed."""
+        with _told(self.root):
+            (self.root / "starts").unlink(missing_ok=True)
 
     def _model(self, link: str) -> Path | None:
         path = self.root / "models" / link
@@ -370,14 +425,14 @@ def _is_damage(error: BaseException) -> bool:
 def _read_enrolment(folder: Path) -> Enrolment:
     path = folder / "enrolment.json"
     with _told(path):
-        data = path.read_bytes()
+        data, time_s = path.read_bytes(), path.stat().st_mtime
     try:
         raw = json.loads(data)
         if raw["format"] > FORMAT:
             raise StoreError(f"{path}: format {raw['format']}, this edgekws reads up to {FORMAT}. Upgrade edgekws")
         takes = tuple(folder / Path(str(name)).name for name in raw["takes"])
         id = hashlib.sha256(data).hexdigest()[:16]
-        return Enrolment(str(raw["keyword"]), str(raw["speaker"]), bool(raw["only_enrolled"]), takes, id)
+        return Enrolment(str(raw["keyword"]), str(raw["speaker"]), bool(raw["only_enrolled"]), takes, id, time_s)
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}). Enrol that keyword again, or delete the directory") from error
 

@@ -300,10 +300,14 @@ def test_a_promoted_model_listens_until_it_is_rolled_back(cli):
     cli("models", "promote", model)
     (row,) = [row for row in json.loads(cli("models", "--json").stdout) if row["current"]]
     assert (row["where"], row["network"]) == ("promoted", "edge-small")
-    assert json.loads(cli("models", "show").stdout)["network"] == "edge-small"
+    assert json.loads(cli("models", "show", "--json").stdout)["network"] == "edge-small"
 
     cli("models", "rollback")
-    assert json.loads(cli("models", "show").stdout)["network"] == "edge"
+    assert json.loads(cli("models", "show", "--json").stdout)["network"] == "edge"
+    assert re.findall(r"model: .*", cli("log").stdout) == [
+        "model: edge-small-1 is promoted, before it edge-1",
+        "model: edge-small-1 is gone back from: by hand; back to edge-1",
+    ]
 
 
 def test_without_any_enrolment_the_bundled_keyword_is_listened_for(cli):

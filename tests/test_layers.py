@@ -17,6 +17,7 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
+    ("promotion",),
     ("training",),
     ("bench", "daemon", "doctor", "evaluation", "watch"),
     ("cli",),

@@ -1,0 +1,499 @@
+"""Promotion as the listener sees it. A new version is noticed, loaded off the hot path, compared with the one in use, and switched to
+between two hops; or it is refused, and the listener goes on with what it has. Later it may be gone back from.
+
+The newcomer needs no time to warm up: the pipeline keeps the frames of the last seconds, and an engine that has stepped through its
+receptive field of them is in the same state as if it had always listened. So both versions judge the same audio, and only one acts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edgekws.detector import Detector
+from edgekws.engines import Engine
+from edgekws.errors import ConfigError, EdgekwsError, EngineUnavailable, ModelError, StoreError
+from edgekws.frontend import LogMel
+from edgekws.model import Model, golden
+from edgekws.pipeline import Hop, Pipeline
+from edgekws.store import Store
+from edgekws.values import HOP_SAMPLES, Event
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.05  # between two looks at the link `current`: a few µs each, at most one a hop
+LOOK_AROUND_S = 1.0  # between two looks at the enrolments
+COMPARED_HOPS = 25  # 2 s, the receptive field of every network here: with fewer since the start or a gap nothing is compared yet
+# A word is above the threshold for some hops, and two versions may differ by a few in where. The switch waits until the newcomer was
+# below its threshold for so long, so that no word falls between the end of the one's hops and the beginning of the other's.
+CALM_HOPS = 6
+PATIENCE_HOPS = 125  # 10 s without such a moment
+AMBIENCE_DBFS = (-70, -50)  # a quiet room, a fan
+AMBIENCE_HOPS = 50
+RESTLESS = 0.25  # of the compared hops above the threshold where the version in use is below: a word takes less
+COLLAPSED = 0.95  # mean cosine of a model's own golden embeddings; the packaged models have 0.1
+
+FAILED_STARTS = 3
+STEADY_S = 60.0  # of listening, after which a start has not failed
+CHECK_S = 60.0
+WATCHED_S = 7 * 86400.0  # a new version is watched for so long, and compared with so long before it
+# A better model wakes more often too: from a recall of one half to all of it is twice as often. Beyond that it is worse.
+MORE = 2.0
+WAKES, WAKES_P = 5, 0.001  # looked at once a minute for a week, so a strict level
+REJECTS, REJECTS_P = 3, 0.01  # the user said so: less is enough
+
+
+@dataclass(frozen=True)
+class Version:
+    """What listens: a model, its engine, and a detector for what is enrolled."""
+
+    model: Model
+    engine: Engine
+    detector: Detector
+
+
+def model_event(model: str, what: str, now_s: float, stream_s: float = 0.0, **facts: object) -> Event:
+    """Something that befell a model version; `what` is live, refused, rolled back, promoted or reloaded."""
+    return Event("", "", 0.0, 0.0, now_s, stream_s, 0.0, model, "model", extra={"what": what, **facts})
+
+
+# Judging.
+
+
+def flaw(version: Version) -> str | None:
+    """What is wrong with a version whatever it hears, in words; None = nothing."""
+    _, wanted = golden(version.model)
+    count = len(wanted)
+    alike = (float(np.square(wanted.sum(0)).sum()) - count) / max(1, count * (count - 1))  # of unit rows
+    if count > 1 and alike > COLLAPSED:
+        return f"its embedding hardly depends on the audio (mean cosine {alike:.3f} between different sounds, accepted up to {COLLAPSED})"
+    noise = np.random.default_rng(0).standard_normal(AMBIENCE_HOPS * HOP_SAMPLES)
+    for level_dbfs in AMBIENCE_DBFS:
+        frontend = LogMel()
+        version.engine.reset()
+        quiet = np.round(noise * 32768 * 10 ** (level_dbfs / 20)).astype(np.int16).reshape(-1, HOP_SAMPLES)
+        for i, samples in enumerate(quiet):
+            embedding = version.engine.step(frontend.hop(samples))
+            if not np.isfinite(embedding).all():
+                return f"its embedding of noise at {level_dbfs} dBFS is not a number"
+            version.detector.step(embedding, i)
+            if version.detector.margin >= 0:
+                return f"it wakes at noise of {level_dbfs} dBFS"
+    version.engine.reset()
+    version.detector.reset()
+    return None
+
+
+class Newcomer:
+    """A version that steps through what the one in use hears, and does not act yet."""
+
+    def __init__(self, version: Version) -> None:
+        self.version = version
+        self.calm_hops = 0
+        """Last hops in a row that were below the threshold."""
+        self.flaw: str | None = None
+        self.margins: list[float] = []
+        self._at = 0  # number of the last hop
+
+    def follow(self, recent: Sequence[Hop]) -> None:
+        """Step through what is new in the pipeline's recent hops."""
+        if not recent:
+            return
+        if recent[0].number <= self._at <= recent[-1].number:
+            todo = recent[self._at - recent[0].number + 1 :]
+        else:  # a gap, or far behind: these hops alone give the right state
+            self.version.engine.reset()
+            self.calm_hops = 0
+            todo = recent
+        detector = self.version.detector
+        for hop in todo:
+            embedding = self.version.engine.step(hop.frames)
+            if not np.isfinite(embedding).all():
+                self.flaw = "its embedding is not a number"
+                return
+            detector.step(embedding, 0)
+            self.margins.append(detector.margin)
+            self.calm_hops = self.calm_hops + 1 if detector.margin < 0 else 0
+        self._at = recent[-1].number
+
+    def compare(self, recent: Sequence[Hop]) -> dict[str, object]:
+        """How the scores over these hops stand to those of the version in use. Sets `flaw` where they may not."""
+        own, other = np.array(self.margins[-len(recent) :]), np.array([hop.margin for hop in recent])
+        restless = float(((own >= 0) & (other < 0)).mean())
+        if restless > RESTLESS:
+            self.flaw = f"it is above its threshold in {restless:.0%} of {len(own)} hops where the version in use is not"
+        difference = own - other
+        return {
+            "hops": len(own),
+            "score_difference": round(float(difference.mean()), 3),
+            "score_difference_max": round(float(np.abs(difference).max()), 3),
+        }
+
+
+# The exchange.
+
+
+@dataclass(frozen=True)
+class _Ready:
+    newcomer: Newcomer
+    before: float
+    stamp: tuple[object, object]
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+class Updates:
+    """What the listener asks after each hop. All but the look and the switch is done by one thread beside it."""
+
+    def __init__(
+        self,
+        version: Version,
+        load: Callable[[bool], Version],
+        store: Store,
+        *,
+        follows_promotion: bool = True,
+        worker: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`load` gives what should listen by now, with True from settings that are read again. `store` is for this object alone.
+
+        Args:
+            version: what the pipeline has.
+            worker: where the rest is done; else a thread.
+            follows_promotion: False where the model was named on the command line.
+        """
+        self._live = version
+        self._load = load
+        self._store = store
+        self._follows = follows_promotion
+        self._clock, self._now = clock, now
+        self._around = store.enrolment_stamp()
+        self._live_stamp = self._seen = (store.model_stamp() if follows_promotion else None, self._around)
+        here = version.model.path if version.model.path.parent == store.root / "models" else None
+        if follows_promotion and store.current_model() != here:  # promoted while this one was loaded
+            self._live_stamp = self._seen = (object(), self._seen[1])
+        self._refused: set[object] = set()  # stamps of versions that are not tried again until they change
+        self._reload = False
+        self._worker = worker or ThreadPoolExecutor(1, "updates")
+        self._work: Future[_Ready | Event | None] | None = None
+        self._ready: _Ready | None = None
+        self._ready_at = 0  # number of the hop
+        self._stream_s = 0.0
+        started_s = clock()
+        self._look_s = self._look_around_s = started_s
+        self._steady_s: float | None = started_s + STEADY_S
+        self._check_s = started_s + CHECK_S
+        self._checked_event = -1
+
+    @property
+    def model(self) -> str:
+        """Id of the version that listens."""
+        return self._live.model.id
+
+    def reload(self) -> None:
+        """Read settings, enrolments and model again at the next hop; from a signal handler too."""
+        self._reload = True
+
+    def step(self, pipeline: Pipeline, stream_s: float) -> list[Event]:
+        """Call after each hop: looks, switches, and tells what happened."""
+        self._stream_s = stream_s
+        if self._ready is not None:
+            return self._switch(pipeline, stream_s)
+        if self._work is not None:
+            return self._finish(pipeline, stream_s) if self._work.done() else []
+        now_s = self._clock()
+        if self._steady_s is not None and now_s >= self._steady_s:
+            self._steady_s = None
+            self._work = self._worker.submit(self._steady)
+            return []
+        if not self._reload and now_s - self._look_s < LOOK_S:
+            return []
+        self._look_s = now_s
+        around = now_s - self._look_around_s >= LOOK_AROUND_S
+        if around:
+            self._look_around_s = now_s
+        stamp = self._stamp(around)
+        if (stamp != self._seen or self._reload) and len(pipeline.recent) >= COMPARED_HOPS:
+            reread, self._reload, self._seen = self._reload, False, stamp
+            other = stamp[0] != self._live_stamp[0] and stamp[0] not in self._refused
+            if other or reread or stamp[1] != self._live_stamp[1]:
+                self._work = self._worker.submit(self._prepare, pipeline, stamp, reread, now_s)
+        elif self._follows and now_s >= self._check_s:
+            self._check_s = now_s + CHECK_S
+            self._work = self._worker.submit(self._check, stream_s)
+        return []
+
+    def close(self) -> None:
+        """The listener has ended. Its engine stays open."""
+        self._worker.shutdown(wait=True)
+        if self._work is not None and not self._work.exception() and isinstance(found := self._work.result(), _Ready):
+            self._ready = found
+        if self._ready is not None:
+            self._ready.newcomer.version.engine.close()
+        self._store.close()
+
+    def _stamp(self, around: bool) -> tuple[object, object]:
+        """Differs when the promoted version or an enrolment does.
+
+        Enrolments count once they stay as they are for a look, because `edgekws enroll` makes the prototypes after the recordings.
+        """
+        enrolments = self._seen[1]
+        if around:
+            last, self._around = self._around, self._store.enrolment_stamp()
+            enrolments = last if last == self._around else enrolments
+        return (self._store.model_stamp() if self._follows else None, enrolments)
+
+    def _finish(self, pipeline: Pipeline, stream_s: float) -> list[Event]:
+        assert self._work is not None
+        work, self._work = self._work, None
+        if (error := work.exception()) is not None:  # a fault of ours must not end the listening
+            log.error("updates: %s", error, exc_info=error)
+            return []
+        found = work.result()
+        if isinstance(found, _Ready):
+            self._ready, self._ready_at = found, pipeline.hops
+            return self._switch(pipeline, stream_s)
+        return [found] if found is not None else []
+
+    def _switch(self, pipeline: Pipeline, stream_s: float) -> list[Event]:
+        assert self._ready is not None
+        ready = self._ready
+        newcomer, version, old = ready.newcomer, ready.newcomer.version, self._live
+        newcomer.follow(list(pipeline.recent))
+        if newcomer.flaw is None and pipeline.hops - self._ready_at > PATIENCE_HOPS:
+            newcomer.flaw = f"it was not below its threshold for {CALM_HOPS} hops in a row within {PATIENCE_HOPS}"
+        if newcomer.flaw is not None:
+            self._ready = None
+            self._work = self._worker.submit(self._refuse, version.model.id, newcomer.flaw, ready.stamp, version.engine)
+            return []
+        if newcomer.calm_hops < CALM_HOPS or not pipeline.recent:
+            return []
+        pipeline.replace(version.engine, version.detector)
+        self._worker.submit(old.engine.close)
+        self._ready, self._live, self._live_stamp = None, version, ready.stamp
+        self._checked_event = -1
+        heard = sorted({one.keyword for one in version.detector.enrolled})
+        facts = {**ready.facts, "keywords": heard, "took_ms": round((self._clock() - ready.before) * 1000)}
+        what = {"before": old.model.id} if version.model.id != old.model.id else {}
+        log.warning("%s listens%s", version.model.id, f" now, before it {old.model.id}" if what else ", with what was read again")
+        return [model_event(version.model.id, "live" if what else "reloaded", self._now(), stream_s, **what, **facts)]
+
+    # On the thread.
+
+    def _prepare(self, pipeline: Pipeline, stamp: tuple[object, object], reread: bool, before: float) -> _Ready | Event:
+        """A newcomer that is warm and may go live, or why there is none."""
+        path = self._store.current_model()
+        engine: Engine | None = None
+        try:
+            version = self._load(reread)
+            engine = version.engine
+            other = version.model.path != self._live.model.path
+            reason = flaw(version) if other else None
+            missing = {one.keyword for one in self._live.detector.enrolled} - {one.keyword for one in version.detector.enrolled}
+            if other and missing and not reread and stamp[1] == self._live_stamp[1]:
+                reason = reason or f"""it cannot hear "{'", "'.join(sorted(missing))}" any more"""
+            facts: dict[str, object] = {}
+            if reason is None:
+                newcomer = Newcomer(version)
+                recent = list(pipeline.recent.copy())  # copied at once, while the listener goes on
+                newcomer.follow(recent)
+                if other and newcomer.flaw is None and recent:
+                    facts = newcomer.compare(recent)
+                reason = newcomer.flaw
+                if reason is None:
+                    return _Ready(newcomer, before, stamp, facts)
+            return self._refuse(version.model.id, reason, stamp, engine)
+        except Exception as error:  # whatever a damaged file makes NumPy, zipfile or a vendor's library raise
+            known = isinstance(error, EdgekwsError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            if not known:
+                log.exception("a new version could not be loaded")
+            of_model = stamp[0] != self._live_stamp[0] and not isinstance(error, (ConfigError, StoreError))
+            name = path.name if of_model and path else self.model
+            return self._refuse(name, reason, stamp, engine)
+
+    def _refuse(self, name: str, reason: str, stamp: tuple[object, object], engine: Engine | None) -> Event:
+        """Let go of it; where the promoted version is to blame go back from it as well."""
+        facts: dict[str, object] = {"version": name, "reason": reason}
+        with contextlib.suppress(Exception):
+            if engine is not None:
+                engine.close()
+        if stamp[0] != self._live_stamp[0] and name != self.model:
+            self._refused.add(stamp[0])
+            if stamp[0] is not None:
+                facts |= self._go_back(stamp[0])
+        log.error("%s is refused, %s goes on: %s", name, self.model, reason)
+        return model_event(self.model, "refused", self._now(), self._stream_s, **facts)
+
+    def _go_back(self, stamp: object) -> dict[str, object]:
+        try:
+            if self._store.model_stamp() != stamp:  # somebody was quicker
+                return {}
+            back = self._store.rollback()
+        except StoreError as error:
+            log.error("%s", error)
+            return {"still_current": str(error)}
+        return {"back_to": back.name if back else "the configured model"}
+
+    def _steady(self) -> None:
+        with contextlib.suppress(StoreError):
+            self._store.clear_starts()
+
+    def _check(self, stream_s: float) -> Event | None:
+        """Whether the version in use turned out worse than the one before; then back to that."""
+        try:
+            path, last = self._store.current_model(), self._store.last_event()
+            if path is None or path != self._live.model.path or last == self._checked_event:
+                return None
+            self._checked_event = last
+            since_s = self._now() - 2 * WATCHED_S
+            events: list[Event] = []
+            while page := self._store.events(since_s=since_s, after=events[-1].id if events else 0):
+                events += page
+            enrolled_s = {one.keyword: one.time_s for one in reversed(self._store.enrolments())}
+            reason = worse(events, self.model, self._now(), stream_s, enrolled_s)
+            if reason is None:
+                return None
+            stamp = self._store.model_stamp()
+            self._refused.add(stamp)
+            log.error("%s is gone back from: %s", self.model, reason)
+            return model_event(self.model, "rolled back", self._now(), stream_s, reason=reason, **self._go_back(stamp))
+        except StoreError as error:
+            log.warning("%s", error)
+            return None
+        finally:
+            self._store.close()
+
+
+# Going back.
+
+
+def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[], float] = time.time) -> Version:
+    """The promoted version; after three failed starts with it, or where it cannot be loaded, the one before it, and at last the default.
+
+    Counts this start as failed until `Store.clear_starts`.
+
+    Args:
+        load: takes the directory of a promoted version, or None for the configured model.
+
+    Raises:
+        ModelError, EngineUnavailable: none can be loaded.
+    """
+
+    def note(name: str, back: Path | None, reason: str) -> None:
+        log.error("%s is gone back from: %s", name, reason)
+        try:
+            to = back.name if back else "the configured model"
+            store.add_event(model_event(name, "rolled back", now(), back_to=to, reason=reason))
+        except StoreError as error:
+            log.warning("%s", error)
+
+    current = store.current_model()
+    if current is not None:
+        try:
+            if (failed := store.count_start()) >= FAILED_STARTS:
+                back = store.rollback()
+                store.clear_starts()
+                note(current.name, back, f"{failed} starts in a row with it ended within {STEADY_S:.0f} s")
+                current = back
+        except StoreError as error:
+            log.warning("%s", error)
+    versions = list(dict.fromkeys((current, store.previous_model() if current else None, None)))
+    errors: list[tuple[Path, EdgekwsError]] = []
+    for path in versions:
+        try:
+            version = load(path)
+        except (ModelError, EngineUnavailable) as error:
+            if path is None:
+                raise errors[0][1] if errors else error from None
+            errors.append((path, error))
+            continue
+        for (bad, reason), back in zip(errors, [*versions[1:]], strict=False):
+            try:
+                store.rollback()
+                note(bad.name, back, str(reason))
+            except StoreError as error:
+                log.warning("%s", error)
+        return version
+    raise AssertionError("the configured model is always tried")
+
+
+@contextlib.contextmanager
+def start_counted(store: Store) -> Iterator[None]:
+    """A start that ends in order, or by a fault that is not the model's, has not failed."""
+    try:
+        yield
+    except (ModelError, EngineUnavailable):
+        raise
+    except (EdgekwsError, KeyboardInterrupt, OSError):
+        with contextlib.suppress(StoreError):
+            store.clear_starts()
+        raise
+    with contextlib.suppress(StoreError):
+        store.clear_starts()
+
+
+def worse(events: Sequence[Event], model: str, now_s: float, stream_s: float, enrolled_s: Mapping[str, float]) -> str | None:
+    """Why `model` should give way to the one before it; None = it should not, or nothing is known.
+
+    Its wakes, and the user's rejections, an hour of audio against those before it, by the exact test of two Poisson rates: given all of
+    them, those of the newcomer are binomial with its share of the hours.
+
+    Args:
+        events: in the order they came, of both.
+        stream_s: seconds of the stream heard by now.
+        enrolled_s: when each keyword was enrolled; the wakes of one that is newer than the version say nothing about it.
+    """
+    heard = [event for event in events if event.kind in ("start", "stop", "wake", "gap") or event.extra.get("what") == "live"]
+    first = len(heard)
+    while first and heard[first - 1].model == model:
+        first -= 1
+    if first in (0, len(heard)) or now_s - heard[first].time_s > WATCHED_S:
+        return None
+    since_s = heard[first].time_s
+    before = [event for event in heard[: first + 1] if event.time_s >= since_s - WATCHED_S]
+    hours_before = _hours(before)
+    hours = _hours(heard[first:], stream_s)
+    if hours_before <= 0 or hours <= 0:
+        return None
+    old = [event for event in heard if enrolled_s.get(event.keyword, 0.0) < since_s and event.kind == "wake"]
+    rejects = [event for event in events if event.kind == "reject"]
+    for name, found, least, level in (("wakes", old, WAKES, WAKES_P), ("rejections by the user", rejects, REJECTS, REJECTS_P)):
+        new = sum(event.model == model and event.time_s >= since_s for event in found)
+        past = sum(event.model != model and event.time_s >= since_s - WATCHED_S for event in found)
+        if new >= least and more_often(past, hours_before, new, hours) < level:
+            return f"{new} {name} in {hours:.1f} h, before it {past} in {hours_before:.1f} h"
+    return None
+
+
+def more_often(before: int, before_hours: float, after: int, after_hours: float) -> float:
+    """Chance of so many events after, or more, if the rate had at most grown `MORE` times."""
+    total = before + after
+    share = MORE * after_hours / (before_hours + MORE * after_hours)
+
+    def log_chance(k: int) -> float:
+        ways = math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
+        return ways + k * math.log(share) + (total - k) * math.log1p(-share)
+
+    return min(1.0, math.fsum(math.exp(log_chance(k)) for k in range(after, total + 1)))
+
+
+def _hours(events: Sequence[Event], end_s: float | None = None) -> float:
+    """Of audio, by the place in the stream of each event, so that a clock that jumps does not matter."""
+    total_s, begin_s, last_s = 0.0, None, 0.0
+    for event in events:
+        if begin_s is None or event.stream_s < last_s:  # another stream
+            total_s += last_s - begin_s if begin_s is not None else 0.0
+            begin_s = event.stream_s
+        last_s = event.stream_s
+    if begin_s is not None:
+        total_s += (last_s if end_s is None else max(last_s, end_s)) - begin_s
+    return total_s / 3600

@@ -1,0 +1,600 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgekws
+from edgekws.audio import read_recording
+from edgekws.detector import Detector
+from edgekws.engines import load_engine
+from edgekws.enrolment import bundled, enrol
+from edgekws.errors import AudioError, ConfigError, EnrolmentError, ModelError
+from edgekws.model import find_model, load_model, write_manifest
+from edgekws.pipeline import Pipeline
+from edgekws.promotion import FAILED_STARTS, Updates, Version, boot, flaw, more_often, start_counted, worse
+from edgekws.store import GENERATIONS, Store
+from edgekws.values import HOP_SAMPLES, AudioChunk, Event
+
+DEMO = Path(edgekws.__file__).parent / "demo"
+TRUTH = json.loads((DEMO / "truth.json").read_text())
+STREAM = read_recording(DEMO / "stream.flac")
+HOPS = list(STREAM[: len(STREAM) // HOP_SAMPLES * HOP_SAMPLES].reshape(-1, HOP_SAMPLES))
+
+
+class AtOnce(Executor):
+    """In place of the thread, so that a test knows at which hop a switch comes."""
+
+    def submit(self, call, *arguments):
+        done = Future()
+        try:
+            done.set_result(call(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+@pytest.fixture(scope="module")
+def word():
+    """The demo's keyword as each model hears it."""
+    takes = [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
+    kept = {}
+
+    def make(model):
+        files = str(model.raw["files"])
+        if files not in kept:
+            kept[files] = enrol(TRUTH["keyword"], "ann", takes, load_engine(model), model)
+        return kept[files]
+
+    return make
+
+
+def a_copy(folder, id, name="edge", **fields):
+    """A packaged model under another id."""
+    path = shutil.copytree(find_model(name), folder / id)
+    raw = json.loads((path / "manifest.json").read_text())
+    write_manifest(path, {**raw, "id": id, **fields})
+    return path
+
+
+class Listener:
+    """What the daemon does with a stream, hop by hop. Its clock stands at the stream's time."""
+
+    def __init__(self, store, word, worker=None):
+        self.store, self.word = store, word
+        self.heard, self.events, self.reread = [], [], []
+        self.at = 0
+        version = self.load(False)
+        self.updates = Updates(
+            version, self.load, Store(store.root), worker=worker or AtOnce(), clock=lambda: self.at * 0.08, now=lambda: 1e9 + self.at * 0.08
+        )
+        self.pipeline = Pipeline(version.engine, version.detector)
+
+    def load(self, reread):
+        self.reread.append(reread)
+        model = load_model(self.store.current_model() or find_model())
+        return Version(model, load_engine(model), Detector([self.word(model)]))
+
+    def hear(self, hops):
+        for hop in hops:
+            self.heard += self.pipeline.feed(AudioChunk(hop, self.at * HOP_SAMPLES))
+            self.at += 1
+            self.events += self.updates.step(self.pipeline, self.at * 0.08)
+        return self
+
+    @property
+    def whats(self):
+        return [event.extra["what"] for event in self.events]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "state")
+
+
+@pytest.fixture
+def listener(store, word):
+    return Listener(store, word)
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory, word):
+    """Where the demo's words wake the packaged model when nothing is exchanged."""
+    store = Store(tmp_path_factory.mktemp("none"))
+    ends = [one.end_sample for one in Listener(store, word).hear(HOPS).heard]
+    assert len(ends) == len(TRUTH["spoken"])
+    return ends
+
+
+def test_a_promoted_version_listens_from_a_hop_on_and_its_events_carry_its_name(listener, store):
+    listener.hear(HOPS[:40])
+    store.promote(find_model("edge-small"), "edge-small-1")
+    listener.hear(HOPS[40:])
+
+    (event,) = listener.events
+    assert (event.kind, event.model, event.extra["what"], event.extra["before"]) == ("model", "edge-small-1", "live", "edge-1")
+    assert event.extra["hops"] >= 25 and event.extra["score_difference_max"] > 0
+    assert 40 <= event.stream_s / 0.08 <= 50
+    assert listener.updates.model == "edge-small-1" == load_model(store.current_model()).id
+    assert listener.pipeline.hops == len(HOPS)
+    assert len(listener.heard) == len(TRUTH["spoken"])
+
+
+@pytest.mark.parametrize("word_number", range(3))
+def test_an_exchange_at_any_hop_of_a_word_loses_and_doubles_nothing(store, word, without, word_number, tmp_path):
+    """From 1.2 s before the wake to 0.8 s after it, there and back between two models that hear the word at different hops."""
+    other = a_copy(tmp_path, "other", "edge-small")
+    wake = without[word_number] // HOP_SAMPLES
+    for at in range(wake - 15, wake + 10):
+        listener = Listener(store, word).hear(HOPS[max(0, wake - 60) : at])
+        assert listener.updates.model == "edge-1"
+        store.promote(other, "other")
+        listener.hear(HOPS[at : wake + 25])
+        assert listener.updates.model == "other"
+        assert len(listener.heard) == 1, at
+        store.rollback()
+
+
+def test_the_newcomer_is_warm_bit_for_bit(listener, store, without, tmp_path, word):
+    """The same weights under another name: every score after the switch is that of a listener that never switched."""
+    listener.hear(HOPS[:40])
+    store.promote(a_copy(tmp_path, "twin"), "twin")
+    steady = Listener(Store(tmp_path / "steady"), word).hear(HOPS[:40])
+    for hop in HOPS[40:]:
+        assert listener.hear([hop]).pipeline.detector.latest == steady.hear([hop]).pipeline.detector.latest
+
+    assert listener.updates.model == "twin"
+    assert [one.end_sample for one in listener.heard] == without
+
+
+def test_refractory_time_holds_across_the_exchange(store, word, without, tmp_path):
+    """The word's audio again right after its wake and the switch: 2 s are not over."""
+    listener = Listener(store, word)
+    wake = without[0] // HOP_SAMPLES
+    listener.hear(HOPS[:wake])
+    store.promote(a_copy(tmp_path, "twin"), "twin")
+    listener.hear(HOPS[wake : wake + 10])
+    assert (listener.whats, len(listener.heard)) == (["live"], 1)
+
+    listener.hear(HOPS[wake - 12 : wake + 2])
+    assert len(listener.heard) == 1
+    listener.hear(HOPS[wake - 30 : wake + 2])
+    assert len(listener.heard) == 2
+
+
+def test_after_a_gap_the_newcomer_knows_nothing_from_before_it(listener, store, tmp_path, word):
+    listener.hear(HOPS[:30])
+    listener.pipeline.feed(AudioChunk(HOPS[0][:0], 31 * HOP_SAMPLES, gap_samples=HOP_SAMPLES))
+    listener.at = 31
+    store.promote(a_copy(tmp_path, "twin"), "twin")
+    listener.hear(HOPS[40:80])
+    fresh = Listener(Store(tmp_path / "fresh"), word).hear(HOPS[40:80])
+
+    assert listener.whats == ["live"]
+    assert listener.pipeline.detector.latest == fresh.pipeline.detector.latest
+
+
+def damaged(path):
+    with (path / "model.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\xa5" * 100)
+
+
+def no_graph(path):
+    """Whole by its sums, but ONNX Runtime cannot read it."""
+    (path / "model.onnx").write_bytes(b"no graph")
+    write_manifest(path, json.loads((path / "manifest.json").read_text()))
+
+
+def other_numbers(path):
+    with np.load(path / "parity.npz") as data:
+        np.savez(path / "parity.npz", frames=data["frames"], embeddings=-data["embeddings"])
+    write_manifest(path, json.loads((path / "manifest.json").read_text()))
+
+
+def no_numbers(path):
+    with np.load(path / "parity.npz") as data:
+        np.savez(path / "parity.npz", frames=data["frames"] * np.nan, embeddings=data["embeddings"] * np.nan)
+    write_manifest(path, json.loads((path / "manifest.json").read_text()))
+
+
+def no_zip(path):
+    (path / "parity.npz").write_bytes(b"PK")
+    write_manifest(path, json.loads((path / "manifest.json").read_text()))
+
+
+def no_manifest(path):
+    (path / "manifest.json").write_text("{")
+
+
+FAULTS = {damaged: "altered", no_graph: "refuses", other_numbers: "golden", no_numbers: "nan", no_zip: "", no_manifest: "JSON"}
+
+
+@pytest.mark.parametrize(("fault", "said"), FAULTS.items(), ids=[fault.__name__ for fault in FAULTS])
+def test_a_broken_version_is_refused_once_and_the_listener_goes_on(listener, store, tmp_path, without, fault, said):
+    listener.hear(HOPS[:40])
+    promoted = store.promote(a_copy(tmp_path, "bad"), "bad")
+    fault(promoted)
+    listener.hear(HOPS[40:])
+
+    (event,) = listener.events
+    assert (event.model, event.extra["what"], event.extra["version"]) == ("edge-1", "refused", "bad")
+    assert said in event.extra["reason"]
+    assert event.extra["back_to"] == "the configured model" and store.current_model() is None
+    assert [one.end_sample for one in listener.heard] == without
+    assert listener.reread == [False, False]
+
+
+def test_a_refused_version_is_tried_again_only_once_it_has_changed(listener, store, tmp_path):
+    good = a_copy(tmp_path, "bad")
+    promoted = store.promote(good, "bad")
+    damaged(promoted)
+    listener.hear(HOPS[:60])
+    assert listener.whats == ["refused"]
+
+    (store.root / "models" / "current").symlink_to("bad")  # made current again by hand, as broken as before
+    listener.hear(HOPS[60:120])
+    assert (listener.whats, len(listener.reread)) == (["refused"], 2)
+
+    store.promote(good, "bad")  # a whole copy mends the one here
+    listener.hear(HOPS[120:180])
+    assert listener.whats == ["refused", "live"] and listener.updates.model == "bad"
+
+
+class Engine:
+    """A network with a fault that no honest training gives at will: `says` its embedding, whatever it hears."""
+
+    name, precision, dim = "faulty", "fp32", 384
+
+    def __init__(self, says):
+        self.says = says
+
+    def step(self, frames):
+        return self.says
+
+    def reset(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_a_version_that_wakes_at_ambience_or_says_no_number_is_refused(word):
+    model = load_model(find_model())
+    enrolled = word(model)
+    for says, said in ((enrolled.prototypes[0], "wakes at noise"), (np.full(384, np.nan, np.float32), "not a number")):
+        assert said in flaw(Version(model, Engine(says), Detector([enrolled])))
+
+
+@pytest.mark.parametrize("name", ["edge", "edge-small", "ds-cnn-l"])
+def test_the_packaged_models_have_no_flaw(name, word):
+    model = load_model(find_model(name))
+    assert flaw(Version(model, load_engine(model), Detector([word(model), *bundled(model)]))) is None
+
+
+def test_a_collapsed_embedding_is_refused(tmp_path, word):
+    path = a_copy(tmp_path, "collapsed")
+    with np.load(path / "parity.npz") as data:
+        same = np.tile(data["embeddings"][:1], (len(data["embeddings"]), 1))
+        np.savez(path / "parity.npz", frames=data["frames"], embeddings=same)
+    write_manifest(path, json.loads((path / "manifest.json").read_text()))
+    model, enrolled = load_model(path), word(load_model(find_model()))
+
+    assert "hardly depends on the audio" in flaw(Version(model, Engine(same[0]), Detector([enrolled])))
+
+
+def test_a_version_that_is_restless_in_this_room_is_refused_and_gone_back_from(listener, store, tmp_path, monkeypatch):
+    """Above its threshold in every other hop."""
+    load = listener.load
+
+    def restless(reread):
+        version = load(reread)
+        one = version.detector.enrolled[0]
+        scores = sorted(listener.margins)
+        low = type(one)(**{**one.__dict__, "threshold": one.threshold + scores[len(scores) // 2]})  # its median
+        return Version(version.model, version.engine, Detector([low]))
+
+    listener.hear(HOPS[:100])
+    listener.margins = [hop.margin for hop in listener.pipeline.recent]
+    monkeypatch.setattr(edgekws.promotion, "flaw", lambda version: None)
+    listener.updates._load = restless
+    store.promote(a_copy(tmp_path, "restless"), "restless")
+    listener.hear(HOPS[100:160])
+
+    (event,) = listener.events
+    assert event.extra["what"] == "refused" and "above its threshold in" in event.extra["reason"]
+    assert store.current_model() is None and listener.updates.model == "edge-1"
+
+
+def test_a_new_enrolment_is_taken_up_and_a_failed_one_is_said(listener, store):
+    listener.hear(HOPS[:30])
+    store.save_enrolment("hey", "ann", [HOPS[0]])
+    listener.hear(HOPS[30:75])
+    assert (listener.whats, listener.updates.model) == (["reloaded"], "edge-1")
+
+    def nothing(reread):
+        raise EnrolmentError("there is nothing to listen for")
+
+    listener.updates._load = nothing
+    store.remove_enrolment("hey")
+    listener.hear(HOPS[75:150])
+    assert listener.whats == ["reloaded", "refused"] and "nothing to listen for" in listener.events[-1].extra["reason"]
+    assert listener.hear(HOPS[150:]).whats == ["reloaded", "refused"]
+
+
+def test_a_reload_reads_settings_again_and_broken_ones_change_nothing(listener, store, tmp_path):
+    listener.hear(HOPS[:30])
+    listener.updates.reload()
+    listener.hear(HOPS[30:60])
+    assert (listener.whats, listener.reread) == (["reloaded"], [False, True])
+
+    def broken(reread):
+        raise ConfigError("unknown key")
+
+    store.promote(a_copy(tmp_path, "new"), "new")
+    listener.updates._load = broken
+    listener.updates.reload()
+    listener.hear(HOPS[60:90])
+    assert listener.whats == ["reloaded", "refused"]
+    assert store.current_model().name == "new"  # the settings were at fault, not the version
+
+
+def test_what_was_promoted_while_the_listener_started_is_not_missed(store, word, tmp_path):
+    listener = Listener(store, word)
+    version = listener.load(False)
+    store.promote(a_copy(tmp_path, "new"), "new")
+    listener.updates = Updates(version, listener.load, Store(store.root), worker=AtOnce(), clock=lambda: listener.at * 0.08)
+
+    assert listener.hear(HOPS[:60]).updates.model == "new"
+
+
+def test_a_fault_of_ours_on_the_thread_does_not_end_the_listening(listener, store, monkeypatch):
+    def broken():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(listener.updates, "_steady", broken)
+    listener.at = 1000
+
+    assert listener.hear(HOPS).events == []
+
+
+def test_1000_exchanges_in_short():
+    """20 of them, by the benchmark itself, with its thread."""
+    script = Path(__file__).parent.parent / "benchmarks" / "swap.py"
+    env = {**os.environ, "PYTHONPATH": str(Path(edgekws.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script, "--swaps", "20", "--fast"], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    assert [row["swaps"] for row in rows] == [20] * len(rows) and len(rows) == 2
+    for row in rows:
+        assert (row["lost_hops"], row["lost_wakes"], row["doubled_wakes"]) == (0, 0, 0)
+        assert row["words"] > 20
+
+
+# Starting.
+
+
+def fails(*bad):
+    def load(path):
+        if (path.name if path else None) in bad:
+            raise ModelError(f"{path}: altered")
+        return path
+
+    return load
+
+
+def test_a_start_takes_the_promoted_version_or_the_one_before_it_or_the_default(store, tmp_path):
+    one, two = (store.promote(a_copy(tmp_path, name), name) for name in ("one", "two"))
+
+    assert boot(store, fails()) == two and store.current_model() == two
+    assert boot(store, fails("two")) == one == store.current_model()
+    assert boot(store, fails("one")) is None is store.current_model()
+    assert [(e.model, e.extra["what"], e.extra["back_to"]) for e in store.events()] == [
+        ("two", "rolled back", "one"),
+        ("one", "rolled back", "the configured model"),
+    ]
+
+
+def test_where_no_version_loads_the_promoted_one_stays_and_its_reason_is_told(store, tmp_path):
+    """An engine that is missing here is no fault of a version."""
+    two = [store.promote(a_copy(tmp_path, name), name) for name in ("one", "two")][1]
+    with pytest.raises(ModelError, match="two: altered"):
+        boot(store, fails("one", "two", None))
+
+    assert store.current_model() == two
+
+
+def test_after_three_failed_starts_the_version_before_boots(store, tmp_path):
+    one, two = (store.promote(a_copy(tmp_path, name), name) for name in ("one", "two"))
+    for _ in range(FAILED_STARTS):
+        assert boot(store, fails()) == two
+
+    assert boot(store, fails()) == one
+    assert "3 starts in a row" in store.events()[0].extra["reason"]
+    for _ in range(FAILED_STARTS - 1):
+        assert boot(store, fails()) == one
+
+
+@pytest.mark.parametrize(
+    ("ends", "failed"), [(None, 0), (AudioError("unplugged"), 0), (KeyboardInterrupt(), 0), (ModelError("bad"), 1), (ValueError("bug"), 1)]
+)
+def test_only_a_start_that_crashed_or_had_no_model_has_failed(store, tmp_path, ends, failed):
+    store.promote(a_copy(tmp_path, "one"), "one")
+    store.count_start()
+    try:
+        with start_counted(store):
+            if ends:
+                raise ends
+    except type(ends):
+        pass
+
+    assert store.count_start() == failed
+
+
+def test_a_minute_of_listening_ends_the_count(listener, store):
+    store.count_start()
+    listener.hear(HOPS)
+    assert store.count_start() == 1
+    listener.hear(HOPS * 2)
+    assert store.count_start() == 0
+
+
+# Watching.
+
+
+def day(model, wakes, start_s, hours=24.0, keyword="hey", first="start"):
+    """Events of a session: its beginning, wakes evenly over it, its end."""
+    spread = np.linspace(0.1, hours * 3600 - 1, wakes)
+    begin = Event("", "", 0.0, 0.0, start_s, 0.0, 0.0, model, "start" if first == "start" else "model", extra={"what": first})
+    end = Event("", "", 0.0, 0.0, start_s + hours * 3600, hours * 3600, 0.0, model, "stop")
+    return [begin, *(Event(keyword, "", 1.0, 0.5, start_s + at, at, 0.0, model) for at in spread), end]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "hours", "back"),
+    [
+        (10, 10, 24, False),
+        (10, 20, 24, False),
+        (10, 60, 24, True),
+        (0, 4, 1, False),
+        (0, 5, 1, True),
+        (10, 10, 2, True),
+        (200, 260, 24, False),
+    ],
+)
+def test_a_version_that_wakes_far_more_often_is_gone_back_from(before, after, hours, back):
+    """Twice as often may be a better recall: only beyond that it counts."""
+    events = day("old", before, 0.0) + day("new", after, 90_000.0, hours)
+
+    assert (worse(events, "new", 90_000 + hours * 3600, hours * 3600, {}) is not None) == back
+
+
+def test_where_there_is_nothing_to_compare_with_nothing_is_gone_back_from():
+    assert worse(day("new", 1000, 0.0), "new", 90_000.0, 86400.0, {}) is None
+    assert worse([], "new", 0.0, 0.0, {}) is None
+    old = day("old", 10, 0.0) + day("new", 1000, 90_000.0)
+    assert worse(old, "new", 90_000 + 8 * 86400.0, 86400.0, {}) is None  # a week has passed
+
+
+def test_a_keyword_that_came_after_the_version_does_not_count_against_it():
+    events = day("old", 10, 0.0) + day("new", 100, 90_000.0, keyword="computer")
+
+    assert worse(events, "new", 180_000.0, 86400.0, {"computer": 100_000.0}) is None
+    assert worse(events, "new", 180_000.0, 86400.0, {"computer": 0.0}) is not None
+
+
+def test_three_rejections_by_the_user_in_two_hours_are_enough():
+    rejects = [Event("hey", "", 1.0, 0.5, 90_000.0 + i, 0.0, 0.0, "new", "reject") for i in range(3)]
+    events = day("old", 10, 0.0) + day("new", 1, 90_000.0, 2.0)
+
+    assert worse(events + rejects[:2], "new", 97_200.0, 7200.0, {}) is None
+    assert "3 rejections" in worse(events + rejects, "new", 97_200.0, 7200.0, {})
+
+
+def test_the_test_of_two_rates_keeps_its_level():
+    """Simulated: at exactly the rate that is allowed, at most one in a hundred is called worse at that level."""
+    random = np.random.default_rng(0)
+    called = [
+        more_often(before, 24.0, after, 24.0) < 0.01
+        for before, after in zip(random.poisson(5, 4000), random.poisson(10, 4000), strict=True)
+    ]
+
+    assert 0 < np.mean(called) <= 0.01
+
+
+def test_the_listener_itself_goes_back_and_says_why(store, word, tmp_path):
+    """A day with the default, then the new version wakes at every chance."""
+    store.promote(a_copy(tmp_path, "new"), "new")
+    for event in day("edge-1", 2, 1e9 - 90_000) + day("new", 0, 1e9 - 1, 0.01, first="live"):
+        store.add_event(event)
+    listener = Listener(store, word)
+    listener.hear(HOPS * 2)
+    for at in range(8):
+        store.add_event(Event(TRUTH["keyword"], "", 1.0, 0.5, 1e9 + at, 40.0 + at, 0.0, "new"))
+    listener.hear(HOPS * 2)
+
+    assert listener.whats == ["rolled back", "live"]
+    assert "8 wakes in 0.0 h, before it 2 in 24.0 h" in listener.events[0].extra["reason"]
+    assert listener.updates.model == "edge-1" and store.current_model() is None
+
+
+# On disk.
+
+PROMOTER = """
+import sys
+from pathlib import Path
+from edgekws.store import Store
+store = Store(Path(sys.argv[1]))
+versions = [Path(name) for name in sys.argv[2:]]
+print("ready", flush=True)
+while True:
+    for path in versions:
+        store.promote(path, path.name)
+"""
+
+
+def test_kill_9_at_any_moment_of_a_promotion_leaves_a_whole_version(store, tmp_path):
+    versions = [a_copy(tmp_path, f"v{i}", "edge-small") for i in range(GENERATIONS + 3)]  # so that old ones are deleted and copied again
+    random = np.random.default_rng(0)
+    seen = set()
+    for _ in range(50):
+        process = subprocess.Popen([sys.executable, "-c", PROMOTER, store.root, *versions], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(random.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if store.current_model() is not None:
+            seen.add(load_model(store.current_model()).id)
+            if store.previous_model() is not None:
+                load_model(store.previous_model())
+
+    assert len(seen) > 2
+    store.promote(versions[0], "v0")
+    assert not list((store.root / "models").glob(".*"))
+    assert len(store.models()) <= GENERATIONS
+
+
+def test_power_cut_between_the_two_links_leaves_the_old_version_and_a_way_back(store, tmp_path, monkeypatch):
+    one, two = (a_copy(tmp_path, name, "edge-small") for name in ("one", "two"))
+    here = store.promote(one, "one")
+    link = Store._link
+
+    def cut(self, name, target):
+        if name == "current":
+            raise KeyboardInterrupt  # in place of the power cut: the second rename is not done
+        link(self, name, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_link", cut)
+        with pytest.raises(KeyboardInterrupt):
+            store.promote(two, "two")
+
+    assert store.current_model() == here and load_model(here).id == "one"
+    assert store.previous_model() is None
+    there = store.promote(two, "two")
+    assert (store.current_model(), store.previous_model()) == (there, here)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_link", lambda self, name, target: link(self, name, target) if name == "current" else None)
+        store.rollback()
+    assert store.current_model() == here and store.previous_model() is None
+    assert store.rollback() is None is store.current_model()
+
+
+def test_only_the_last_generations_are_kept_and_never_the_current_or_the_previous_deleted(store, tmp_path):
+    for i in range(4):
+        store.promote(a_copy(tmp_path, f"v{i}", "edge-small"), f"v{i}")
+    store.promote(tmp_path / "v0", "v0")  # old, and current again
+    for i in range(4, 4 + GENERATIONS):
+        store.promote(a_copy(tmp_path, f"v{i}", "edge-small"), f"v{i}")
+        assert {store.current_model().name, store.previous_model().name} <= set(store.models())
+
+    assert len(store.models()) == GENERATIONS
+    assert set(store.models()) == {f"v{i}" for i in range(4, 4 + GENERATIONS)}
