@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekws.audio import Source
-    from edgekws.daemon import Heard
+    from edgekws.daemon import Heard, Status
     from edgekws.engines import Engine
     from edgekws.model import Model
     from edgekws.pipeline import Pipeline
@@ -305,11 +305,31 @@ def _reread(old: Settings, config: Path | None) -> Settings:
     return dataclasses.replace(new, **{name: getattr(old, name) for name in fixed})
 
 
+def _control_socket(settings: Settings, status: Status) -> Sink:
+    from edgekws.control import ControlSocket, socket_path
+
+    store = _store(settings)  # another than the sink's: it is used on the socket's thread
+
+    def reject() -> dict[str, object]:
+        if not hasattr(store, "reject_last"):
+            raise StoreError("this edgekws keeps no clips, so there is nothing that a rejected wake could teach")
+        return {"rejected": store.reject_last()}
+
+    return ControlSocket(socket_path(settings.store.root), {"status": status.report, "reject": reject})
+
+
 def _names(enrolled: Sequence[Enrolled]) -> str:
     return ", ".join(f'"{one.keyword}"' + (f" ({one.speaker})" if one.speaker else "") for one in enrolled) or "none"
 
 
-def _listen(source: Source, pipeline: Pipeline, model: str, sinks: Sequence[Sink], updates: Updates | None = None) -> Heard:
+def _listen(
+    source: Source,
+    pipeline: Pipeline,
+    model: str,
+    sinks: Sequence[Sink],
+    updates: Updates | None = None,
+    status: Status | None = None,
+) -> Heard:
     """To the source's end or a signal; then everything is delivered."""
     from edgekws.daemon import closed_by_signals, listen
     from edgekws.sinks import Delivery
@@ -317,7 +337,7 @@ def _listen(source: Source, pipeline: Pipeline, model: str, sinks: Sequence[Sink
     with source, closed_by_signals(source, updates.reload if updates else None):
         delivery = Delivery(sinks, on_failure=source.close)
         try:
-            return listen(source, pipeline, delivery, model, updates=updates)
+            return listen(source, pipeline, delivery, model, updates=updates, status=status)
         finally:
             delivery.close()
             if updates is not None:
@@ -339,6 +359,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _run_listener(options: argparse.Namespace, settings: Settings, store: Store) -> int:
     from edgekws.audio import open_source
+    from edgekws.daemon import Status
     from edgekws.sinks import CommandSink, LineSink, StoreSink
 
     pipeline, updates = _updates(settings, options, store)
@@ -346,9 +367,12 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
     source = open_source(options.source or settings.audio.source)
+    status = Status()
+    if settings.sinks.socket:
+        sinks.append(_control_socket(settings, status))
     _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
     start_s = time.monotonic()
-    heard = _listen(source, pipeline, updates.model, sinks, updates)
+    heard = _listen(source, pipeline, updates.model, sinks, updates, status)
     gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
     _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0

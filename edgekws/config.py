@@ -78,6 +78,8 @@ class SinkSettings:
     command: tuple[str, ...] = ()
     """Program and arguments, run without a shell at each event with the event as JSON on its stdin. () = none."""
     command_timeout_s: float = _number(10.0, 0.1, 3600.0)
+    socket: bool = False
+    """Events as JSON lines, and commands, on a Unix socket."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from edgekws.audio import Source
 from edgekws.errors import EdgekwsError
@@ -20,6 +23,8 @@ from edgekws.sinks import Delivery
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event
 
 STATUS_S = 60.0  # between two status lines to the service manager
+DEAF_S = 5.0  # without a sample
+LEVEL_HOPS = 12  # about a second
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,53 @@ class Heard:
     """Seconds of audio that the gaps took."""
 
 
+class Status:
+    """What a listener is at, for whoever asks from another thread: it costs the listener a few attribute stores a hop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.source = self.model = ""
+        self.hops = self.wakes = self.gaps = self.dropped = 0
+        self.audio_s = self.lost_s = 0.0
+        self.busy_s = 0.0
+        """Time spent on the samples, of all hops."""
+        self.last_wake: Event | None = None
+        self._clock = clock
+        self._heard_s = float("-inf")
+        self._recent: deque[np.ndarray] = deque(maxlen=LEVEL_HOPS)
+
+    def heard(self, samples: np.ndarray) -> None:
+        """int16, at most one hop."""
+        self._heard_s = self._clock()
+        self._recent.append(samples)
+
+    def listening(self) -> bool:
+        """Whether samples came in the last seconds."""
+        return self._clock() - self._heard_s < DEAF_S
+
+    def level_dbfs(self) -> float | None:
+        """Of the last second; None where there is no sample or digital silence."""
+        recent = list(self._recent)
+        samples = np.concatenate(recent) if recent else np.zeros(1, np.int16)
+        rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+        return round(float(20 * np.log10(rms / 32768)), 1) if rms else None
+
+    def report(self) -> dict[str, object]:
+        """As the control socket tells it."""
+        last = self.last_wake
+        return {
+            "listening": self.listening(),
+            "source": self.source,
+            "level_dbfs": self.level_dbfs(),
+            "model": self.model,
+            "last_wake": last and {"keyword": last.keyword, "speaker": last.speaker, "time_s": round(last.time_s, 3)},
+            "audio_s": round(self.audio_s, 1),
+            "wakes": self.wakes,
+            "gaps": self.gaps,
+            "lost_s": round(self.lost_s, 1),
+            "dropped": self.dropped,
+        }
+
+
 def listen(
     source: Source,
     pipeline: Pipeline,
@@ -40,6 +92,7 @@ def listen(
     model: str,
     *,
     updates: Updates | None = None,
+    status: Status | None = None,
     now: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Heard:
@@ -49,6 +102,7 @@ def listen(
         delivery: stays open.
         model: id that the events carry.
         updates: asked after each hop; a version that it switches to is the events' model from then on.
+        status: kept up to date for others.
 
     Raises:
         AudioError: the source broke.
@@ -60,6 +114,8 @@ def listen(
         event = Event("", "", 0.0, 0.0, now(), at_sample / SAMPLE_RATE_HZ, 0.0, model, kind, extra=extra)
         delivery.put(event, wait=not source.live)
 
+    status = status or Status()
+    status.source, status.model = source.uri, model
     at = 0
     tell("start", at, source=source.uri)
     manager.tell("READY=1", f"STATUS=listening to {source.uri}")
@@ -69,14 +125,17 @@ def listen(
             if chunk.gap_samples:
                 gaps += 1
                 lost += chunk.gap_samples
+                status.gaps, status.lost_s = gaps, lost / SAMPLE_RATE_HZ
                 tell("gap", chunk.first_sample, lost_ms=round(chunk.gap_samples * 1000 / SAMPLE_RATE_HZ))
             # A long chunk goes in hop by hop, so that nobody waits for its end to hear of its beginning.
             for piece in _pieces(chunk):
+                status.heard(piece.samples)
                 for found in pipeline.feed(piece):
                     wakes += 1
                     stream_s, latency_ms = found.end_sample / SAMPLE_RATE_HZ, (clock() - arrived) * 1000
                     event = Event(found.keyword, found.speaker, found.score, found.threshold, now(), stream_s, latency_ms, model)
                     delivery.put(event, wait=not source.live)
+                    status.wakes, status.last_wake = wakes, event
                 if updates is not None:
                     for event in updates.step(pipeline, (piece.first_sample + len(piece.samples)) / SAMPLE_RATE_HZ):
                         delivery.put(event, wait=not source.live)
@@ -84,6 +143,9 @@ def listen(
                         manager.tell(f"STATUS=listening to {source.uri} with {model}")
             audio += len(chunk.samples)
             at = chunk.first_sample + len(chunk.samples)
+            status.hops, status.audio_s = pipeline.hops, audio / SAMPLE_RATE_HZ
+            status.model, status.dropped = model, delivery.dropped
+            status.busy_s += clock() - arrived
             manager.progress(pipeline.hops, f"{audio / SAMPLE_RATE_HZ:.0f} s of {source.uri}, {wakes} wakes, {gaps} gaps")
     except EdgekwsError as error:
         tell("stop", at, error=str(error))

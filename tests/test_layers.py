@@ -17,7 +17,7 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
-    ("promotion",),
+    ("control", "promotion"),
     ("training",),
     ("bench", "daemon", "doctor", "evaluation", "watch"),
     ("cli",),
@@ -29,6 +29,8 @@ VENDORS = {
     "matplotlib",
     "onnx",
     "onnxruntime",
+    "paho",
+    "prometheus_client",
     "pymicro_wakeword",
     "pynvml",
     "scipy",
@@ -37,6 +39,8 @@ VENDORS = {
     "soxr",
     "tensorrt",
     "torch",
+    "wyoming",
+    "zeroconf",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
