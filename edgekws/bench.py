@@ -194,7 +194,10 @@ def _energy(
         if warning:
             say(f"warning: {warning}")
         say(f"energy of {row['backend']}: {(4 * repeats + 1) * window_s:.0f} s of windows")
-        modes, power_modes = _windows(model, row["backend"], pcm, repeats, window_s, meter)
+        requests = {"back_to_back": f"steady {window_s}", "real_time": f"paced {window_s}"}
+        with listener(model, row["backend"], pcm) as worker:
+            worker.ask("pipeline")
+            modes, power_modes = energy_windows(worker, requests, meter, repeats, window_s)
     finally:
         if given is None:
             meter.close()
@@ -223,11 +226,14 @@ def _check(meter: PowerMeter) -> str | None:
         other.close()
 
 
-def _windows(
-    model: Model, backend: str, pcm: Path, repeats: int, window_s: float, meter: PowerMeter
+def energy_windows(
+    worker: Worker, requests: Mapping[str, str], meter: PowerMeter, repeats: int, window_s: float
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Idle, back to back, idle, real time, idle, and again. The modes of work by name, and the power modes that were seen."""
-    requests = {"back_to_back": f"steady {window_s}", "real_time": f"paced {window_s}"}
+    """Idle, the first request, idle, the second, idle, and again. What each costs by its name (`per_hop`), and the power modes seen.
+
+    Args:
+        requests: name → what the worker is asked, to last for about `window_s`. A hop is 80 ms of its reading's audio.
+    """
     idle: list[tuple[float, float]] = []
     load: dict[str, list[Reading]] = {name: [] for name in requests}
     power_modes: dict[str, None] = {}
@@ -240,8 +246,7 @@ def _windows(
         time.sleep(window_s)
         idle.append((begin, time.monotonic()))
 
-    with listener(model, backend, pcm) as worker, Recording(meter) as recording:
-        worker.ask("pipeline")
+    with Recording(meter) as recording:
         rest()
         for _ in range(repeats):
             for name, request in requests.items():
@@ -250,7 +255,8 @@ def _windows(
     idle_energy = [recording.energy(*window) for window in idle]
     modes = {}
     for i, (name, readings) in enumerate(load.items()):
-        around = [one for turn in range(repeats) for one in idle_energy[2 * turn + i : 2 * turn + i + 2]]
+        before = [len(requests) * turn + i for turn in range(repeats)]
+        around = [one for first in before for one in idle_energy[first : first + 2]]
         energies = [recording.energy(reading.begin_s, reading.end_s) for reading in readings]
         modes[name] = per_hop(around, energies, [round(r.audio_s * 1000 / HOP_MS) for r in readings], meter.step_mw)
     return modes, list(power_modes)
@@ -557,6 +563,15 @@ def timed(step: Callable[[Item], object], items: Iterable[Item], *, every_s: flo
     return durations
 
 
+def repeated(step: Callable[[int], object], seconds: float) -> int:
+    """How often it was called within so long."""
+    done, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        step(done)
+        done += 1
+    return done
+
+
 def spread(values: Iterable[float]) -> dict[str, float]:
     """Median, least and most."""
     array = np.array(list(values))
@@ -679,7 +694,7 @@ def _peak_rss_mb() -> float:
 def listener(model: Model, backend: str, pcm: Path) -> Worker:
     """A process that does what the listener does and nothing else.
 
-    Its passes: "pipeline", "paced SECONDS", "steady SECONDS", "frontend", "network", "detector".
+    Its passes: "pipeline", "paced SECONDS", "steady SECONDS", "steady_network SECONDS", "frontend", "network", "detector".
 
     Args:
         pcm: int16, mono at 16 kHz, no header.
@@ -709,11 +724,12 @@ def _serve_listener(model_path: str, backend: str, pcm: str) -> None:
         """One hop after the other for so long; nothing of it is timed."""
         engine.reset()
         feed = Pipeline(engine, Detector(enrolled)).feed
-        done, end = 0, time.monotonic() + seconds
-        while time.monotonic() < end:
-            feed(AudioChunk(hops[done % len(hops)], done * HOP_SAMPLES))
-            done += 1
-        return done * HOP_MS / 1000, []
+        return repeated(lambda i: feed(AudioChunk(hops[i % len(hops)], i * HOP_SAMPLES)), seconds) * HOP_MS / 1000, []
+
+    def steady_network(seconds: float) -> tuple[float, list[int]]:
+        engine.reset()
+        ready = frames()
+        return repeated(lambda i: engine.step(ready[i % len(ready)]), seconds) * HOP_MS / 1000, []
 
     def part(step: Callable[[Any], object], items: Sequence[Any]) -> tuple[float, list[int]]:
         return len(hops) * HOP_MS / 1000, timed(step, items)
@@ -740,6 +756,7 @@ def _serve_listener(model_path: str, backend: str, pcm: str) -> None:
             "pipeline": pipeline,
             "paced": pipeline,
             "steady": steady,
+            "steady_network": steady_network,
             "frontend": lambda: part(LogMel().hop, hops),
             "network": network,
             "detector": detector,

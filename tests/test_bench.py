@@ -320,3 +320,12 @@ def test_streaming_stands_beside_windows():
     output = output_of("streaming_vs_window.py", "--networks", "edge-small", "--repeats", "1")
 
     assert re.search(r"^edge-small .* same hop .*x .* every 125 ms ", output)
+
+
+def test_the_jetsons_table_has_our_columns_and_says_what_is_missing():
+    pytest.importorskip("torch")
+    output = output_of("jetson.py", "--networks", "edge-small", "--repeats", "1", "--window-s", "0.2")
+
+    assert re.search(r"^\| edge-small \| training \| cpu \| 87408 → 24904 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| 1\.52 \|", output, re.MULTILINE)
+    assert re.search(r"^\| edge-small \| inference \| cpu \(onnxruntime fp32\) .* \| 1\.93 \|", output, re.MULTILINE)
+    assert "as configured, round on cpu: latency and energy: not asked for: --corpus DIR" in output

@@ -1,0 +1,289 @@
+"""OnDA's table of a Jetson Orin Nano with our columns beside theirs: what pruning saves in training and in inference, on CPU and GPU.
+
+    python benchmarks/jetson.py [--networks ds-cnn-l …] [--compression 0.75] [--repeats 5] [--corpus DIR] [--save]
+
+Everything is measured twice in turn: with the network that adapting the weights alone leaves as it is, and with one that has lost the
+share `compression` of its parameters, all layers alike, widths in multiples of 8. Ratios are of medians, first over second, so above 1
+the pruned one is cheaper. Weights are untrained, as they do not change the cost.
+
+training    one step over 64 windows of 1.6 s, one thread or the GPU
+round       a whole round as `edgekws bench adaptation --corpus DIR` measures it: weights-only against OnDA-1 with HAP
+inference   one hop of 80 ms through the network alone; OnDA's windows are longer and come every 125 ms, so compare ratios, not times
+
+Energy is the board's input above idle, back to back (`edgekws bench` gives that of real time). What cannot be measured here is not
+in the table but below it, with the reason. Theirs: OnDA (Risso et al.), "up to", as its abstract and digests of the paper state them; which
+share was pruned is not stated, nor on which of the two devices the training ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from edgekws import bench
+from edgekws.engines import ORDER
+from edgekws.errors import EdgekwsError
+from edgekws.frontend import HOP_FRAMES, N_MELS
+from edgekws.model import Model
+from edgekws.power import NoMeter, load_meter
+from edgekws.power.conditions import conditions
+from edgekws.values import HOP_MS
+
+THEIRS = {  # (phase, device) → latency and energy, weights-only over pruned
+    ("training", "cpu"): (1.52, 1.64),
+    ("training", "gpu"): (1.52, 1.64),
+    ("round", "cpu"): (1.52, 1.64),
+    ("inference", "gpu"): (1.57, 1.77),
+    ("inference", "cpu"): (1.93, 2.07),
+}
+TRAINING_STEPS = 5  # in one pass
+RESULTS = Path(__file__).parent / "results" / "jetson.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["ds-cnn-l", "resnet15", "edge"])
+    parser.add_argument("--compression", type=float, default=0.75, help="share of the parameters that is pruned (%(default)g)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--window-s", type=float, default=30.0, help="of each window of energy, where there is a meter (%(default)g)")
+    parser.add_argument("--corpus", type=Path, help="for whole rounds: a directory with a manifest.csv")
+    parser.add_argument("--save", action="store_true", help="append to benchmarks/results/jetson.jsonl")
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            pair = export(name, arguments.compression, Path(folder))
+            for device in ("cpu", "gpu"):
+                rows.append(training(name, pair, device, arguments.repeats, arguments.window_s))
+                rows.append(inference(name, pair, device, arguments.repeats, arguments.window_s))
+    rows.append(adaptation(arguments.corpus))
+    here = {**bench.host(), **conditions()}
+    print(page(rows, here))
+    if arguments.save:
+        with RESULTS.open("a") as file:
+            for row in rows:
+                print(json.dumps({"benchmark": "jetson", "compression": arguments.compression, **row, "host": here}), file=file)
+
+
+def narrowed(spec: Mapping[str, Any], compression: float) -> dict[str, Any]:
+    """A network's layers with the share `compression` of its weights gone: every width times the root of what is left."""
+    factor = (1 - compression) ** 0.5
+
+    def width(channels: int) -> int:
+        return max(8, round(channels * factor / 8) * 8)
+
+    def layer(one: Any, *, first: bool = False) -> Any:
+        if isinstance(one, dict):
+            return {"residual": [layer(inner) for inner in one["residual"]]}
+        c_in, c_out, *rest = one
+        new_in = c_in if first else width(c_in)
+        groups = new_in if rest[4] == c_in and c_in > 1 else rest[4]
+        return [new_in, width(c_out), *rest[:4], groups, rest[5]]
+
+    layers = [layer(one, first=not i) for i, one in enumerate(copy.deepcopy(spec["layers"]))]
+    return {**spec, "layers": layers}
+
+
+def export(name: str, compression: float, folder: Path) -> dict[str, Model]:
+    """The network as it is and narrowed, untrained, as model directories."""
+    import torch
+
+    from edgekws.training.export import save_model
+    from edgekws.training.networks import Network, spec
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    frames = np.random.default_rng(0).standard_normal((4, HOP_FRAMES, N_MELS)).astype(np.float32)
+    specs = {"weights_only": spec(name), "pruned": narrowed(spec(name), compression)}
+    return {
+        arm: save_model(Network(one).eval(), folder / arm, id=f"{name}-{arm}", name=name, golden_frames=frames, facts={"spec": one})
+        for arm, one in specs.items()
+    }
+
+
+def inference(name: str, pair: Mapping[str, Model], device: str, repeats: int, window_s: float) -> dict[str, Any]:
+    """One hop through the network, by the first engine of that device that runs here."""
+    engines = [one for one in ORDER if ("tensorrt" in one or "cuda" in one) == (device == "gpu")]
+    row = {"network": name, "phase": "inference", "device": device, "parameters": parameters(pair)}
+    why = "this version of edgekws has no engine for it"
+    with tempfile.TemporaryDirectory() as folder:
+        pcm = Path(folder) / "audio.pcm"
+        pcm.write_bytes(bench.audio(20.0).tobytes())
+        for engine in engines:
+            try:
+                with ExitStack() as stack:
+                    workers = {arm: stack.enter_context(bench.listener(model, engine, pcm)) for arm, model in pair.items()}
+                    row["precision"] = workers["pruned"].facts["precision"]
+                    found = compare(workers, "network", f"steady_network {window_s}", device, repeats, window_s)
+                    return {**row, "engine": engine, **found}
+            except EdgekwsError as error:
+                why = str(error).splitlines()[-1].strip()
+    return {**row, "why_no_latency": why, "why_no_energy": why}
+
+
+def training(name: str, pair: Mapping[str, Model], device: str, repeats: int, window_s: float) -> dict[str, Any]:
+    """One step of training."""
+    row = {"network": name, "phase": "training", "device": device, "parameters": parameters(pair)}
+    try:
+        with ExitStack() as stack:
+            workers = {
+                arm: stack.enter_context(bench.Worker([__file__, "--serve-training", json.dumps(model.raw["spec"]), device]))
+                for arm, model in pair.items()
+            }
+            return {**row, **compare(workers, "steps", f"steady {window_s}", device, repeats, window_s)}
+    except EdgekwsError as error:
+        return {**row, "why_no_latency": str(error), "why_no_energy": str(error)}
+
+
+def compare(workers: Mapping[str, bench.Worker], timed: str, steady: str, device: str, repeats: int, window_s: float) -> dict[str, Any]:
+    """Latency in turn, then energy one after the other: `weights_only` and `pruned`, each with ms and mj, and the ratios."""
+    latency_ms: dict[str, list[float]] = {arm: [] for arm in workers}
+    for repeat in range(repeats + 1):
+        for arm, worker in workers.items():
+            reading = worker.ask(timed)
+            if repeat:  # the first one warms up
+                latency_ms[arm].append(float(np.median(reading.latency_ms)))
+    arms: dict[str, dict[str, Any]] = {arm: {"ms": round(median(found), 4), "mj": None} for arm, found in latency_ms.items()}
+    meter = load_meter(gpu=device == "gpu")
+    why = meter.why if isinstance(meter, NoMeter) else ""
+    for arm, worker in () if why else workers.items():
+        modes, power_modes = bench.energy_windows(worker, {"steady": steady}, meter, repeats, window_s)
+        arms[arm]["mj"] = modes["steady"]["mj_per_hop_above_idle"]
+        why = why or modes["steady"]["why_not"] or ("the power mode changed meanwhile" if len(power_modes) > 1 else "")
+    meter.close()
+    return {**arms, "meter": meter.name, **ratios(arms), "why_no_energy": why or None}
+
+
+def ratios(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Weights-only over pruned."""
+    one, other = arms["weights_only"], arms["pruned"]
+    both = one["mj"] is not None and other["mj"] is not None
+    return {"latency_ratio": round(one["ms"] / other["ms"], 2), "energy_ratio": round(one["mj"] / other["mj"], 2) if both else None}
+
+
+def adaptation(corpus: Path | None) -> dict[str, Any]:
+    """Whole rounds, as `edgekws bench adaptation` measures them."""
+    row = {"network": "as configured", "phase": "round", "device": "cpu"}
+    command = [
+        sys.executable,
+        "-m",
+        "edgekws",
+        "bench",
+        "adaptation",
+        "--corpus",
+        str(corpus),
+        "--arms",
+        "weights-only",
+        "onda1-hap",
+        "--json",
+    ]
+    if corpus is None:
+        why = "not asked for: --corpus DIR"
+    else:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            found = json.loads(done.stdout)
+            arms = {}
+            for arm, label in (("weights_only", "weights-only"), ("pruned", "onda1-hap")):
+                rounds = [one for one in found if one["arm"] == label]
+                joules = [one["energy_j"] for one in rounds if one["energy_j"] is not None]
+                mj = median(joules) * 1000 if rounds and len(joules) == len(rounds) else None
+                arms[arm] = {"ms": median(one["round_s"] for one in rounds) * 1000, "mj": mj}
+            return {**row, **arms, **ratios(arms), "why_no_energy": None if arms["pruned"]["mj"] else "no energy in its rows"}
+        why = (done.stderr.strip().splitlines() or ["edgekws bench adaptation failed"])[-1]
+    return {**row, "why_no_latency": why, "why_no_energy": why}
+
+
+def parameters(pair: Mapping[str, Model]) -> dict[str, int]:
+    """Of each arm."""
+    return {arm: model.parameters for arm, model in pair.items()}
+
+
+def page(rows: list[dict[str, Any]], here: Mapping[str, Any]) -> str:
+    """The table, what is not in it, and the host, as Markdown."""
+    cells = [
+        [
+            "network",
+            "phase",
+            "on",
+            "parameters",
+            "ms weights-only",
+            "ms pruned",
+            "ratio",
+            "OnDA",
+            "mJ weights-only",
+            "mJ pruned",
+            "ratio",
+            "OnDA",
+        ]
+    ]
+    missing: dict[str, list[str]] = {}
+    for row in rows:
+        where = f"{row['phase']} on {row['device']}"
+        latency, energy = (f"{one:.2f}" for one in THEIRS[row["phase"], row["device"]])
+        counts = row.get("parameters", {})
+        if row.get("why_no_latency"):
+            missing.setdefault(row["why_no_latency"], []).append(f"{row['network']}, {where}: latency and energy")
+        elif row["why_no_energy"]:
+            missing.setdefault(row["why_no_energy"], []).append(f"{row['network']}, {where}: energy")
+        arms = [row.get(arm, {}) for arm in ("weights_only", "pruned")]
+        cells.append(
+            [
+                row["network"],
+                row["phase"],
+                f"{row['device']}{' (' + row['engine'] + ' ' + row['precision'] + ')' if 'engine' in row else ''}",
+                f"{counts['weights_only']} → {counts['pruned']}" if counts else "-",
+                *(f"{arm['ms']:.3f}" if arm.get("ms") is not None else "-" for arm in arms),
+                f"{row['latency_ratio']:.2f}" if row.get("latency_ratio") else "-",
+                latency,
+                *(f"{arm['mj']:.3f}" if arm.get("mj") is not None else "-" for arm in arms),
+                f"{row['energy_ratio']:.2f}" if row.get("energy_ratio") else "-",
+                energy,
+            ]
+        )
+    reasons = [f"- {'; '.join(what)}: {why}" for why, what in missing.items()]
+    host = bench.table([["what", "value"], *([name, str(value)] for name, value in here.items())])
+    return "\n".join([*bench.table(cells), "", *(["Not measured here:", "", *reasons, ""] if reasons else []), *host])
+
+
+def serve_training(spec: str, device: str) -> None:
+    """The measuring process: the only one that loads torch."""
+    try:
+        import torch
+    except ImportError:
+        raise EdgekwsError("torch is not installed (on a Jetson NVIDIA's own, else pip install 'edgekws[train]')") from None
+    if device == "gpu" and not torch.cuda.is_available():
+        raise EdgekwsError("this torch finds no CUDA GPU")
+    from edgekws.training.load import stepper
+
+    step = stepper(json.loads(spec), "cuda" if device == "gpu" else "cpu")
+
+    def steps() -> tuple[float, list[int]]:
+        return TRAINING_STEPS * HOP_MS / 1000, bench.timed(lambda _: step(), range(TRAINING_STEPS))
+
+    def steady(seconds: float) -> tuple[float, list[int]]:
+        return bench.repeated(lambda _: step(), seconds) * HOP_MS / 1000, []  # a step counts as a hop, so that mJ are those of a step
+
+    bench.serve({"steps": steps, "steady": steady}, {})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve-training"]:
+        try:
+            serve_training(*sys.argv[2:])
+        except EdgekwsError as error:
+            print(json.dumps({"error": str(error)}), flush=True)
+            sys.exit(error.exit_code)
+    else:
+        main()
