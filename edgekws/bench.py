@@ -7,6 +7,7 @@ of all threads of the process, so it holds on a busy machine too; wall time does
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -284,6 +285,11 @@ def recommended(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], s
     return best, f"least CPU time, {best['cpu_s_per_audio_hour']:.2f} s per hour of audio; the meter cannot tell {len(equal)} of them apart"
 
 
+def _die_with_parent() -> None:
+    """A stopped process would outlive a measurement that was killed, for ever."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Training:
     """Training beside the listener: a process group of its own at low priority, as the adaptation has it; stopped but when it is wanted."""
 
@@ -310,9 +316,14 @@ class Training:
         return self
 
     def _start(self) -> None:
-        stdout = subprocess.PIPE if self._command is self._own else subprocess.DEVNULL  # nobody reads a round's report
         self._process = subprocess.Popen(
-            self._command, stdout=stdout, stderr=subprocess.DEVNULL, text=True, env=_environment(), start_new_session=True
+            self._command,
+            stdout=subprocess.PIPE if self._command is self._own else subprocess.DEVNULL,  # nobody reads a round's report
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
         with suppress(OSError):
             os.setpriority(os.PRIO_PGRP, self._process.pid, 15)

@@ -263,6 +263,28 @@ def test_training_computes_only_while_it_is_wanted(model):
     assert training._process.poll() is not None
 
 
+def test_training_does_not_outlive_a_measurement_that_was_killed(model):
+    pytest.importorskip("torch")
+    script = f"""
+import time
+from pathlib import Path
+from edgekws.bench import Training
+from edgekws.model import load_model
+with Training(load_model(Path({str(model.path)!r}))) as training:
+    print(training._process.pid, flush=True)
+    time.sleep(60)
+"""
+    measuring = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    training = Path(f"/proc/{int(measuring.stdout.readline())}/stat")
+    measuring.kill()
+    measuring.communicate()
+    end = time.monotonic() + 10
+    while training.exists() and ") Z " not in training.read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+
+    assert not training.exists() or ") Z " in training.read_text()
+
+
 # Reports.
 
 
