@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from edgekws.model import Model
     from edgekws.pipeline import Pipeline
     from edgekws.promotion import Updates, Version
+    from edgekws.pseudo_labels import PseudoLabels
     from edgekws.sinks import Sink
     from edgekws.store import Enrolment, Store
-    from edgekws.values import Enrolled
+    from edgekws.values import Clip, Enrolled
 
 log = logging.getLogger("edgekws")
 
@@ -118,6 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("model", nargs="?", metavar="ID|DIR", help=model)
     models.add_argument("--json", action="store_true", help="with list and show")
 
+    clips = add("clips", _clips, "The audio that was kept to learn from.")
+    clips.add_argument("action", choices=("list", "play", "confirm", "reject", "purge"), nargs="?", default="list")
+    clips.add_argument("clip", nargs="?", type=int, metavar="ID")
+    clips.add_argument("--last", action="store_true", help="the last wake's, instead of ID")
+    clips.add_argument("--label", help="positive, between or negative")
+    clips.add_argument("--state", help="quarantined, admitted, confirmed or rejected")
+    clips.add_argument("--keyword", metavar="K", help="list or purge its clips only")
+    clips.add_argument("--older-than", metavar="TIME", help="purge: 30s, 15m, 1h, 2d, or a date; else all")
+    clips.add_argument("--out", type=Path, metavar="FILE", help="play: write a WAV file instead")
+    clips.add_argument("--json", action="store_true")
+
     devices = add("devices", _devices, "The microphones here, by name.", config=False)
     devices.add_argument("--json", action="store_true")
 
@@ -195,7 +207,7 @@ def _say(text: str) -> None:
 def _store(settings: Settings) -> Store:
     from edgekws.store import Store
 
-    return Store(settings.store.root, settings.store.events_max)
+    return Store(settings.store.root, settings.store.events_max, settings.learning.audio_max_mb, settings.learning.audio_max_days)
 
 
 def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
@@ -299,7 +311,7 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
 def _reread(old: Settings, config: Path | None) -> Settings:
     """What a running listener can take up of the settings: model, detector and keywords."""
     new = load_settings(config)
-    fixed = [name for name in ("audio", "store", "sinks") if getattr(new, name) != getattr(old, name)]
+    fixed = [name for name in ("audio", "store", "sinks", "learning") if getattr(new, name) != getattr(old, name)]
     if fixed:
         log.warning("what changed in [%s] takes effect when the listener is started again", "], [".join(fixed))
     return dataclasses.replace(new, **{name: getattr(old, name) for name in fixed})
@@ -311,11 +323,30 @@ def _control_socket(settings: Settings, status: Status) -> Sink:
     store = _store(settings)  # another than the sink's: it is used on the socket's thread
 
     def reject() -> dict[str, object]:
-        if not hasattr(store, "reject_last"):
-            raise StoreError("this edgekws keeps no clips, so there is nothing that a rejected wake could teach")
-        return {"rejected": store.reject_last()}
+        wake, clip = store.reject_last()
+        return {"rejected": {"keyword": wake.keyword, "time_s": round(wake.time_s, 3), "clip": clip and clip.id}}
 
     return ControlSocket(socket_path(settings.store.root), {"status": status.report, "reject": reject})
+
+
+def _labels(settings: Settings, store: Store, enrolled: Sequence[Enrolled]) -> PseudoLabels | None:
+    """What is kept while listening; None = nothing. Knows the clips of the last day, so that a new start is no new allowance."""
+    from edgekws.pseudo_labels import RECENT, PseudoLabels
+
+    if not settings.learning.keep_audio:
+        return None
+    labels = PseudoLabels(enrolled)
+    try:
+        kept = store.clips()
+        recent = {clip.id for one in enrolled for clip in [clip for clip in kept if clip.keyword == one.keyword][-RECENT:]}
+        for clip in kept:
+            try:
+                labels.remember(clip, store.clip_samples(clip) if clip.id in recent else None, time.time() - clip.time_s)
+            except StoreError as error:
+                log.warning("%s", error)
+    except StoreError as error:  # a full disk, a locked database: listening does without
+        log.warning("%s", error)
+    return labels
 
 
 def _names(enrolled: Sequence[Enrolled]) -> str:
@@ -329,13 +360,14 @@ def _listen(
     sinks: Sequence[Sink],
     updates: Updates | None = None,
     status: Status | None = None,
+    keep: Callable[[Clip, np.ndarray], None] | None = None,
 ) -> Heard:
     """To the source's end or a signal; then everything is delivered."""
     from edgekws.daemon import closed_by_signals, listen
     from edgekws.sinks import Delivery
 
     with source, closed_by_signals(source, updates.reload if updates else None):
-        delivery = Delivery(sinks, on_failure=source.close)
+        delivery = Delivery(sinks, on_failure=source.close, keep=keep)
         try:
             return listen(source, pipeline, delivery, model, updates=updates, status=status)
         finally:
@@ -363,7 +395,8 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     from edgekws.sinks import CommandSink, LineSink, StoreSink
 
     pipeline, updates = _updates(settings, options, store)
-    sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), StoreSink(store)]
+    stored = StoreSink(store)
+    sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), stored]
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
     source = open_source(options.source or settings.audio.source)
@@ -371,8 +404,11 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     if settings.sinks.socket:
         sinks.append(_control_socket(settings, status))
     _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
+    pipeline.labels = _labels(settings, store, pipeline.detector.enrolled)
+    if pipeline.labels is not None:
+        _say(f"clips to learn from are kept in {store.root / 'clips'} ([learning] keep_audio, edgekws clips)")
     start_s = time.monotonic()
-    heard = _listen(source, pipeline, updates.model, sinks, updates, status)
+    heard = _listen(source, pipeline, updates.model, sinks, updates, status, stored.keep)
     gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
     _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0
@@ -517,7 +553,7 @@ def _log(options: argparse.Namespace) -> int:
             after = 0
 
 
-def _since(text: str, now_s: float) -> float:
+def _since(text: str, now_s: float, option: str = "--since") -> float:
     """Seconds since the epoch of "1h" ago, or of a local date."""
     if found := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])", text.strip()):
         return now_s - float(found[1]) * UNITS_S[found[2]]
@@ -525,7 +561,7 @@ def _since(text: str, now_s: float) -> float:
         return datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError, OSError):
         accepted = "a number with s, m, h, d or w, such as 15m, or a date such as 2026-11-21 or 2026-11-21T08:00"
-        raise UsageError(f"--since {text!r}: accepted is {accepted}") from None
+        raise UsageError(f"{option} {text!r}: accepted is {accepted}") from None
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -685,6 +721,62 @@ def _by_lineage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in left[:]:  # its own ancestor
         add(row, 0)
     return found
+
+
+def _clips(options: argparse.Namespace) -> int:
+    settings = load_settings(options.config)
+    store = _store(settings)
+    one = options.action in ("play", "confirm", "reject")
+    if one == (options.clip is None and not options.last) or (options.clip is not None and options.last):
+        raise UsageError(f"clips {options.action} takes {'an ID or --last' if one else 'no ID'}. Try: edgekws clips list")
+    if options.action == "purge":
+        before_s = _since(options.older_than, time.time(), "--older-than") if options.older_than else None
+        print(f"{store.purge_clips(before_s=before_s, keyword=options.keyword)} clips deleted, their audio overwritten")
+        return 0
+    if options.action == "list":
+        found = store.clips(options.label, options.state, options.keyword)
+        _print_clips(found, options.json)
+        if not found:
+            _say("no such clip is kept")
+        return 0
+    if options.action == "reject" and options.last:
+        wake, found_clip = store.reject_last()
+        if found_clip is None:
+            print(f'the last wake of "{wake.keyword}" is rejected; none of its audio was kept')
+            return 0
+        clip = found_clip
+    else:
+        clip = store.last_clip() if options.last else store.clip(options.clip)
+        if options.action == "reject":
+            clip = store.reject_clip(clip.id)
+        elif options.action == "confirm":
+            clip = store.confirm_clip(clip.id)
+        else:
+            return _play(store.clip_samples(clip), options.out)
+    _print_clips([clip], options.json)
+    return 0
+
+
+def _play(samples: np.ndarray, out: Path | None) -> int:
+    from edgekws.audio import play
+    from edgekws.store import write_wav
+
+    if out is None:
+        play(samples)
+    else:
+        write_wav(out, samples)
+    return 0
+
+
+def _print_clips(clips: Sequence[Clip], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in clips], ensure_ascii=False))
+        return
+    for one in clips:
+        when = datetime.fromtimestamp(one.time_s).strftime("%Y-%m-%d %H:%M:%S")
+        what = f"{one.keyword} ({one.speaker})" if one.speaker else one.keyword or "the room"
+        facts = f"score {one.score:6.2f}  {one.duration_s:4.1f} s  {one.reason}"
+        print(f"{one.id:>5}  {when}  {one.label:<8}  {one.state:<11}  {what:<24}  {facts}")
 
 
 def _devices(options: argparse.Namespace) -> int:

@@ -83,6 +83,15 @@ class SinkSettings:
 
 
 @dataclass(frozen=True)
+class LearningSettings:
+    keep_audio: bool = True
+    """Short clips of wakes, near misses and the room, to learn from. False keeps none."""
+    audio_max_mb: int = _number(200, 1, 1_000_000)
+    audio_max_days: int = _number(30, 1, 3650)
+    """What is older, or too much, is deleted: what a person confirmed last."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that edgekws.toml can say. Only the command line and the daemon see this; parts take plain values."""
 
@@ -93,6 +102,7 @@ class Settings:
     """Options by keyword; a keyword that is not here has the defaults."""
     store: StoreSettings = field(default_factory=StoreSettings)
     sinks: SinkSettings = SinkSettings()
+    learning: LearningSettings = LearningSettings()
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from edgekws.audio import Source
 from edgekws.errors import EdgekwsError
 from edgekws.pipeline import Pipeline
 from edgekws.promotion import Updates
+from edgekws.pseudo_labels import Cut
 from edgekws.sinks import Delivery
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event
 
@@ -109,6 +110,15 @@ def listen(
     """
     manager = ServiceManager()
     wakes = gaps = lost = audio = 0
+    woke: dict[str, tuple[int, float]] = {}  # keyword → where in the stream and when it last woke
+
+    def keep(cuts: list[Cut], heard: int) -> None:
+        for cut in cuts:
+            at_sample, time_s = woke.get(cut.clip.keyword, (-1, 0.0))
+            if cut.clip.label != "positive" or at_sample != cut.end_sample:
+                time_s = now() - (heard - cut.end_sample) / SAMPLE_RATE_HZ
+            delivery.put_clip(replace(cut.clip, time_s=time_s, model=model), cut.samples, wait=not source.live)
+        cuts.clear()
 
     def tell(kind: str, at_sample: int, **extra: object) -> None:
         event = Event("", "", 0.0, 0.0, now(), at_sample / SAMPLE_RATE_HZ, 0.0, model, kind, extra=extra)
@@ -136,6 +146,8 @@ def listen(
                     event = Event(found.keyword, found.speaker, found.score, found.threshold, now(), stream_s, latency_ms, model)
                     delivery.put(event, wait=not source.live)
                     status.wakes, status.last_wake = wakes, event
+                    woke[found.keyword] = found.end_sample, event.time_s
+                keep(pipeline.cuts, piece.first_sample + len(piece.samples))
                 if updates is not None:
                     for event in updates.step(pipeline, (piece.first_sample + len(piece.samples)) / SAMPLE_RATE_HZ):
                         delivery.put(event, wait=not source.live)
@@ -147,6 +159,8 @@ def listen(
             status.model, status.dropped = model, delivery.dropped
             status.busy_s += clock() - arrived
             manager.progress(pipeline.hops, f"{audio / SAMPLE_RATE_HZ:.0f} s of {source.uri}, {wakes} wakes, {gaps} gaps")
+        if pipeline.labels is not None:
+            keep(pipeline.labels.end(), at)
     except EdgekwsError as error:
         tell("stop", at, error=str(error))
         raise

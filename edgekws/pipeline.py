@@ -1,4 +1,4 @@
-"""Chunk → log-mel → embedding → detections, as one pure object: no clock, thread, disk or settings in it."""
+"""Chunk → log-mel → embedding → detections and clips, as one pure object: no clock, thread, disk or settings in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from edgekws.detector import Detector
 from edgekws.engines import Engine
 from edgekws.frontend import LogMel
+from edgekws.pseudo_labels import Cut, PseudoLabels
 from edgekws.values import HOP_SAMPLES, AudioChunk, Detection
 
 RECENT_HOPS = 125  # 10 s, 80 kB
@@ -28,9 +29,13 @@ class Hop(NamedTuple):
 class Pipeline:
     """The same samples give the same detections, in whatever chunks they come."""
 
-    def __init__(self, engine: Engine, detector: Detector) -> None:
+    def __init__(self, engine: Engine, detector: Detector, labels: PseudoLabels | None = None) -> None:
+        """`labels`: what is kept to learn from; None keeps nothing."""
         self.engine = engine
         self.detector = detector
+        self.labels = labels
+        self.cuts: list[Cut] = []
+        """Clips that were completed: whoever feeds takes them away."""
         self.hops = 0
         """Network steps done so far: the watchdog's proof of progress."""
         self.recent: deque[Hop] = deque(maxlen=RECENT_HOPS)
@@ -47,17 +52,23 @@ class Pipeline:
             self.engine.reset()
             self.detector.reset()
             self.recent.clear()
+            if self.labels is not None:
+                self.cuts += self.labels.end()
         if not len(self._pending):
             self._end_sample = chunk.first_sample
         samples = np.concatenate([self._pending, chunk.samples]) if len(self._pending) else chunk.samples
         detections: list[Detection] = []
         done = 0
         while done + HOP_SAMPLES <= len(samples):
-            frames = self._frontend.hop(samples[done : done + HOP_SAMPLES])
+            hop = samples[done : done + HOP_SAMPLES]
+            frames = self._frontend.hop(hop)
             done += HOP_SAMPLES
             self.hops += 1
             self._end_sample += HOP_SAMPLES
-            detections += self.detector.step(self.engine.step(frames), self._end_sample)
+            found = self.detector.step(self.engine.step(frames), self._end_sample)
+            detections += found
+            if self.labels is not None:
+                self.cuts += self.labels.step(hop, self._end_sample, self.detector.latest, found)
             self.recent.append(Hop(self.hops, frames, self.detector.margin))
         self._pending = samples[done:].copy()
         return detections
@@ -66,3 +77,5 @@ class Pipeline:
         """Go on with others from the next hop. `engine` has stepped through all of `recent`; refractory times hold."""
         detector.take_over(self.detector)
         self.engine, self.detector = engine, detector
+        if self.labels is not None:
+            self.labels.listen_for(detector.enrolled)

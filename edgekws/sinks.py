@@ -11,17 +11,21 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from queue import Full, Queue
 from typing import Protocol, TextIO
 
+import numpy as np
+
 from edgekws.errors import ConfigError, EdgekwsError
 from edgekws.store import Store
-from edgekws.values import Event
+from edgekws.values import Clip, Event
 
 log = logging.getLogger(__name__)
 
 QUEUE_EVENTS = 1000
+QUEUE_CLIPS = 12  # at most 4 MB
 COMMANDS = 4  # of the operator's that may run at once
 QUIET_S = 60.0  # between two complaints of one kind
 
@@ -39,13 +43,28 @@ class Sink(Protocol):
 class Delivery:
     """One thread and a bounded queue between the listener and its sinks."""
 
-    def __init__(self, sinks: Sequence[Sink], on_failure: Callable[[], object] = lambda: None, queue_events: int = QUEUE_EVENTS) -> None:
-        """`on_failure` is called, on the delivery's thread, when a sink broke for good: the listener should end and call `close()`."""
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        on_failure: Callable[[], object] = lambda: None,
+        queue_events: int = QUEUE_EVENTS,
+        *,
+        keep: Callable[[Clip, np.ndarray], object] | None = None,
+    ) -> None:
+        """
+        Args:
+            on_failure: called, on the delivery's thread, when a sink broke for good: the listener should end and call `close()`.
+            keep: takes clips, on the delivery's thread; one that it raises EdgekwsError for is lost. None: clips are not wanted.
+        """
         self.dropped = 0
         """Events that found the queue full."""
+        self.clips_dropped = 0
+        """Clips that found it full, or that could not be kept."""
+        self._keep = keep
+        self._clips = threading.Semaphore(QUEUE_CLIPS)
         self._sinks = list(sinks)
         self._on_failure = on_failure
-        self._queue: Queue[Event | None] = Queue(queue_events)
+        self._queue: Queue[Event | tuple[Clip, np.ndarray] | None] = Queue(queue_events)
         self._failure: BaseException | None = None
         self._complaints = Complaints()
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
@@ -59,6 +78,22 @@ class Delivery:
             self.dropped += 1
             self._complaints.say(f"the sinks are too slow: {self.dropped} events dropped", kind="dropped")
 
+    def put_clip(self, clip: Clip, samples: np.ndarray, *, wait: bool = False) -> None:
+        """Hand a clip over, behind the events so far. At most `QUEUE_CLIPS` wait, so that a stalled disk costs clips and not memory."""
+        if self._keep is None:
+            return
+        if self._clips.acquire(blocking=wait):
+            try:
+                self._queue.put((clip, samples), block=wait)
+                return
+            except Full:
+                self._clips.release()
+        self._lost_clip("the disk is too slow")
+
+    def _lost_clip(self, why: str) -> None:
+        self.clips_dropped += 1
+        self._complaints.say(f"{why}: {self.clips_dropped} clips were not kept", kind="clips")
+
     def close(self) -> None:
         """Deliver what waits, close the sinks; raise what broke one of them."""
         self._queue.put(None)
@@ -67,9 +102,16 @@ class Delivery:
             raise self._failure
 
     def _run(self) -> None:
-        while (event := self._queue.get()) is not None:
-            for sink in list(self._sinks):
-                self._try(sink, sink.deliver, event)
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Event):
+                for sink in list(self._sinks):
+                    self._try(sink, sink.deliver, item)
+            elif self._keep is not None:
+                try:
+                    self._keep(*item)
+                except EdgekwsError as error:
+                    self._lost_clip(str(error))
+                self._clips.release()
         for sink in list(self._sinks):
             self._try(sink, sink.close)
 
@@ -173,13 +215,19 @@ class LineSink:
 
 
 class StoreSink:
-    """Every event into the database."""
+    """Every event into the database, and with `keep` each clip beside the wake that it was."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._wakes: dict[tuple[str, float], int] = {}
 
     def deliver(self, event: Event) -> None:
-        self._store.add_event(event)
+        stored = self._store.add_event(event)
+        if event.kind == "wake":
+            self._wakes = {**dict(list(self._wakes.items())[-20:]), (event.keyword, event.time_s): stored.id}
+
+    def keep(self, clip: Clip, samples: np.ndarray) -> None:
+        self._store.add_clip(replace(clip, event=self._wakes.get((clip.keyword, clip.time_s), 0)), samples)
 
     def close(self) -> None:
         self._store.close()

@@ -1,6 +1,7 @@
 """REMEMBER: everything under the state directory. The only SQL, and the only place that knows these paths.
 
-    edgekws.db                              events (SQLite, WAL)
+    edgekws.db                              events and what is known of each clip (SQLite, WAL)
+    clips/NAME.wav                          their audio: written before the row, deleted after it, and shredded where there is none
     enrolments/KEYWORD/SPEAKER/             enrolment.json, replaced last, and the takes that it names: 16-bit mono WAV at 16 kHz
     prototypes/MODEL.npz                    those takes as a model hears them: a cache, made again from the takes
     models/ID/, current → ID, previous → ID model versions that were promoted here, the last few of them
@@ -20,12 +21,13 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import tempfile
 import time
 import wave
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,21 @@ from typing import Any
 import numpy as np
 
 from edgekws.errors import StoreError
-from edgekws.values import SAMPLE_RATE_HZ, Enrolled, Event
+from edgekws.values import SAMPLE_RATE_HZ, Clip, Enrolled, Event
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # user_version of the database
 FORMAT = 1  # of enrolment.json
 GENERATIONS = 5  # model versions that are kept: the current one, the previous one, and the newest of the others
 BUSY_S = 5.0  # to wait for another process that is writing
-CREATE = """
+STATES = ("quarantined", "admitted", "confirmed", "rejected")
+LABELS = ("positive", "between", "negative")
+# Each takes the database from the version before it to its own number, counted from 1.
+MIGRATIONS = (
+    """
 CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, so that whoever follows the log can go on from one
-    kind TEXT NOT NULL,                    -- wake, gap, start, stop
+    kind TEXT NOT NULL,                    -- wake, gap, start, stop, reject
     time_s REAL NOT NULL,                  -- since the epoch, UTC
     stream_s REAL NOT NULL,
     keyword TEXT NOT NULL,
@@ -55,8 +60,32 @@ CREATE TABLE events (
     model TEXT NOT NULL,
     extra TEXT NOT NULL                    -- JSON object
 )
-"""
+""",
+    """
+CREATE TABLE clips (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order they came, whatever the clock said
+    label TEXT NOT NULL,                   -- positive, between, negative
+    keyword TEXT NOT NULL,
+    speaker TEXT NOT NULL,
+    score REAL NOT NULL,
+    decided_sample INTEGER NOT NULL,
+    duration_s REAL NOT NULL,
+    reason TEXT NOT NULL,
+    state TEXT NOT NULL,                   -- quarantined, admitted, confirmed, rejected
+    model TEXT NOT NULL,
+    time_s REAL NOT NULL,                  -- since the epoch, UTC
+    event INTEGER NOT NULL,                -- of the table events; 0 = none
+    file TEXT NOT NULL                     -- in clips/
+)
+""",
+)
+SCHEMA = len(MIGRATIONS)  # user_version of the database
 COLUMNS = ("kind", "time_s", "stream_s", "keyword", "speaker", "score", "threshold", "latency_ms", "model")
+CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
+# What goes first where there is no more room: 0 what came by itself, 1 what passed a second opinion, 2 what a person confirmed.
+WORTH = "CASE WHEN state = 'confirmed' THEN 2 WHEN state = 'admitted' AND keyword != '' THEN 1 ELSE 0 END"
+DAY_S = 86_400
+STEADY_S = 3600.0  # A clock that disagrees with what was stored is believed after it went steadily for this long.
 
 
 @dataclass(frozen=True)
@@ -91,11 +120,27 @@ class Store:
         StoreError: from every method, when the directory cannot be made, read or written.
     """
 
-    def __init__(self, root: Path, events_max: int = 100_000) -> None:
+    def __init__(
+        self,
+        root: Path,
+        events_max: int = 100_000,
+        clips_max_mb: int = 200,
+        clips_max_days: int = 30,
+        *,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`now` is the wall's clock, which may be set at any time, and `clock` one that only goes forward."""
         self.root = root
         self._events_max = events_max
+        self._clips_max_bytes = clips_max_mb * 1_000_000
+        self._clips_max_s = clips_max_days * DAY_S
         self._db: sqlite3.Connection | None = None
         self._inode = 0
+        self._locked = False
+        self._now, self._clock = now, clock
+        self._clock_offset_s = now() - clock()
+        self._believed_from_s: float | None = None  # by `clock`: from when on the age of a clip is trusted
 
     # Events.
 
@@ -106,6 +151,7 @@ class Store:
         number = self._execute(f"INSERT INTO events ({columns}) VALUES ({marks})", *values)[1]
         with contextlib.suppress(StoreError):  # The event is safe, and the next one tries this again.
             self._execute("DELETE FROM events WHERE id <= ?", number - self._events_max)
+            self._drop_old_clips()
         return replace(event, id=number)
 
     def events(self, *, since_s: float = 0.0, after: int = 0, limit: int = 1000) -> list[Event]:
@@ -152,14 +198,156 @@ class Store:
     def _open(self, path: Path) -> sqlite3.Connection:
         with self._lock():
             try:
-                return _connect(path)
+                return self._ready(_connect(path))
             except _Damaged as damage:
                 kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
                 for suffix in ("-wal", "-shm", ""):
                     with contextlib.suppress(FileNotFoundError):
                         os.replace(f"{path}{suffix}", f"{kept}{suffix}")
                 log.warning("%s: damaged (%s); it is kept as %s, and a new one is begun", path, damage, kept.name)
-                return _connect(path)
+                return self._ready(_connect(path))
+
+    def _ready(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Audio of which no row knows is deleted: whoever wrote it was killed, or the rows were lost with a damaged database."""
+        known = {row[0] for row in db.execute("SELECT file FROM clips")}
+        orphans = [path for path in (self.root / "clips").glob("*") if path.name not in known]
+        for path in orphans:
+            _shred(path)
+        if orphans:
+            log.warning("%s: %d clips without a row in the database were deleted", self.root / "clips", len(orphans))
+        if self._believed_from_s is None:
+            newest = db.execute("SELECT time_s FROM events ORDER BY id DESC LIMIT 1").fetchone()
+            agrees = newest is not None and 0 <= self._now() - newest[0] < 7 * DAY_S
+            self._believed_from_s = self._clock() + (0.0 if agrees else STEADY_S)
+        return db
+
+    # Clips.
+
+    def add_clip(self, clip: Clip, samples: np.ndarray) -> Clip:
+        """Keep a clip with its audio (int16, mono, 16 kHz), and drop others where there are too many or they are too old.
+
+        A wake that was rejected before its clip came is kept as what it is: a negative. Killed at any moment, no row is left without audio.
+        """
+        folder = self.root / "clips"
+        path = folder / f"{secrets.token_hex(8)}.wav"
+        clip = replace(clip, file=path.name, duration_s=len(samples) / SAMPLE_RATE_HZ)
+        self._execute("SELECT 1")  # opened before there is a file without a row
+        with _told(folder), self._lock():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            try:
+                write_wav(path, samples.astype("<i2", copy=False))
+                _sync(folder)
+                if clip.event and self._execute("SELECT 1 FROM events WHERE kind = 'reject' AND extra = ?", _wake(clip.event))[0]:
+                    clip = _revoked(clip)
+                values = [getattr(clip, name) for name in CLIP]
+                number = self._execute(f"INSERT INTO clips ({', '.join(CLIP)}) VALUES ({', '.join('?' * len(CLIP))})", *values)[1]
+            except BaseException:
+                _shred(path)
+                raise
+        self._drop_old_clips()
+        size = "SELECT coalesce(sum(duration_s), 0) FROM clips"
+        while self._execute(size)[0][0][0] * 2 * SAMPLE_RATE_HZ > self._clips_max_bytes:
+            self._delete_clips(self._rows(f"ORDER BY {WORTH}, id LIMIT 1"))
+        return replace(clip, id=number)
+
+    def clips(self, label: str | None = None, state: str | None = None, keyword: str | None = None) -> list[Clip]:
+        """Those that are all of what is given, in the order they came. The keyword "" is the room."""
+        wanted = {name: value for name, value in (("label", label), ("state", state), ("keyword", keyword)) if value is not None}
+        where = " AND ".join(f"{name} = ?" for name in wanted) or "1"
+        return self._rows(f"WHERE {where} ORDER BY id", *wanted.values())
+
+    def clip(self, id: int) -> Clip:
+        """Raises StoreError when there is none (any more)."""
+        rows = self._rows("WHERE id = ?", id)
+        if not rows:
+            raise StoreError(f"there is no clip {id}. Try: edgekws clips list")
+        return rows[0]
+
+    def last_clip(self) -> Clip:
+        """The last wake's. Raises StoreError when there is none."""
+        rows = self._rows("WHERE event = (SELECT max(id) FROM events WHERE kind = 'wake')")
+        if not rows:
+            raise StoreError("none of the last wake's audio is kept. Try: edgekws clips list")
+        return rows[0]
+
+    def clip_samples(self, clip: Clip) -> np.ndarray:
+        """int16, shape (n,), mono at 16 kHz.
+
+        Raises:
+            StoreError: the file is missing, truncated or no such audio. Leave that clip out and go on.
+        """
+        path = self.root / "clips" / clip.file
+        samples = _read_wav(path, "Leave that clip out, or delete it: edgekws clips purge")
+        if len(samples) != round(clip.duration_s * SAMPLE_RATE_HZ):
+            raise StoreError(f"{path}: {len(samples)} samples, where clip {clip.id} has {clip.duration_s:.2f} s. Leave that clip out")
+        return samples
+
+    def mark_clip(self, id: int, state: str, reason: str, *, label: str | None = None) -> Clip:
+        """Another state, for a reason that is kept instead of the old one; the label only where one is given. The clip as it is now."""
+        if state not in STATES or label not in (None, *LABELS):
+            raise StoreError(f"a clip cannot be {state} or {label}. States are {', '.join(STATES)}; labels are {', '.join(LABELS)}")
+        marked = replace(self.clip(id), state=state, reason=reason)
+        marked = marked if label is None else replace(marked, label=label)
+        self._execute("UPDATE clips SET state = ?, reason = ?, label = ? WHERE id = ?", state, reason, marked.label, id)
+        return marked
+
+    def confirm_clip(self, id: int) -> Clip:
+        """A person says that the label is right; that of a moment between, that it was the keyword."""
+        label = "positive" if self.clip(id).label == "between" else None
+        return self.mark_clip(id, "confirmed", "confirmed by the user", label=label)
+
+    def reject_clip(self, id: int) -> Clip:
+        """A person says that this was not the keyword: it becomes a hard negative."""
+        clip = _revoked(self.clip(id))
+        return self.mark_clip(id, clip.state, clip.reason, label=clip.label)
+
+    def reject_last(self) -> tuple[Event, Clip | None]:
+        """A person says that the last wake was wrong: what any program may call. The wake, and its clip, which is a hard negative now.
+
+        The clip is None where none is there: it was a duplicate or one too many, audio is not kept, or it comes in half a second (and is a
+        negative then). Said twice it holds once.
+
+        Raises:
+            StoreError: also where nothing ever woke.
+        """
+        rows = self._execute("SELECT id FROM events WHERE kind = 'wake' ORDER BY id DESC LIMIT 1")[0]
+        if not rows:
+            raise StoreError("nothing woke yet, so there is nothing to reject")
+        (wake,) = self.events(after=rows[0][0] - 1, limit=1)
+        if not self._execute("SELECT 1 FROM events WHERE kind = 'reject' AND extra = ?", _wake(wake.id))[0]:
+            self.add_event(replace(wake, kind="reject", time_s=self._now(), extra={"wake": wake.id}, id=0))
+        clips = self._rows("WHERE event = ?", wake.id)
+        return wake, self.reject_clip(clips[0].id) if clips else None
+
+    def purge_clips(self, *, before_s: float | None = None, keyword: str | None = None) -> int:
+        """Delete all clips, or those from before a time (epoch) or of a keyword, after writing over their audio. How many."""
+        clips = [one for one in self.clips(keyword=keyword) if before_s is None or one.time_s < before_s]
+        self._delete_clips(clips)
+        return len(clips)
+
+    def _rows(self, which: str, *values: object) -> list[Clip]:
+        rows, _ = self._execute(f"SELECT {', '.join(CLIP)}, id FROM clips {which}", *values)
+        return [Clip(**dict(zip((*CLIP, "id"), row, strict=True))) for row in rows]
+
+    def _delete_clips(self, clips: Sequence[Clip]) -> None:
+        with _told(self.root / "clips"), self._lock():
+            for clip in clips:
+                try:
+                    self._execute("DELETE FROM clips WHERE id = ?", clip.id)
+                    _shred(self.root / "clips" / clip.file)
+                except StoreError:  # On a full disk even a row cannot be deleted before there is room for the note of it.
+                    _shred(self.root / "clips" / clip.file)
+                    self._execute("DELETE FROM clips WHERE id = ?", clip.id)
+
+    def _drop_old_clips(self) -> None:
+        """By a clock that can be believed: one that is set to a wrong year for a moment must not cost everything that was kept."""
+        now_s, clock_s = self._now(), self._clock()
+        if abs(now_s - clock_s - self._clock_offset_s) > 60:
+            self._clock_offset_s = now_s - clock_s
+            self._believed_from_s = clock_s + STEADY_S
+        if self._believed_from_s is not None and clock_s >= self._believed_from_s:
+            self._execute("UPDATE clips SET time_s = ? WHERE time_s > ?", now_s, now_s + DAY_S)  # from a wrong future: they age from now on
+            self._delete_clips(self._rows("WHERE time_s < ? ORDER BY id", now_s - self._clips_max_s))
 
     # Enrolments.
 
@@ -181,7 +369,7 @@ class Store:
                 for name, data in takes.items():
                     if not (folder / name).exists():
                         made.append(folder / name)
-                        _write_wav(folder / name, data)
+                        write_wav(folder / name, data)
                 _write(folder / "enrolment.json", json.dumps(record, ensure_ascii=False, indent=1).encode("utf-8", "surrogateescape"))
             except BaseException:
                 for path in made:
@@ -383,13 +571,20 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Before any change."""
+        """Before any change. One inside another is the same one."""
+        if self._locked:
+            yield
+            return
         if not self.root.exists():
             self.root.parent.mkdir(parents=True, exist_ok=True)
             self.root.mkdir(mode=0o700, exist_ok=True)
         with (self.root / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
 
 
 class _Damaged(Exception):
@@ -407,8 +602,8 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise _Damaged("; ".join(complaints).replace("\n", " "))
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")  # kill -9 loses nothing, a power cut the last moments, neither damages
-        if version == 0:
-            db.executescript(f"BEGIN; {CREATE}; PRAGMA user_version = {SCHEMA}; COMMIT;")
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            db.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
     except BaseException as error:
         db.close()
         if _is_damage(error):
@@ -443,7 +638,8 @@ def _slug(name: str, hashed: str | None = None) -> str:
     return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')[:40] or 'name'}-{digest}"
 
 
-def _write_wav(path: Path, samples: np.ndarray) -> None:
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """16-bit mono at 16 kHz; on the disk once this returns."""
     with path.open("wb") as file:
         with wave.open(file, "wb") as out:
             out.setparams((1, 2, SAMPLE_RATE_HZ, len(samples), "NONE", ""))
@@ -452,15 +648,35 @@ def _write_wav(path: Path, samples: np.ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def _read_wav(path: Path) -> np.ndarray:
+def _read_wav(path: Path, advice: str = "Enrol that keyword again") -> np.ndarray:
     with _told(path):
         try:
             with wave.open(str(path), "rb") as file:
-                if file.getparams()[:3] == (1, 2, SAMPLE_RATE_HZ):
-                    return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.int16)
+                data = file.readframes(file.getnframes())
+                if file.getparams()[:3] == (1, 2, SAMPLE_RATE_HZ) and len(data) == 2 * file.getnframes():
+                    return np.frombuffer(data, "<i2").astype(np.int16)
         except (wave.Error, EOFError):
             pass
-    raise StoreError(f"{path}: not 16-bit mono at {SAMPLE_RATE_HZ} Hz any more. Enrol that keyword again")
+    raise StoreError(f"{path}: not whole, or not 16-bit mono at {SAMPLE_RATE_HZ} Hz any more. {advice}")
+
+
+def _shred(path: Path) -> None:
+    """Write over the file, then delete it. A card or SSD that spreads its writes may keep the old bytes: that is beyond us."""
+    with contextlib.suppress(FileNotFoundError):
+        with path.open("r+b") as file:
+            file.write(b"\0" * path.stat().st_size)
+            file.flush()
+            os.fsync(file.fileno())
+        path.unlink()
+
+
+def _wake(id: int) -> str:
+    """What a reject event holds, as it stands in the database."""
+    return json.dumps({"wake": id})
+
+
+def _revoked(clip: Clip) -> Clip:
+    return replace(clip, label="negative", state="confirmed", reason="rejected by the user")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -76,3 +76,32 @@ class Event:
     id: int = 0
     """Row in the store; 0 = not stored."""
     extra: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A piece of audio that was kept to learn from; the store has its samples."""
+
+    label: str
+    """positive: the keyword. between: near it, for a second opinion, never trained on as it is. negative: not the keyword."""
+    keyword: str
+    """Whose score decided; "" in a negative that is far from every keyword: the room."""
+    speaker: str
+    score: float
+    """The highest of the moment, -log10 of false wakes an hour."""
+    decided_sample: int
+    """Index in the clip of the end of the hop whose score decided, a whole number of hops; in a clip of the room its length."""
+    duration_s: float
+    reason: str
+    state: str = "quarantined"
+    """quarantined: as it came. admitted: after a second opinion. confirmed: by a person. rejected: not to be used."""
+    model: str = ""
+    """Id of the model version that heard it."""
+    time_s: float = 0.0
+    """Of the decision, seconds since the epoch, UTC; of a wake that of its event, to the bit."""
+    event: int = 0
+    """Id of the wake that it was; 0 = none."""
+    id: int = 0
+    """Row in the store; 0 = not stored."""
+    file: str = ""
+    """Its name in the store."""

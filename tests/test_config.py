@@ -32,7 +32,15 @@ def test_the_shipped_file_names_every_key_and_no_other():
     uncommented = [re.sub(r"^# ", "", line) if i >= start else line for i, line in enumerate(lines)]
     settings = parse_settings("\n".join(uncommented))
     written = {match[1] for line in uncommented if (match := re.match(r"(\w+) = ", line))}
-    sections = (settings.audio, settings.model, settings.detector, settings.store, settings.sinks, settings.keyword["hey snips"])
+    sections = (
+        settings.audio,
+        settings.model,
+        settings.detector,
+        settings.store,
+        settings.sinks,
+        settings.learning,
+        settings.keyword["hey snips"],
+    )
 
     assert written == {key for section in sections for key in vars(section)}
 

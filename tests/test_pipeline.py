@@ -6,6 +6,7 @@ from edgekws.engines import load_engine
 from edgekws.frontend import LogMel
 from edgekws.model import Model, find_model, load_model
 from edgekws.pipeline import Pipeline
+from edgekws.pseudo_labels import PseudoLabels
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Detection, Enrolled
 
 NEVER = 2.0  # no score is above one
@@ -128,3 +129,21 @@ def test_less_than_a_hop_decides_nothing(model, word):
     assert pipeline.feed(AudioChunk(np.zeros(HOP_SAMPLES - 1, np.int16), 0)) == []
     assert pipeline.hops == 0
     assert len(pipeline.feed(AudioChunk(np.zeros(1, np.int16), HOP_SAMPLES - 1))) == 1
+
+
+@pytest.mark.parametrize("sizes", CHUNKS.values(), ids=CHUNKS)
+def test_any_chunking_gives_the_same_clips(model, samples, word, sizes):
+    """With a threshold that its scores lie around, and a gap."""
+
+    def cuts(sizes):
+        labels = PseudoLabels(enrolled(word, 0.9))
+        pipeline = Pipeline(load_engine(model), Detector(enrolled(word, 0.9), refractory_s=2), labels)
+        listen(pipeline, samples[:60_000], sizes)
+        pipeline.feed(AudioChunk(samples[:0], 64_000, gap_samples=4000))
+        listen(pipeline, np.tile(samples, 2), sizes, 64_000)
+        return [(one.clip, one.end_sample, one.samples.tobytes()) for one in pipeline.cuts + labels.end()]
+
+    wanted = cuts([1280])
+
+    assert cuts(sizes) == wanted
+    assert {one[0].label for one in wanted} >= {"positive", "between"}

@@ -150,7 +150,7 @@ def test_a_database_of_a_later_version_is_refused_and_left_alone(tmp_path):
     db.execute("PRAGMA user_version = 7")
     db.close()
 
-    with pytest.raises(StoreError, match="schema 7, this edgekws reads up to 1"):
+    with pytest.raises(StoreError, match="schema 7, this edgekws reads up to 2"):
         Store(tmp_path).add_event(WAKE)
     assert not list(tmp_path.glob("*damaged*"))
 

@@ -1,9 +1,20 @@
 """Where samples come from: a microphone, a file, standard input. Whatever it is, int16 mono at 16 kHz comes out."""
 
 from edgekws.audio.files import FileSource, read_recording
-from edgekws.audio.microphone import InputDevice, MicSource, input_devices
+from edgekws.audio.microphone import InputDevice, MicSource, input_devices, play
 from edgekws.audio.opening import open_source, record
 from edgekws.audio.source import Source
 from edgekws.audio.stdin import StdinSource
 
-__all__ = ["FileSource", "InputDevice", "MicSource", "Source", "StdinSource", "input_devices", "open_source", "read_recording", "record"]
+__all__ = [
+    "FileSource",
+    "InputDevice",
+    "MicSource",
+    "Source",
+    "StdinSource",
+    "input_devices",
+    "open_source",
+    "play",
+    "read_recording",
+    "record",
+]

@@ -55,6 +55,21 @@ def input_devices() -> list[InputDevice]:
     return [device for _, device in _devices(_portaudio())]
 
 
+def play(samples: np.ndarray) -> None:
+    """Through the default output, to the end: int16, shape (n,), mono at 16 kHz.
+
+    Raises:
+        AudioError: there is no such output, or it cannot be opened.
+    """
+    sd = _portaudio()
+    try:
+        sd.play(samples, SAMPLE_RATE_HZ, blocking=True)
+    except (sd.PortAudioError, ValueError) as error:
+        raise AudioError(
+            f"cannot play: no output of sound works here ({error}). Write it to a file: edgekws clips play --out FILE"
+        ) from error
+
+
 class MicSource(Source):
     """A microphone, chosen by its name. `mic:` and `mic:default` are the system's default input.
 

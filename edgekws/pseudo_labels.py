@@ -1,0 +1,238 @@
+"""SELECT: which moments are kept as clips, with which label and reason. A pure object: no clock, thread or disk, time is in samples.
+
+A score is -log10 of the false wakes an hour that a threshold there would give, so a distance from the threshold means the same for
+any keyword: 1 below it are ten times as many false wakes.
+
+    positive   a wake
+    between    a peak less than `BETWEEN` below the threshold: keyword or not, nobody knows yet
+    negative   a peak further below, down to `FAR`: a hard negative of that keyword; or ten seconds in which every score stayed lower
+               than that: the room, of no keyword
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Clip, Detection, Enrolled
+
+# Measured with the model edge on 340 takes of the development words, and on 2.85 h of read speech for the negatives:
+#                                  below -2.5   to -1.2   to 0    woke
+#   takes, clean                        1 %        8 %     30 %    61 %
+#   takes, noise 10 dB below           11 %       25 %     32 %    35 %       (0 dB: 20 %, 32 %, 31 %, 16 %)
+#   peaks of read speech, an hour     1287        44        4       0
+# So between the two bounds a moment is far more often speech than a keyword that was missed, and above them one cannot know.
+BETWEEN = 1.2
+FAR = 2.5
+# A clip is cut at hops, so that whoever hears it from zero states gets the very frames that the detector had.
+BEFORE_HOPS = 38  # 3.04 s before the decision: more than the 1.9 s that a network hears
+AFTER_HOPS = 6  # 0.48 s after it
+SETTLE_HOPS = 13  # a peak counts when for 1 s nothing higher followed, and no wake
+QUIET_HOPS = 25  # 2 s after a wake its tail is no near miss
+ROOM_HOPS = 125  # 10 s
+# The room is taken often while little is known of it, then every half hour, so that a day is covered: at most 29 in the first hour, 80 in
+# the first day, 49 in each day after.
+ROOM_FIRST_S, ROOM_GROWTH, ROOM_LAST_S = 10.0, 1.15, 1800.0
+HOUR, DAY = 3600 * SAMPLE_RATE_HZ, 86_400 * SAMPLE_RATE_HZ
+PER_HOUR = {"positive": 20, "between": 10, "negative": 10}  # of one keyword
+PER_DAY = {"positive": 100, "between": 50, "negative": 50}
+# How much the waveforms of two words must have in common, from 100 to 2000 Hz, to be one recording: the highest normalised
+# cross-correlation. Embeddings cannot tell: a replay lies at 0.72 to 0.99 (another raster of 80 ms), a person's takes at 0.54 to 0.99.
+# Measured on the development words: a replay 0.90 to 1.00 (all of 71 dropped), under noise at 10 dB 0.71 to 0.99, twice in one room under
+# other noise at 10 dB 0.62 to 0.93. The nearest of all of a person's earlier takes reached 0.38 for a name (none of 50 dropped), 0.84 for
+# digits (few dropped, which costs little: such a take teaches nothing new).
+ALIKE = 0.75
+RECENT = 50  # clips of a keyword that a new one is compared with: 16 kB each
+PRINT_BEFORE, PRINT_AFTER = 24_000, 1280  # samples around the decision
+PRINT_FFT = 32_768
+PRINT_BINS = slice(round(100 / SAMPLE_RATE_HZ * PRINT_FFT), round(2000 / SAMPLE_RATE_HZ * PRINT_FFT))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A clip, its audio, and where in the stream it was decided."""
+
+    clip: Clip
+    """Without model, time, event and id, which are nothing that one can hear."""
+    samples: np.ndarray
+    """int16, shape (n,)."""
+    end_sample: int
+
+
+@dataclass
+class _Moment:
+    label: str
+    keyword: str
+    speaker: str
+    score: float
+    margin: float
+    hop: int
+    end_sample: int
+    due: int
+    """The hop with which the clip is complete."""
+
+
+class PseudoLabels:
+    """The same hops give the same clips."""
+
+    def __init__(
+        self,
+        enrolled: Sequence[Enrolled],
+        *,
+        per_hour: Mapping[str, int] = PER_HOUR,
+        per_day: Mapping[str, int] = PER_DAY,
+    ) -> None:
+        self.dropped = {"cap": 0, "alike": 0}
+        """Moments that were no clip: one too many, or the same recording again."""
+        self._limits = ((HOUR, per_hour), (DAY, per_day))
+        self._ring = np.zeros((SETTLE_HOPS + ROOM_HOPS, HOP_SAMPLES), np.int16)
+        self._highest = np.zeros(len(self._ring), np.float32)
+        self._hops = self._first = self._end_sample = self._clear = 0
+        self._moments: list[_Moment] = []
+        self._peaks: dict[str, _Moment] = {}
+        self._quiet_until: dict[str, int] = {}
+        self._taken: dict[tuple[str, str], deque[int]] = {}  # (label, keyword) → end_sample of those of the last day
+        self._prints: dict[str, deque[np.ndarray]] = {}
+        self.listen_for(enrolled)
+
+    def listen_for(self, enrolled: Sequence[Enrolled]) -> None:
+        """Other keywords or thresholds from the next hop on. What is known of the room and of recent clips stays."""
+        self._thresholds: dict[str, list[tuple[tuple[str, str], float]]] = {}
+        for one in enrolled:
+            self._thresholds.setdefault(one.keyword, []).append(((one.keyword, one.speaker), one.threshold))
+
+    def remember(self, clip: Clip, samples: np.ndarray | None, age_s: float) -> None:
+        """A clip from before the start, oldest first, so that caps hold across restarts, and with its samples also duplicates."""
+        at = self._end_sample - round(max(0.0, age_s) * SAMPLE_RATE_HZ)
+        self._taken.setdefault((clip.label, clip.keyword), deque()).append(at)
+        if clip.keyword and samples is not None:
+            self._prints.setdefault(clip.keyword, deque(maxlen=RECENT)).append(_print(samples, clip.decided_sample))
+
+    def step(self, samples: np.ndarray, end_sample: int, scores: Mapping[tuple[str, str], float], found: Sequence[Detection]) -> list[Cut]:
+        """The clips that this hop completes.
+
+        Args:
+            samples: of the hop, int16, shape (1280,).
+            end_sample: samples of the stream so far.
+            scores: what each (keyword, speaker) has at the end of the hop.
+            found: its wakes.
+        """
+        hop = self._hops
+        self._ring[hop % len(self._ring)] = samples
+        self._hops, self._end_sample = hop + 1, end_sample
+        for wake in found:
+            self._peaks.pop(wake.keyword, None)
+            self._quiet_until[wake.keyword] = hop + QUIET_HOPS
+            margin = wake.score - wake.threshold
+            self._moments.append(
+                _Moment("positive", wake.keyword, wake.speaker, wake.score, margin, hop, wake.end_sample, hop + AFTER_HOPS)
+            )
+        clear, highest = True, -1e9
+        for keyword, speakers in self._thresholds.items():
+            for key, threshold in speakers:
+                score = scores[key]
+                if not score < threshold - FAR:  # a score that is no number is not clear either
+                    clear = False
+                    self._near(keyword, key[1], score - threshold, score, hop)
+                elif score > highest:
+                    highest = score
+        self._highest[hop % len(self._ring)] = highest
+        self._clear = self._clear + 1 if clear else 0
+        cuts: list[Cut] = []
+        if self._peaks:
+            for moment in [one for one in self._peaks.values() if one.due <= hop]:
+                del self._peaks[moment.keyword]
+                self._moments.append(moment)
+        if self._moments:
+            due = [one for one in self._moments if one.due <= hop]
+            self._moments = [one for one in self._moments if one.due > hop]
+            cuts = self._cut(due)
+        if self._clear >= len(self._ring):
+            cuts += self._room()
+        return cuts
+
+    def end(self) -> list[Cut]:
+        """The stream ends here, or has a gap: what waited for its last half second is cut without it, and nothing from before counts."""
+        moments, self._moments = self._moments, []
+        self._peaks.clear()
+        cuts = self._cut(moments)
+        self._first, self._clear = self._hops, 0
+        return cuts
+
+    def _near(self, keyword: str, speaker: str, margin: float, score: float, hop: int) -> None:
+        """A score that is less than `FAR` below the threshold: the highest of its surroundings counts."""
+        if hop < self._quiet_until.get(keyword, 0) or not margin < 0:  # of a score above the threshold the detector knew why it was no wake
+            if not margin < 0:
+                self._peaks.pop(keyword, None)
+            return
+        before = self._peaks.get(keyword)
+        if before is None or margin > before.margin:
+            label = "between" if margin >= -BETWEEN else "negative"
+            self._peaks[keyword] = _Moment(label, keyword, speaker, score, margin, hop, self._end_sample, hop + SETTLE_HOPS)
+
+    def _cut(self, moments: Sequence[_Moment]) -> list[Cut]:
+        cuts = []
+        for one in moments:
+            first = max(self._first, one.hop + 1 - BEFORE_HOPS)
+            samples = self._audio(first, min(one.hop + 1 + AFTER_HOPS, self._hops))
+            decided = (one.hop + 1 - first) * HOP_SAMPLES
+            if not self._allowed(one):
+                self.dropped["cap"] += 1
+                continue
+            mark = _print(samples, decided)
+            known = self._prints.setdefault(one.keyword, deque(maxlen=RECENT))
+            if any(_likeness(mark, other) > ALIKE for other in known):
+                self.dropped["alike"] += 1
+                continue
+            known.append(mark)
+            self._taken.setdefault((one.label, one.keyword), deque()).append(one.end_sample)
+            reason = "woke" if one.label == "positive" else f"{-one.margin:.2f} below the threshold"
+            clip = Clip(one.label, one.keyword, one.speaker, one.score, decided, len(samples) / SAMPLE_RATE_HZ, reason)
+            cuts.append(Cut(clip, samples, one.end_sample))
+        return cuts
+
+    def _allowed(self, one: _Moment) -> bool:
+        taken = self._taken.get((one.label, one.keyword), deque())
+        while taken and taken[0] < one.end_sample - DAY:
+            taken.popleft()
+        return all(sum(at > one.end_sample - window for at in taken) < most[one.label] for window, most in self._limits)
+
+    def _room(self) -> list[Cut]:
+        taken = self._taken.setdefault(("negative", ""), deque())
+        while taken and taken[0] < self._end_sample - DAY:
+            taken.popleft()
+        gap_s = min(ROOM_FIRST_S * ROOM_GROWTH ** len(taken), ROOM_LAST_S)
+        if taken and self._end_sample - taken[-1] < gap_s * SAMPLE_RATE_HZ:
+            return []
+        # Its last second is left off: there a word may have begun that nobody has scored yet.
+        samples = self._audio(self._hops - len(self._ring), self._hops - SETTLE_HOPS)
+        if not samples.any():  # a muted microphone
+            return []
+        self._clear = 0
+        taken.append(self._end_sample)
+        reason = f"the room: for 10 s every score was more than {FAR} below its threshold"
+        clip = Clip("negative", "", "", float(self._highest.max()), len(samples), len(samples) / SAMPLE_RATE_HZ, reason)
+        return [Cut(clip, samples, self._end_sample)]
+
+    def _audio(self, first: int, end: int) -> np.ndarray:
+        """The samples of hops first to end - 1."""
+        return self._ring[np.arange(first, end) % len(self._ring)].ravel()
+
+
+def _print(samples: np.ndarray, decided_sample: int) -> np.ndarray:
+    """What tells one recording from another: spectrum and phases of the sound before the decision. float16 (bins, 2), of norm 100."""
+    word = samples[max(0, decided_sample - PRINT_BEFORE) : decided_sample + PRINT_AFTER]
+    spectrum = np.fft.rfft(word, PRINT_FFT)[PRINT_BINS]
+    spectrum *= 100 / max(float(np.linalg.norm(spectrum)), 1e-9)  # 100: a bin is about 1 then, where float16 is at home
+    return np.stack([spectrum.real, spectrum.imag], 1).astype(np.float16)
+
+
+def _likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """The highest correlation of two prints over all shifts in time, whatever their sign: 0 to 1."""
+    a, b = (mark.astype(np.float32).view(np.complex64)[:, 0] / 100 for mark in (one, other))
+    shifted = np.zeros(2 * PRINT_BINS.stop, np.complex64)
+    shifted[PRINT_BINS] = a * b.conj()
+    return float(np.abs(np.fft.ifft(shifted)).max()) * len(shifted)

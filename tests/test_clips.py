@@ -1,0 +1,427 @@
+"""Clips in the store, and the whole way from samples to them."""
+
+import dataclasses
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from edgekws import store as store_module
+from edgekws.cli import main
+from edgekws.errors import StoreError
+from edgekws.store import Store
+from edgekws.values import SAMPLE_RATE_HZ, Clip, Event
+
+DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
+SOUND = (np.sin(np.arange(56_320) / 7) * 9000).astype(np.int16)
+CLIP = Clip("positive", "hey", "ann", 1.5, 48_640, 3.52, "woke", model="edge-1", time_s=1000.0)
+ROOM = Clip("negative", "", "", -4.0, 160_000, 10.0, "the room", time_s=1000.0)
+WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-1")
+
+
+class Clocks:
+    """The wall's clock can be set; the other goes on with it."""
+
+    def __init__(self, wall_s=1000.0):
+        self.wall_s, self.steady_s = wall_s, 0.0
+
+    def go(self, seconds):
+        self.wall_s += seconds
+        self.steady_s += seconds
+
+    def store(self, root, **caps):
+        return Store(root, now=lambda: self.wall_s, clock=lambda: self.steady_s, **caps)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "state", now=lambda: 1000.0)
+
+
+def files(store):
+    return sorted((store.root / "clips").glob("*"))
+
+
+def test_a_clip_comes_back_as_it_was(store):
+    kept = store.add_clip(CLIP, SOUND)
+    store.close()
+
+    assert Store(store.root).clips() == [kept]
+    assert kept == dataclasses.replace(CLIP, id=1, file=kept.file)
+    np.testing.assert_array_equal(Store(store.root).clip_samples(kept), SOUND)
+    assert soundfile.info(store.root / "clips" / kept.file).samplerate == SAMPLE_RATE_HZ
+
+
+def test_clips_are_chosen_by_label_state_and_keyword(store):
+    for label, keyword in (("positive", "hey"), ("positive", "ho"), ("between", "hey"), ("negative", "")):
+        store.add_clip(dataclasses.replace(CLIP, label=label, keyword=keyword), SOUND)
+    store.mark_clip(2, "admitted", "sounds like ann")
+
+    assert [one.id for one in store.clips(label="positive")] == [1, 2]
+    assert [one.id for one in store.clips(state="admitted")] == [2]
+    assert [one.id for one in store.clips(keyword="hey", state="quarantined")] == [1, 3]
+    assert [one.id for one in store.clips(keyword="")] == [4]
+    assert store.clip(2).reason == "sounds like ann"
+
+
+@pytest.mark.parametrize("use", [lambda s: s.clip(7), lambda s: s.mark_clip(7, "admitted", "")])
+def test_a_clip_that_is_not_there_is_an_error(store, use):
+    with pytest.raises(StoreError, match="no clip 7"):
+        use(store)
+
+
+def test_a_state_that_is_none_is_refused(store):
+    store.add_clip(CLIP, SOUND)
+
+    with pytest.raises(StoreError, match="States are quarantined, admitted, confirmed, rejected"):
+        store.mark_clip(1, "good", "")
+    assert store.clip(1).state == "quarantined"
+
+
+def test_what_a_person_says_holds(store):
+    for label in ("positive", "between", "negative"):
+        store.add_clip(dataclasses.replace(CLIP, label=label), SOUND)
+
+    assert [(one.label, one.state) for one in map(store.confirm_clip, (1, 2, 3))] == [
+        ("positive", "confirmed"),
+        ("positive", "confirmed"),
+        ("negative", "confirmed"),
+    ]
+    rejected = store.reject_clip(1)
+    assert (rejected.label, rejected.state, rejected.reason) == ("negative", "confirmed", "rejected by the user")
+    assert store.clips()[0] == rejected
+
+
+def test_rejecting_the_last_wake_makes_its_clip_a_hard_negative(store):
+    with pytest.raises(StoreError, match="nothing woke yet"):
+        store.reject_last()
+    for time_s in (1.0, 2.0):
+        event = store.add_event(dataclasses.replace(WAKE, time_s=time_s))
+        store.add_clip(dataclasses.replace(CLIP, event=event.id), SOUND)
+    wake, clip = store.reject_last()
+    again = store.reject_last()
+
+    assert (wake.time_s, clip.id, clip.label, clip.state) == (2.0, 2, "negative", "confirmed")
+    assert [one.label for one in store.clips()] == ["positive", "negative"]
+    assert again == (wake, clip)
+    assert [(one.kind, one.extra) for one in store.events()[2:]] == [("reject", {"wake": wake.id})]
+
+
+def test_a_wake_without_a_clip_is_rejected_without_touching_another(store):
+    event = store.add_event(WAKE)
+    store.add_clip(dataclasses.replace(CLIP, event=event.id), SOUND)
+    store.add_event(WAKE)
+
+    assert store.reject_last()[1] is None
+    assert [one.label for one in store.clips()] == ["positive"]
+
+
+def test_a_clip_that_comes_after_its_rejection_is_a_hard_negative(store):
+    event = store.add_event(WAKE)
+    store.reject_last()
+    kept = store.add_clip(dataclasses.replace(CLIP, event=event.id), SOUND)
+
+    assert (kept.label, kept.state) == ("negative", "confirmed") and store.clips() == [kept]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-5001]), lambda p: p.write_bytes(b"RIFF")]
+)
+def test_a_clip_that_is_damaged_is_named_and_the_others_are_read(store, damage):
+    one, two = store.add_clip(CLIP, SOUND), store.add_clip(CLIP, SOUND)
+    damage(store.root / "clips" / one.file)
+
+    with pytest.raises(StoreError, match=one.file):
+        store.clip_samples(one)
+    assert len(store.clip_samples(two)) == len(SOUND)
+
+
+def test_the_oldest_go_first_what_passed_a_second_opinion_later_and_what_a_person_confirmed_last(tmp_path):
+    """A stranger who talks all day does not push out what was confirmed."""
+    store = Store(tmp_path, clips_max_mb=1)  # eight clips of 113 kB
+    for state in ("confirmed", "admitted", "quarantined", "quarantined"):
+        store.mark_clip(store.add_clip(CLIP, SOUND).id, state, "")
+    for _ in range(40):
+        store.add_clip(CLIP, SOUND)
+    kept = store.clips()
+
+    assert [one.state for one in kept[:2]] == ["confirmed", "admitted"] and kept[-1].id == 44
+    assert sum(path.stat().st_size for path in files(store)) < 1_000_000
+    assert {one.file for one in kept} == {path.name for path in files(store)}
+
+
+def test_the_size_holds_even_against_what_was_confirmed(tmp_path):
+    store = Store(tmp_path, clips_max_mb=1)
+    for _ in range(30):
+        store.add_clip(dataclasses.replace(CLIP, state="confirmed"), SOUND)
+
+    assert store.clips()[-1].id == 30
+    assert sum(path.stat().st_size for path in files(store)) < 1_000_000
+
+
+def test_what_is_too_old_is_deleted(tmp_path):
+    clocks = Clocks()
+    store = clocks.store(tmp_path, clips_max_days=30)
+    store.confirm_clip(store.add_clip(CLIP, SOUND).id)
+    clocks.go(29 * 86_400)
+    store.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+    before = [one.id for one in store.clips()]
+    clocks.go(2 * 86_400)
+    store.add_event(WAKE)
+
+    assert (before, [one.id for one in store.clips()], len(files(store))) == ([1, 2], [2], 1)
+
+
+def test_a_clock_that_is_wrong_for_a_moment_costs_nothing(tmp_path):
+    """Years ahead at the start, or while running; then it is right again."""
+    clocks = Clocks(wall_s=2e9)
+    store = clocks.store(tmp_path)
+    store.add_event(dataclasses.replace(WAKE, time_s=2e9))
+    store.add_clip(dataclasses.replace(CLIP, time_s=2e9), SOUND)
+    clocks.wall_s += 1e9
+    for _ in range(10):
+        clocks.go(60)
+        store.add_event(WAKE)
+    store.close()
+    other = clocks.store(tmp_path)  # a new start with the wrong clock
+    other.add_event(WAKE)
+    clocks.wall_s -= 1e9
+    clocks.go(7200)
+    other.add_event(WAKE)
+
+    assert len(store.clips()) == 1
+
+
+def test_a_clip_from_a_wrong_future_ages_all_the_same(tmp_path):
+    clocks = Clocks()
+    store = clocks.store(tmp_path)
+    store.add_clip(dataclasses.replace(CLIP, time_s=4e9), SOUND)
+    for days in (1, 31):
+        clocks.go(days * 86_400)
+        store.add_event(WAKE)
+
+    assert store.clips() == [] == files(store)
+
+
+def test_a_purge_writes_over_the_audio_before_it_deletes(store):
+    """A second name of the file shows what became of its bytes."""
+    clip = store.add_clip(CLIP, SOUND)
+    path = store.root / "clips" / clip.file
+    os.link(path, store.root / "other")
+    assert store.purge_clips() == 1
+
+    assert store.clips() == [] == files(store)
+    assert (store.root / "other").read_bytes() == b"\0" * (44 + 2 * len(SOUND))
+
+
+def test_a_purge_takes_only_what_it_was_asked_for(store):
+    for time_s, keyword in ((1.0, "hey"), (2.0, "hey"), (1.0, "ho")):
+        store.add_clip(dataclasses.replace(CLIP, time_s=time_s, keyword=keyword), SOUND)
+
+    assert store.purge_clips(before_s=1.5, keyword="hey") == 1
+    assert [one.id for one in store.clips()] == [2, 3]
+    assert store.purge_clips(before_s=1.5) == 1
+    assert [one.id for one in store.clips()] == [2]
+
+
+def test_only_its_owner_may_read_the_audio(store):
+    store.add_clip(CLIP, SOUND)
+
+    assert (store.root / "clips").stat().st_mode & 0o777 == 0o700 == store.root.stat().st_mode & 0o777
+
+
+def test_audio_without_a_row_is_deleted_when_the_database_opens(store, caplog):
+    kept = store.add_clip(CLIP, SOUND)
+    (store.root / "clips" / "left.wav").write_bytes(b"half a cl")
+    store.close()
+
+    assert Store(store.root).clips() == [kept]
+    assert [path.name for path in files(store)] == [kept.file] and "1 clips without a row" in caplog.text
+
+
+def test_another_process_that_opens_the_store_leaves_a_clip_alone_that_is_being_written(store, monkeypatch):
+    """It waits until the row is there."""
+    opened = subprocess.Popen
+
+    def write(path, samples):
+        real(path, samples)
+        script = f"from pathlib import Path; from edgekws.store import Store; Store(Path({str(store.root)!r})).clips()"
+        processes.append(opened([sys.executable, "-c", script]))
+        with pytest.raises(subprocess.TimeoutExpired):
+            processes[0].wait(2)
+
+    real, processes = store_module.write_wav, []
+    monkeypatch.setattr(store_module, "write_wav", write)
+    kept = store.add_clip(CLIP, SOUND)
+    processes[0].wait(30)
+
+    assert len(store.clip_samples(kept)) == len(SOUND)
+
+
+def test_killed_at_any_moment_no_row_is_without_its_audio(tmp_path):
+    """kill -9 while it adds, rejects and purges."""
+    script = f"""
+import itertools, numpy as np
+from pathlib import Path
+from edgekws.store import Store
+from edgekws.values import Clip
+store = Store(Path({str(tmp_path / "state")!r}), clips_max_mb=1)
+print("go", flush=True)
+for i in itertools.count():
+    clip = store.add_clip(Clip("positive", "hey", "", 1.0, 1280, 0.0, "woke", time_s=1.0), np.full(20_000, 7, np.int16))
+    store.reject_clip(clip.id)
+    if i % 7 == 6:
+        store.purge_clips(keyword="hey")
+"""
+    random = np.random.default_rng(0)
+    for _ in range(15):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(float(random.uniform(0.0, 0.15)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        store = Store(tmp_path / "state")
+
+        assert all(len(store.clip_samples(clip)) == 20_000 for clip in store.clips())
+        assert {path.name for path in files(store)} == {clip.file for clip in store.clips()}
+        store.close()
+
+
+def test_a_database_of_the_first_version_keeps_its_events(tmp_path):
+    with sqlite3.connect(tmp_path / "edgekws.db") as db:
+        db.executescript(f"PRAGMA journal_mode = WAL; {store_module.MIGRATIONS[0]}; PRAGMA user_version = 1;")
+        db.execute("INSERT INTO events VALUES (41, 'wake', 1000.0, 4.2, 'hey', 'ann', 1.5, 0.7, 0.3, 'edge-1', '{}')")
+    db.close()
+    store = Store(tmp_path)
+    store.add_clip(CLIP, SOUND)
+
+    assert store.events() == [dataclasses.replace(WAKE, id=41)]
+    assert store.add_event(WAKE).id == 42
+    assert store._execute("PRAGMA user_version")[0] == [(store_module.SCHEMA,)]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_the_new_clip_only_and_a_purge_still_works(small_disk):
+    store = Store(small_disk / "state")
+    store.add_clip(CLIP, SOUND)
+    with pytest.raises(StoreError, match="Free space"):
+        for _ in range(20):
+            store.add_clip(CLIP, SOUND)
+    with pytest.raises(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 512)
+    kept = store.clips()
+
+    assert len(kept) >= 5 and [len(store.clip_samples(one)) for one in kept] == [len(SOUND)] * len(kept)
+    assert {one.file for one in kept} == {path.name for path in files(store)}
+    assert store.purge_clips() == len(kept)
+    assert store.clips() == [] == files(store)
+    store.add_clip(CLIP, SOUND)
+    store.close()
+
+
+# The whole way.
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "edgekws.toml"
+    path.write_text(f'[store]\nroot = "{tmp_path / "state"}"\n')
+    assert main(["enroll", "open sesame", "--speaker", "ann", *map(str, sorted(DEMO.glob("enrol-*.flac"))), "--config", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """The demo's stream, then 25 s of a quiet room."""
+    samples, _ = soundfile.read(DEMO / "stream.flac", dtype="int16")
+    room = np.random.default_rng(0).normal(0, 30, 25 * SAMPLE_RATE_HZ).astype(np.int16)
+    path = tmp_path_factory.mktemp("recording") / "stream.wav"
+    soundfile.write(path, np.concatenate([samples, room]), SAMPLE_RATE_HZ)
+    return path
+
+
+def listed(config, capsys, *arguments):
+    capsys.readouterr()
+    assert main(["clips", *arguments, "--json", "--config", str(config)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_listening_keeps_wakes_and_the_room(config, recording, capsys, tmp_path):
+    assert main(["run", "--source", f"file:{recording}", "--config", str(config)]) == 0
+    truth = json.loads((DEMO / "truth.json").read_text())
+    store = Store(tmp_path / "state")
+    wakes = [event for event in store.events() if event.kind == "wake"]
+    positives = listed(config, capsys, "--label", "positive")
+    rooms = listed(config, capsys, "--label", "negative", "--keyword", "")
+
+    assert len(positives) == len(truth["spoken"])
+    assert [(one["event"], one["time_s"], one["model"]) for one in positives] == [(one.id, one.time_s, one.model) for one in wakes]
+    assert {one["state"] for one in positives} == {"quarantined"} and {one["duration_s"] for one in rooms} == {10.0}
+    stream, _ = soundfile.read(recording, dtype="int16")
+    for clip, wake in zip(store.clips(label="positive"), wakes, strict=True):
+        first = round(wake.stream_s * SAMPLE_RATE_HZ) - clip.decided_sample
+        np.testing.assert_array_equal(store.clip_samples(clip), stream[first : first + len(store.clip_samples(clip))])
+
+
+def test_the_same_recording_again_is_kept_once(config, recording, capsys):
+    main(["run", "--source", f"file:{recording}", "--config", str(config)])
+    before = [one for one in listed(config, capsys) if one["keyword"]]
+    for _ in range(2):
+        main(["run", "--source", f"file:{recording}", "--config", str(config)])
+
+    assert [one for one in listed(config, capsys) if one["keyword"]] == before
+
+
+def test_the_user_can_say_that_was_wrong_and_play_it_and_delete_it(config, recording, capsys, tmp_path):
+    main(["run", "--source", f"file:{recording}", "--config", str(config)])
+    (rejected,) = listed(config, capsys, "reject", "--last")
+    (confirmed,) = listed(config, capsys, "confirm", "1")
+    out = tmp_path / "clip.wav"
+    assert main(["clips", "play", str(rejected["id"]), "--out", str(out), "--config", str(config)]) == 0
+
+    assert (rejected["label"], rejected["state"], rejected["reason"]) == ("negative", "confirmed", "rejected by the user")
+    assert (confirmed["id"], confirmed["state"]) == (1, "confirmed")
+    assert soundfile.info(out).duration == rejected["duration_s"]
+    main(["clips", "purge", "--config", str(config)])
+    assert listed(config, capsys) == [] and list((tmp_path / "state" / "clips").glob("*")) == []
+
+
+def test_nothing_is_kept_where_that_is_not_wanted(config, recording, capsys, tmp_path):
+    config.write_text(config.read_text() + "[learning]\nkeep_audio = false\n")
+    main(["run", "--source", f"file:{recording}", "--config", str(config)])
+
+    assert listed(config, capsys) == [] and not (tmp_path / "state" / "clips").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["play"], ["confirm"], ["reject", "1", "--last"], ["list", "1"], ["purge", "1"], ["purge", "--older-than", "x"]]
+)
+def test_wrong_usage_says_what_is_right(config, arguments, capsys):
+    assert main(["clips", *arguments, "--config", str(config)]) == 2
+    assert "Try: edgekws clips list" in (said := capsys.readouterr().err) or "accepted is" in said
+
+
+@pytest.mark.parametrize("arguments", [["confirm", "7"], ["reject", "--last"], ["play", "--last"]])
+def test_what_is_not_there_is_one_clear_sentence(config, arguments, capsys):
+    capsys.readouterr()
+    assert main(["clips", *arguments, "--config", str(config)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
