@@ -6,6 +6,7 @@ Nothing heavy is imported before the command that needs it, so that --help is qu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -336,16 +337,18 @@ def _labels(settings: Settings, store: Store, enrolled: Sequence[Enrolled]) -> P
     if not settings.learning.keep_audio:
         return None
     labels = PseudoLabels(enrolled)
-    try:
+    kept: list[Clip] = []
+    with contextlib.suppress(StoreError):  # Listening does without, and the first event that cannot be stored says why.
         kept = store.clips()
-        recent = {clip.id for one in enrolled for clip in [clip for clip in kept if clip.keyword == one.keyword][-RECENT:]}
-        for clip in kept:
+    recent = {clip.id for one in enrolled for clip in [clip for clip in kept if clip.keyword == one.keyword][-RECENT:]}
+    for clip in kept:
+        samples = None
+        if clip.id in recent:
             try:
-                labels.remember(clip, store.clip_samples(clip) if clip.id in recent else None, time.time() - clip.time_s)
+                samples = store.clip_samples(clip)
             except StoreError as error:
                 log.warning("%s", error)
-    except StoreError as error:  # a full disk, a locked database: listening does without
-        log.warning("%s", error)
+        labels.remember(clip, samples, time.time() - clip.time_s)
     return labels
 
 

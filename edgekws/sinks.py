@@ -88,11 +88,8 @@ class Delivery:
                 return
             except Full:
                 self._clips.release()
-        self._lost_clip("the disk is too slow")
-
-    def _lost_clip(self, why: str) -> None:
         self.clips_dropped += 1
-        self._complaints.say(f"{why}: {self.clips_dropped} clips were not kept", kind="clips")
+        self._complaints.say(f"the disk is too slow: {self.clips_dropped} clips were not kept", kind="clips")
 
     def close(self) -> None:
         """Deliver what waits, close the sinks; raise what broke one of them."""
@@ -110,7 +107,8 @@ class Delivery:
                 try:
                     self._keep(*item)
                 except EdgekwsError as error:
-                    self._lost_clip(str(error))
+                    self.clips_dropped += 1
+                    self._complaints.say(str(error), kind=StoreSink.__name__)  # which said it of its events, if these were lost too
                 self._clips.release()
         for sink in list(self._sinks):
             self._try(sink, sink.close)
