@@ -274,7 +274,7 @@ def _version(settings: Settings, store: Store, model: Model) -> Version:
     from edgekws.engines import load_engine
     from edgekws.promotion import Version
 
-    engine = load_engine(model, settings.model.engine)
+    engine = load_engine(model, settings.model.engine, fall_back=True)
     enrolled = _enrolled(settings, store, model, engine)
     return Version(model, engine, Detector(enrolled, settings.detector.refractory_s))
 

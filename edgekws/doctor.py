@@ -68,9 +68,9 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
     for check in found:
         mark = "ok" if check.ok else "BROKEN" if check.essential else "absent"
         first, *more = check.detail.splitlines()
-        print(f"{mark:<8}{check.name:<20}{first}", *(f"{'':<28}{line.strip()}" for line in more), sep="\n")
+        print(f"{mark:<8}{check.name:<24}{first}", *(f"{'':<32}{line.strip()}" for line in more), sep="\n")
         if check.mend:
-            print(f"{'':<28}→ {check.mend}")
+            print(f"{'':<32}→ {check.mend}")
     return int(broken)
 
 
@@ -94,7 +94,7 @@ def _onnxruntime() -> Check:
         return Check("onnxruntime", False, f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files", mend)
     if not (cpu or gpu):
         return Check("onnxruntime", False, "not installed", "pip install onnxruntime")
-    return Check("onnxruntime", True, f"onnxruntime {cpu}" if cpu else f"onnxruntime-gpu {gpu}, of which only the CPU part is used")
+    return Check("onnxruntime", True, f"onnxruntime {cpu}" if cpu else f"onnxruntime-gpu {gpu}")
 
 
 def _model(name: str) -> tuple[Model | None, Check]:
@@ -113,14 +113,15 @@ def _engines(model: Model, wanted: str) -> Iterator[Check]:
             load_engine(model, name).close()
             results.append((name, None))
         except EdgekwsError as error:
-            results.append((name, str(error).splitlines()[-1].strip()))
+            results.append((name, str(error).splitlines()[-1].strip().removeprefix(f"{name}: ")))
     any_works = any(reason is None for _, reason in results)
     for name, reason in results:
         essential = name == wanted or (wanted == "auto" and not any_works)
         if reason is None:
             yield Check(f"engine {name}", True, f"reproduces the golden embeddings of {model.id}", essential=essential)
         else:
-            yield Check(f"engine {name}", False, reason, "pip install edgekws, in a fresh virtual environment", essential)
+            mend = "pip install edgekws, in a fresh virtual environment" if essential else "none needed with another engine"
+            yield Check(f"engine {name}", False, reason, mend, essential)
 
 
 def _state_directory(root: Path) -> Check:

@@ -2,6 +2,8 @@
 
 manifest.json        what the model is, and the sha256 of each other file; written last
 model.onnx           (frames, states) → (embedding, states)
+model_fp16.onnx      the same in float16, for GPUs (optional)
+model_int8.onnx      the same in INT8, in a version that is deployed so (optional)
 weights.safetensors  the same network for training, without pickle
 prototypes.npz       keywords enrolled for this very version (optional)
 parity.npz           golden frames and embeddings: an engine must reproduce them before it goes live
@@ -94,7 +96,7 @@ def load_model(path: Path) -> Model:
         )
     try:
         files: dict[str, str] = raw["files"]
-        for name in REQUIRED_FILES:
+        for name in (*REQUIRED_FILES, *(["model_int8.onnx"] if raw.get("precision") == "int8" else [])):
             if name not in files:
                 raise ModelError(f'{manifest_path}: "files" does not list {name}, which every model needs')
         frame = (raw["sample_rate_hz"], raw["hop_ms"], raw["mel_bins"], raw["hop_frames"])
@@ -143,6 +145,19 @@ def write_manifest(path: Path, fields: Mapping[str, Any]) -> None:
     temporary = path / "manifest.json.new"
     temporary.write_text(json.dumps({**shape, **fields, "files": files}, indent=1) + "\n")
     temporary.replace(path / "manifest.json")
+
+
+def graph(model: Model, *, gpu: bool = False) -> tuple[Path, str]:
+    """The ONNX file that an engine runs, and its precision.
+
+    An INT8 version (`"precision": "int8"` in the manifest) is model_int8.onnx on every engine. Else it is model.onnx, in whose place
+    a GPU takes model_fp16.onnx where there is one; on a CPU that one only costs more.
+    """
+    if model.raw.get("precision") == "int8":
+        return model.path / "model_int8.onnx", "int8"
+    if gpu and "model_fp16.onnx" in model.raw["files"]:
+        return model.path / "model_fp16.onnx", "fp16"
+    return model.path / "model.onnx", "fp32"
 
 
 def golden(model: Model) -> tuple[np.ndarray, np.ndarray]:

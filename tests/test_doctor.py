@@ -90,7 +90,7 @@ def test_the_exit_code_says_whether_it_can_listen(settings, capsys):
     assert doctor.run(replace(settings, model=ModelSettings(id="nowhere"))) == 1
     table = capsys.readouterr().out
 
-    assert 'BROKEN  model               no model "nowhere"' in table
+    assert 'BROKEN  model                   no model "nowhere"' in table
     assert "→ edgekws models list" in table
 
 

@@ -37,13 +37,13 @@ def test_a_shipped_model_runs_here(name, backend):
 
 def test_an_engine_that_computes_something_else_is_refused_with_the_reason(model, tmp_path):
     frames, embeddings = golden(model)
-    wrong = altered(model, tmp_path / "model", parity={"frames": frames, "embeddings": embeddings + 2 * PARITY_TOLERANCE})
+    wrong = altered(model, tmp_path / "model", parity={"frames": frames, "embeddings": embeddings + 2 * PARITY_TOLERANCE["fp32"]})
 
     with pytest.raises(EngineUnavailable) as refusal:
-        load_engine(wrong)
+        load_engine(wrong, "onnxruntime")
 
     assert str(refusal.value).startswith("no inference engine can run here\n  onnxruntime: differs from the golden embeddings of ")
-    assert str(refusal.value).endswith(" by 0.002, accepted is 0.001")
+    assert str(refusal.value).endswith(" by 0.002, accepted is 0.001 in fp32")
 
 
 def test_golden_embeddings_that_are_no_numbers_are_refused(model, tmp_path):
@@ -63,7 +63,7 @@ def test_an_unknown_backend_lists_those_accepted(model):
     with pytest.raises(EngineUnavailable, match='no engine "tensorflow"') as refusal:
         load_engine(model, "tensorflow")
 
-    assert "Accepted: auto, onnxruntime, null" in str(refusal.value)
+    assert "Accepted: auto, onnxruntime, tensorrt, onnxruntime-cuda, null" in str(refusal.value)
 
 
 def test_reset_starts_a_new_stream(model):

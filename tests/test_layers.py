@@ -25,6 +25,7 @@ LAYERS = (
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 VENDORS = {
+    "cuda",
     "jtop",
     "matplotlib",
     "onnx",

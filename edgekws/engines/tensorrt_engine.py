@@ -1,0 +1,349 @@
+"""TensorRT: the model's graph built into a plan on this very board; states stay on the GPU; one CUDA graph launch a hop.
+
+A plan is bound to the TensorRT, the GPU and the system that built it, so it is a cache and never part of a model. It is made anew,
+in seconds, where there is none for the graph or where TensorRT does not take it. Works with TensorRT 10.3 (JetPack 6), 10.16
+(JetPack 7) and 11: strong typing, so the precision is the graph's own (float16 tensors, or INT8 by QuantizeLinear and DequantizeLinear).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekws.errors import EngineUnavailable
+from edgekws.frontend import HOP_FRAMES, N_MELS
+from edgekws.model import Model, graph
+
+log = logging.getLogger(__name__)
+
+WORKSPACE_BYTES = 64 << 20  # of the builder's; the networks need kilobytes
+PLANS_MAX = 8  # of one machine: models in use, the one before, and what was tried
+L4T_RELEASE = Path("/etc/nv_tegra_release")
+NON_BLOCKING = 1  # cudaStreamNonBlocking
+
+
+def why_unavailable() -> str | None:
+    """None if TensorRT, the CUDA bindings and a GPU are here."""
+    try:
+        _gpu(_Cuda(_libraries()[1]))
+    except EngineUnavailable as error:
+        return str(error)
+    return None
+
+
+def load(model: Model) -> TensorRtEngine:
+    """From the cached plan, else from a new one: that takes seconds on a board, so never in the thread that listens.
+
+    Raises:
+        EngineUnavailable: TensorRT refuses the graph, or the GPU has no memory left.
+    """
+    trt, runtime = _libraries()
+    cuda = _Cuda(runtime)
+    gpu = _gpu(cuda)
+    path, precision = graph(model, gpu=True)
+    onnx = path.read_bytes()
+    here = {"tensorrt": str(trt.__version__), "gpu": gpu, "l4t": _l4t(), "workspace": WORKSPACE_BYTES}
+    cache = cache_directory()
+    plan_path = cache / f"{_digest({**here, 'onnx': hashlib.sha256(onnx).hexdigest()})}.plan"
+    logger = _logger(trt)
+    runner = trt.Runtime(logger)
+    plan = _read(plan_path)
+    cuda_engine = runner.deserialize_cuda_engine(plan) if plan else None
+    if plan and cuda_engine is None:
+        log.warning("%s: TensorRT %s does not take this plan (%s); it is built again", plan_path, here["tensorrt"], logger.told())
+    if cuda_engine is None:
+        timing_path = cache / f"{_digest(here)}.timing"
+        start_s = time.monotonic()
+        plan, timing = build(trt, logger, onnx, _read(timing_path) or b"")
+        log.info("%s: built for %s in %.1f s", path, gpu, time.monotonic() - start_s)
+        _write(timing_path, timing)
+        _write(plan_path, plan)
+        cuda_engine = runner.deserialize_cuda_engine(plan)
+        if cuda_engine is None:
+            raise EngineUnavailable(f"TensorRT {here['tensorrt']} does not load the plan that it just built: {logger.told()}")
+    return TensorRtEngine(model, precision, runner, cuda_engine, cuda, logger)
+
+
+class TensorRtEngine:
+    """Two CUDA graphs, states A → B and B → A. Each copies the frames in, runs the network, and copies the embedding out."""
+
+    name = "tensorrt"
+
+    def __init__(self, model: Model, precision: str, runner: Any, cuda_engine: Any, cuda: _Cuda, logger: Any) -> None:
+        self.precision = precision
+        self.dim = model.dim
+        self._turn = 0
+        self._cuda = cuda
+        self._keep: tuple[Any, ...] = (runner, cuda_engine, logger)  # TensorRT wants each to outlive what it made
+        self._contexts: list[Any] = []
+        self._graphs: list[Any] = []
+        self._stream: Any = None
+        self._device: list[int] = []
+        self._pinned: list[int] = []
+        shapes = {"frames": (1, HOP_FRAMES, N_MELS), "embedding": (1, model.dim)}
+        for name, shape in model.states:
+            shapes[name] = shapes[f"{name}_next"] = shape
+        names = [cuda_engine.get_tensor_name(i) for i in range(cuda_engine.num_io_tensors)]
+        found = {name: tuple(cuda_engine.get_tensor_shape(name)) for name in names}
+        if found != shapes:
+            odd = {name: shape for name, shape in found.items() if shapes.get(name) != shape} or set(shapes) - set(found)
+            raise EngineUnavailable(f"the plan has other inputs and outputs than {model.id}: {odd}")
+        try:
+            self._stream = cuda("cudaStreamCreateWithFlags", NON_BLOCKING)
+            self._frames = self._host(HOP_FRAMES * N_MELS)
+            self._embedding = self._host(model.dim)
+            frames, embedding = self._allocate(shapes["frames"]), self._allocate(shapes["embedding"])
+            self._states = [[(self._allocate(shape), int(np.prod(shape)) * 4) for _, shape in model.states] for _ in range(2)]
+            self.reset()
+            for source, target in ((0, 1), (1, 0)):
+                context = cuda_engine.create_execution_context()
+                if context is None:
+                    raise EngineUnavailable(f"TensorRT made no execution context, most likely for want of GPU memory: {logger.told()}")
+                self._contexts.append(context)
+                addresses = {"frames": frames, "embedding": embedding}
+                for i, (name, _) in enumerate(model.states):
+                    addresses[name], addresses[f"{name}_next"] = self._states[source][i][0], self._states[target][i][0]
+                for name, address in addresses.items():
+                    if not context.set_tensor_address(name, address):
+                        raise EngineUnavailable(f"TensorRT does not take a buffer for {name}: {logger.told()}")
+                self._graphs.append(self._capture(context, frames, embedding, logger))
+            self.reset()
+        except BaseException:
+            self.close()
+            raise
+
+    def step(self, frames: np.ndarray) -> np.ndarray:
+        """float32 (4, 40) → unit embedding, float32 (dim,).
+
+        Raises:
+            EngineUnavailable: CUDA failed, and this engine is of no use any more.
+        """
+        self._frames[:] = frames.reshape(-1)
+        self._cuda("cudaGraphLaunch", self._graphs[self._turn], self._stream)
+        self._cuda("cudaStreamSynchronize", self._stream)
+        self._turn ^= 1
+        return self._embedding.copy()
+
+    def reset(self) -> None:
+        """Zero states: a new stream."""
+        for side in self._states:
+            for address, size in side:
+                self._cuda("cudaMemsetAsync", address, 0, size, self._stream)
+        self._cuda("cudaStreamSynchronize", self._stream)
+        self._turn = 0
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        # Each by itself: after a CUDA fault all of them fail.
+        calls = [("cudaGraphExecDestroy", captured) for captured in self._graphs]
+        self._contexts.clear()
+        calls += [("cudaFree", address) for address in self._device] + [("cudaFreeHost", address) for address in self._pinned]
+        calls += [("cudaStreamDestroy", self._stream)] if self._stream is not None else []
+        for name, what in calls:
+            with suppress(EngineUnavailable):
+                self._cuda(name, what)
+        self._graphs, self._device, self._pinned, self._stream = [], [], [], None
+        self._frames = self._embedding = np.zeros(0, np.float32)  # what they showed is gone
+        self._keep = ()
+
+    def _capture(self, context: Any, frames: int, embedding: int, logger: Any) -> Any:
+        cuda, runtime, stream = self._cuda, self._cuda.runtime, self._stream
+
+        def enqueue() -> None:
+            # TensorRT's own handle is a number.
+            if not context.execute_async_v3(int(stream)):
+                raise EngineUnavailable(f"TensorRT does not run the plan: {logger.told()}")
+
+        enqueue()  # what it prepares at its first run cannot be captured
+        cuda("cudaStreamSynchronize", stream)
+        # Of this thread alone: another engine may be at work in another one while this is captured.
+        cuda("cudaStreamBeginCapture", stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        to_device, to_host = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        try:
+            cuda("cudaMemcpyAsync", frames, self._frames.ctypes.data, self._frames.nbytes, to_device, stream)
+            enqueue()
+            cuda("cudaMemcpyAsync", self._embedding.ctypes.data, embedding, self._embedding.nbytes, to_host, stream)
+        except EngineUnavailable:
+            with suppress(EngineUnavailable):  # as long as it lasts nothing can be given back
+                cuda("cudaGraphDestroy", cuda("cudaStreamEndCapture", stream))
+            raise
+        captured = cuda("cudaStreamEndCapture", stream)
+        try:
+            return cuda("cudaGraphInstantiate", captured, 0)
+        finally:
+            cuda("cudaGraphDestroy", captured)
+
+    def _allocate(self, shape: tuple[int, ...]) -> int:
+        """Device memory for a float32 tensor."""
+        self._device.append(int(self._cuda("cudaMalloc", int(np.prod(shape)) * 4)))
+        return self._device[-1]
+
+    def _host(self, count: int) -> np.ndarray:
+        """Float32 numbers that the GPU can copy from and to while Python does something else."""
+        self._pinned.append(int(self._cuda("cudaMallocHost", count * 4)))
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self._pinned[-1]))
+
+
+def parse(trt: Any, logger: Any, builder: Any, onnx: bytes) -> Any:
+    """The strongly typed network of a graph.
+
+    Raises:
+        EngineUnavailable: the parser refuses it, with the parser's own words.
+    """
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        errors = [" ".join(str(parser.get_error(i).desc()).split()) for i in range(parser.num_errors)]
+        raise EngineUnavailable(f"TensorRT {trt.__version__} refuses the graph: {'; '.join(errors) or logger.told()}")
+    return network
+
+
+def configure(trt: Any, builder: Any, timing: bytes) -> tuple[Any, Any]:
+    """The builder's settings, and the timing cache in them."""
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    cache = config.create_timing_cache(timing)
+    if not config.set_timing_cache(cache, False) and timing:  # one that is not for this GPU is not taken
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return config, cache
+
+
+def build(trt: Any, logger: Any, onnx: bytes, timing: bytes = b"") -> tuple[bytes, bytes]:
+    """A plan for this GPU, and the timing cache that makes the next one cheap.
+
+    Raises:
+        EngineUnavailable: the parser or the builder refuses the graph, with its own words.
+    """
+    builder = trt.Builder(logger)
+    network = parse(trt, logger, builder, onnx)
+    config, cache = configure(trt, builder, timing)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineUnavailable(f"TensorRT {trt.__version__} builds no plan: {logger.told()}")
+    return bytes(plan), bytes(cache.serialize())
+
+
+def cache_directory() -> Path:
+    """Where plans are kept: with the service's state ($STATE_DIRECTORY), else under ~/.cache."""
+    state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return (Path(state) if state else Path(caches) / "edgekws") / "tensorrt"
+
+
+class _Cuda:
+    """The CUDA runtime by the names of its functions, with errors as exceptions."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        try:
+            code, *values = getattr(self.runtime, name)(*arguments)
+        except (RuntimeError, OSError) as error:  # cuda-bindings finds no CUDA library
+            raise EngineUnavailable(f"no CUDA here: {error}") from error
+        if int(code) != 0:
+            told = self.runtime.cudaGetErrorString(code)[1]
+            raise EngineUnavailable(f"{name}: {told.decode() if isinstance(told, bytes) else told} (CUDA error {int(code)})")
+        return values[0] if values else None
+
+
+def _libraries() -> tuple[Any, Any]:
+    """TensorRT, and the CUDA runtime's bindings."""
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError, RuntimeError) as error:
+        jetson = "on a Jetson: sudo apt-get install python3-libnvinfer, and a venv made with --system-site-packages"
+        raise EngineUnavailable(f"tensorrt cannot be imported: {error} ({jetson})") from error
+    try:
+        from cuda.bindings import runtime
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineUnavailable(f"cuda-bindings cannot be imported: {error} (pip install 'edgekws[gpu]')") from error
+    return trt, runtime
+
+
+def _gpu(cuda: _Cuda) -> str:
+    """Name and compute capability of the GPU."""
+    if cuda("cudaGetDeviceCount") == 0:
+        raise EngineUnavailable("CUDA finds no GPU")
+    found = cuda("cudaGetDeviceProperties", 0)
+    name = found.name.decode(errors="replace") if isinstance(found.name, bytes) else str(found.name)
+    return f"{name.rstrip(chr(0))} sm_{found.major}{found.minor}"
+
+
+def _l4t() -> str:
+    try:
+        return L4T_RELEASE.read_text(errors="replace").splitlines()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps TensorRT's errors for the exception that follows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                self.errors.append(" ".join(message.split()))
+            else:
+                log.debug("TensorRT: %s", message)
+
+        def told(self) -> str:
+            told, self.errors = self.errors[-3:], []
+            return "; ".join(told) or "TensorRT says no reason"
+
+    return Logger()
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> bytes | None:
+    """A cached file. What was cut short or altered never reaches TensorRT, which need not survive it."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s: cannot be read (%s); it is made again", path, error.strerror)
+        return None
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        log.warning("%s: damaged; it is made again", path)
+        return None
+    with suppress(OSError):
+        path.touch()  # in use, so not the oldest
+    return data[32:]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all; without room for it the next start builds again. The oldest plans go."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as new:
+            try:
+                new.write(hashlib.sha256(data).digest() + data)
+                new.close()
+                Path(new.name).replace(path)
+            except BaseException:
+                Path(new.name).unlink(missing_ok=True)
+                raise
+        kept = sorted(path.parent.glob(f"*{path.suffix}"), key=lambda one: one.stat().st_mtime, reverse=True)
+        for old in kept[PLANS_MAX:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s: cannot be kept (%s); the next start builds it again", path, error.strerror)

@@ -1,0 +1,358 @@
+"""The TensorRT engine without a GPU: its logic on a double, every name of the double in NVIDIA's own bindings, and the graphs in NVIDIA's
+own parser and builder. What only a GPU shows is benchmarks/engines.py's to tell."""
+
+import inspect
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nvidia_double import Cudart, Trt, cudaError_t
+
+from edgekws.engines import load_engine, parity, tensorrt_engine
+from edgekws.errors import EngineUnavailable
+from edgekws.model import find_model, golden, load_model
+
+
+@pytest.fixture
+def model():
+    return load_model(find_model("edge-small"))
+
+
+@pytest.fixture
+def board(monkeypatch, tmp_path):
+    """A machine with TensorRT 10.3 and a GPU; `board(version=…, refuses=…)` makes it another one, and gives its (tensorrt, runtime)."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+
+    def install(**options):
+        runtime = Cudart()
+        trt = Trt(runtime, **options)
+        bindings = types.ModuleType("cuda.bindings")
+        bindings.runtime = runtime
+        for name, module in {"tensorrt": trt, "cuda": types.ModuleType("cuda"), "cuda.bindings": bindings}.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        return trt, runtime
+
+    return install
+
+
+def plans(tmp_path):
+    return sorted((tmp_path / "state" / "tensorrt").glob("*.plan"))
+
+
+def test_a_stream_gives_the_golden_embeddings(board, model):
+    board()
+    engine = load_engine(model, "tensorrt")
+
+    assert (engine.name, engine.precision, engine.dim) == ("tensorrt", "fp32", model.dim)
+    assert parity(engine, model) <= 1e-4
+
+
+def test_a_hop_is_one_graph_launch_and_one_wait(board, model):
+    _, runtime = board()
+    engine = load_engine(model, "tensorrt")
+    runtime.calls.clear()
+    for hop in golden(model)[0]:
+        engine.step(hop)
+
+    assert runtime.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"] * len(golden(model)[0])
+
+
+def test_reset_starts_a_new_stream_after_an_odd_number_of_hops_too(board, model):
+    board()
+    engine = load_engine(model, "tensorrt")
+    frames, _ = golden(model)
+    first = [engine.step(hop) for hop in frames[:5]]
+    engine.reset()
+
+    assert np.array_equal([engine.step(hop) for hop in frames[:5]], first)
+
+
+def test_engines_side_by_side_do_not_mix_their_streams(board, model):
+    board()
+    frames, _ = golden(model)
+    one, other, alone = (load_engine(model, "tensorrt") for _ in range(3))
+    mixed = []
+    for hop in frames[:8]:
+        mixed.append(one.step(hop))
+        other.step(-hop)
+
+    assert np.array_equal(mixed, [alone.step(hop) for hop in frames[:8]])
+
+
+def test_an_embedding_is_the_callers_to_keep(board, model):
+    board()
+    engine = load_engine(model, "tensorrt")
+    first = engine.step(golden(model)[0][0])
+    kept = first.copy()
+    engine.step(golden(model)[0][1])
+
+    assert np.array_equal(first, kept)
+
+
+def test_closing_gives_everything_back(board, model):
+    _, runtime = board()
+    load_engine(model, "tensorrt").close()
+
+    assert runtime.alive() == 0
+
+
+def test_a_plan_is_built_once_and_then_taken_from_the_cache(board, model, tmp_path):
+    first, _ = board()
+    load_engine(model, "tensorrt")
+    second, _ = board()
+    engine = load_engine(model, "tensorrt")
+
+    assert (first.builds, second.builds, len(plans(tmp_path))) == (1, 0, 1)
+    assert parity(engine, model) <= 1e-4
+
+
+@pytest.mark.parametrize("what", ["tensorrt", "gpu", "l4t", "graph"])
+def test_another_tensorrt_gpu_l4t_or_graph_is_another_plan(what, board, model, monkeypatch, tmp_path):
+    board()
+    load_engine(model, "tensorrt")
+    trt, runtime = board(version="10.16.1" if what == "tensorrt" else "10.3.0")
+    if what == "gpu":
+        monkeypatch.setattr(runtime, "cudaGetDeviceProperties", lambda device: (0, types.SimpleNamespace(name=b"Thor", major=11, minor=0)))
+    if what == "l4t":
+        release = tmp_path / "nv_tegra_release"
+        release.write_text("# R36 (release), REVISION: 4.3\n")
+        monkeypatch.setattr(tensorrt_engine, "L4T_RELEASE", release)
+    engine = load_engine(load_model(find_model("edge")) if what == "graph" else model, "tensorrt")
+    engine.close()
+
+    assert (trt.builds, len(plans(tmp_path))) == (1, 2)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: data[:10], lambda data: b"", lambda data: data[:-1] + b"x"])
+def test_a_damaged_plan_never_reaches_tensorrt_and_is_built_again(damage, board, model, tmp_path, caplog):
+    board()
+    load_engine(model, "tensorrt")
+    plan = plans(tmp_path)[0]
+    plan.write_bytes(damage(plan.read_bytes()))
+    trt, _ = board()
+    engine = load_engine(model, "tensorrt")
+
+    assert parity(engine, model) <= 1e-4
+    assert trt.builds == 1
+    assert f"{plan}: damaged; it is made again" in caplog.text
+
+
+def test_a_plan_that_tensorrt_does_not_take_is_built_again(board, model, tmp_path, caplog):
+    """As after an upgrade that kept its version number: the file is whole and TensorRT says no."""
+    board()
+    load_engine(model, "tensorrt")
+    plan = plans(tmp_path)[0]
+    other = plan.read_bytes()[32:].replace(b"10.3.0", b"10.2.9")
+    tensorrt_engine._write(plan, other)
+    trt, _ = board()
+    engine = load_engine(model, "tensorrt")
+
+    assert parity(engine, model) <= 1e-4
+    assert trt.builds == 1
+    assert "does not take this plan (IRuntime::deserializeCudaEngine: Error Code 1: Version tag does not match)" in caplog.text
+
+
+def test_without_room_for_the_plan_the_engine_runs_all_the_same(board, model, tmp_path, caplog):
+    (tmp_path / "state").write_text("a file where the directory should be")
+    board()
+
+    assert parity(load_engine(model, "tensorrt"), model) <= 1e-4
+    assert "cannot be kept" in caplog.text
+
+
+def test_old_plans_go(board, model, tmp_path):
+    for number in range(12):
+        board(version=f"10.{number}.0")
+        load_engine(model, "tensorrt").close()
+
+    assert len(plans(tmp_path)) == tensorrt_engine.PLANS_MAX
+
+
+FAULTS = {
+    "graph": "TensorRT 10.3.0 refuses the graph: No importer registered for op: StringNormalizer; second",
+    "build": "TensorRT 10.3.0 builds no plan: Error Code 10: Could not find any implementation for node",
+    "plan": "does not load the plan that it just built: IRuntime::deserializeCudaEngine: Error Code 1",
+    "context": "no execution context, most likely for want of GPU memory: IExecutionContext: out of memory",
+}
+CUDA_FAULTS = {
+    "cudaGetDeviceCount": (cudaError_t.cudaErrorInsufficientDriver, 1),
+    "cudaMalloc": (cudaError_t.cudaErrorMemoryAllocation, 7),
+    "cudaMallocHost": (cudaError_t.cudaErrorMemoryAllocation, 2),
+    "cudaMemcpyAsync": (cudaError_t.cudaErrorInvalidValue, 2),
+    "cudaStreamEndCapture": (cudaError_t.cudaErrorStreamCaptureUnsupported, 2),
+    "cudaStreamSynchronize": (cudaError_t.cudaErrorIllegalAddress, 6),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_tensorrt_refuses_is_told_in_its_own_words_and_onnx_runtime_listens(fault, board, model, caplog):
+    _, runtime = board(refuses=(fault,))
+    engine = load_engine(model, "tensorrt", fall_back=True)
+
+    assert engine.name == "onnxruntime"
+    assert "engine onnxruntime takes over, since tensorrt: " in caplog.text and FAULTS[fault] in caplog.text
+    assert runtime.alive() == 0
+    with pytest.raises(EngineUnavailable):
+        load_engine(model, "tensorrt")
+
+
+@pytest.mark.parametrize("name", CUDA_FAULTS)
+def test_a_cuda_error_while_loading_leaves_nothing_behind_and_onnx_runtime_listens(name, board, model, caplog):
+    _, runtime = board()
+    runtime.fail[name] = CUDA_FAULTS[name]
+    engine = load_engine(model, "tensorrt", fall_back=True)
+
+    assert engine.name == "onnxruntime"
+    assert f"tensorrt: {name}: " in caplog.text
+    assert runtime.alive() == 0
+
+
+def test_a_plan_that_computes_something_else_is_refused(board, model, monkeypatch, caplog):
+    board()
+    right = tensorrt_engine.TensorRtEngine.step
+    monkeypatch.setattr(tensorrt_engine.TensorRtEngine, "step", lambda self, frames: right(self, frames) + np.float32(0.002))
+    engine = load_engine(model, "tensorrt", fall_back=True)
+
+    assert engine.name == "onnxruntime"
+    assert "differs from the golden embeddings of edge-small-1 by 0.002, accepted is 0.001 in fp32" in caplog.text
+
+
+def test_when_the_gpu_fails_in_the_middle_of_a_stream_onnx_runtime_goes_on(board, model, caplog):
+    _, runtime = board()
+    engine = load_engine(model, "tensorrt", fall_back=True)
+    frames, embeddings = golden(model)
+    for hop in frames[:5]:
+        engine.step(hop)
+    runtime.fail["cudaGraphLaunch"] = (cudaError_t.cudaErrorIllegalAddress, 1)
+    got = np.stack([engine.step(hop) for hop in frames])
+
+    assert engine.name == "onnxruntime"
+    assert np.abs(got - embeddings).max() <= 1e-4  # as a stream that begins at that hop
+    assert "engine tensorrt failed while listening, onnxruntime takes over: cudaGraphLaunch: cudaErrorIllegalAddress" in caplog.text
+
+
+def test_without_tensorrt_the_reason_says_how_to_get_it(model):
+    if "tensorrt" in sys.modules or tensorrt_engine.why_unavailable() is None:
+        pytest.skip("TensorRT is here")
+
+    assert "sudo apt-get install python3-libnvinfer" in str(tensorrt_engine.why_unavailable())
+
+
+def test_listening_with_tensorrt_wanted_and_absent_is_a_warning(model, caplog):
+    if tensorrt_engine.why_unavailable() is None:
+        pytest.skip("TensorRT is here")
+    with caplog.at_level(logging.WARNING):
+        engine = load_engine(model, "tensorrt", fall_back=True)
+
+    assert engine.name == "onnxruntime"
+    assert "engine onnxruntime takes over, since tensorrt: tensorrt cannot be imported" in caplog.text
+
+
+# Against NVIDIA's own files, from the package registry.
+
+HERE = Path(__file__).parent
+# Empty libraries under the names that the bindings load: enough for their classes to be there.
+STUBS = """
+#include <stddef.h>
+#define NOTHING(name) void *name(void) { return NULL; }
+NOTHING(createInferBuilder_INTERNAL) NOTHING(createInferRuntime_INTERNAL) NOTHING(createInferRefitter_INTERNAL)
+NOTHING(getBuilderPluginRegistry) NOTHING(getPluginRegistry) NOTHING(getBuilderSafePluginRegistry)
+NOTHING(createNvOnnxParser_INTERNAL) NOTHING(createNvOnnxParserRefitter_INTERNAL)
+int getInferLibVersion(void) { return 0; }
+int getNvOnnxParserVersion(void) { return 0; }
+_Bool initLibNvInferPlugins(void *logger, const char *ns) { return 1; }
+"""
+
+
+def pip(request, name, *arguments):
+    """The directory that pip filled, kept between runs; skips when the registry has nothing for this Python or cannot be reached."""
+    folder = Path(request.config.cache.mkdir(name))
+    done = folder / ".done"
+    if not done.exists():
+        command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--retries", "1", "--timeout", "20"]
+        where = ["--dest" if arguments[0] == "download" else "--target", str(folder)]
+        try:
+            told = subprocess.run([*command, *where], capture_output=True, text=True, timeout=600)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"pip {' '.join(arguments)} took more than ten minutes")
+        if told.returncode:
+            pytest.skip(f"pip {' '.join(arguments)}: {(told.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+        done.touch()
+    return folder
+
+
+def names_of(kind):
+    """What the engine may ask of a class or module of the double: everything public that was written there."""
+    found = {name for name in vars(kind) if not name.startswith("_")}
+    return sorted(found - {"classes", "builds", "calls", "fail", "alive", "enqueue", "capturing", "floats", "captured", "queue", "onnx"})
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("version", ["10.3.0", "10.16.1.11", "11.4.0.106"])
+def test_every_name_of_tensorrt_that_the_engine_uses_is_in_nvidias_bindings(version, request, tmp_path):
+    if not shutil.which("gcc"):
+        pytest.skip("gcc is not installed")
+    wheels = pip(request, f"tensorrt-{version}", "download", "--no-deps", "--only-binary", ":all:", f"tensorrt_cu12_bindings=={version}")
+    for wheel in wheels.glob("*.whl"):
+        zipfile.ZipFile(wheel).extractall(tmp_path / "bindings")
+    (tmp_path / "stub.c").write_text(STUBS)
+    for name in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
+        library = f"lib{name}.so.{version.split('.')[0]}"
+        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", str(tmp_path / library), str(tmp_path / "stub.c")]
+        subprocess.run(command, check=True)
+    wanted = {name: names_of(kind) for name, kind in Trt(Cudart()).classes.items()}
+    script = f"""
+import functools, json, tensorrt_bindings as trt
+missing = []
+for kind, names in {wanted!r}.items():
+    owner = functools.reduce(getattr, kind.split("."), trt)
+    missing += [kind + "." + name for name in names if not hasattr(owner, name)]
+print(json.dumps([trt.__version__, missing]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "bindings"), "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [version, []]
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("line", ["12", "13"])
+def test_every_cuda_function_that_the_engine_calls_is_in_nvidias_bindings_with_these_arguments(line, request):
+    """12 is JetPack 6's, 13 JetPack 7's; and without a driver they say so instead of dying."""
+    folder = pip(request, f"cuda-bindings-{line}", "install", "--only-binary", ":all:", f"cuda-bindings=={line}.*")
+    wanted = {name: len(inspect.signature(getattr(Cudart, name)).parameters) - 1 for name in dir(Cudart) if name.startswith("cuda")}
+    enums = {kind.__name__: names_of(kind) for kind in (Cudart.cudaError_t, Cudart.cudaMemcpyKind, Cudart.cudaStreamCaptureMode)}
+    script = f"""
+import json
+from cuda.bindings import runtime
+from edgekws.engines.tensorrt_engine import _Cuda, _gpu
+from edgekws.errors import EngineUnavailable
+counts = {{}}
+for name in {[name for name in wanted if name not in enums]!r}:
+    told = getattr(runtime, name).__doc__.splitlines()[0]
+    inside = told[told.index("(") + 1 : told.rindex(")")]
+    counts[name] = len(inside.split(",")) if inside else 0
+missing = [kind + "." + name for kind, names in {enums!r}.items() for name in names if not hasattr(getattr(runtime, kind), name)]
+try:
+    found = _gpu(_Cuda(runtime))
+except EngineUnavailable as error:
+    found = str(error)
+print(json.dumps([counts, missing, found]))
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{HERE.parent}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    counts, missing, found = json.loads(done.stdout)
+    assert counts == {name: count for name, count in wanted.items() if name not in enums}
+    assert missing == []
+    assert found
