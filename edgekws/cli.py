@@ -458,7 +458,7 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
 
     store = _store(settings)
     model = _model(settings, store, options.model)
-    engine = load_engine(model, settings.model.engine)
+    engine = load_engine(model, settings.model.engine, fall_back=True)
     if options.files:
         recordings = []
         for path in options.files:
@@ -587,7 +587,7 @@ def _models(options: argparse.Namespace) -> int:
         if options.model is None:
             raise UsageError("models promote needs a model: a built-in or promoted name, or a model directory. Try: edgekws models list")
         model = _model(settings, store, options.model)
-        engine = load_engine(model, settings.model.engine)  # it must reproduce its golden embeddings here
+        engine = load_engine(model, settings.model.engine, fall_back=True)  # it must reproduce its golden embeddings here
         _prototypes(settings, store, store.enrolments(), model, engine)  # so that a listener need not, and takes it up at once
         engine.close()
         load_model(store.promote(model.path, model.id))
