@@ -280,7 +280,7 @@ class Updates:
         self._worker.submit(old.engine.close)
         self._ready, self._live, self._live_stamp = None, version, ready.stamp
         self._checked_event = -1
-        heard = sorted({one.keyword for one in version.detector.enrolled})
+        heard = ", ".join(sorted({f'"{one.keyword}"' for one in version.detector.enrolled}))
         facts = {**ready.facts, "keywords": heard, "took_ms": round((self._clock() - ready.before) * 1000)}
         what = {"before": old.model.id} if version.model.id != old.model.id else {}
         log.warning("%s listens%s", version.model.id, f" now, before it {old.model.id}" if what else ", with what was read again")

@@ -182,7 +182,7 @@ def _model_line(event: Event) -> str:
     reason = f": {facts['reason']}" if "reason" in facts else ""
     words = {
         "live": f"{event.model} listens{before}",
-        "reloaded": f"{event.model} listens, with enrolments and settings read again",
+        "reloaded": f"{event.model} listens, with enrolments and settings read again, for {facts.get('keywords')}",
         "refused": f"{facts.get('version')} is refused, {event.model} goes on{reason}{back}",
         "rolled back": f"{event.model} is gone back from{reason}{back}",
         "promoted": f"{event.model} is promoted{before}",

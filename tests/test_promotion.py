@@ -1,9 +1,11 @@
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -169,16 +171,49 @@ def test_refractory_time_holds_across_the_exchange(store, word, without, tmp_pat
     assert len(listener.heard) == 2
 
 
-def test_after_a_gap_the_newcomer_knows_nothing_from_before_it(listener, store, tmp_path, word):
+class Late:
+    """A real engine whose word is heard four hops later."""
+
+    def __init__(self, engine):
+        self.name, self.precision, self.dim, self.engine, self.line = engine.name, engine.precision, engine.dim, engine, []
+
+    def step(self, frames):
+        self.line = [*self.line[-4:], self.engine.step(frames)]
+        return self.line[0]
+
+    def reset(self):
+        self.engine.reset()
+
+    def close(self):
+        self.engine.close()
+
+
+def test_no_word_falls_between_a_newcomer_that_is_quicker_and_the_version_in_use(store, word, without, tmp_path):
+    wake = without[0] // HOP_SAMPLES
+    twin = a_copy(tmp_path, "twin")
+    for at in range(wake - 5, wake + 10):
+        listener = Listener(store, word)
+        listener.pipeline.engine = Late(listener.pipeline.engine)
+        listener.hear(HOPS[wake - 60 : at])
+        store.promote(twin, "twin")
+        listener.hear(HOPS[at : wake + 25])
+        assert (listener.updates.model, len(listener.heard)) == ("twin", 1), at
+        store.rollback()
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["before it is loaded", "while it waits"])
+def test_after_a_gap_nothing_from_before_it_counts_in_either_version(listener, store, tmp_path, word, ready):
     listener.hear(HOPS[:30])
-    listener.pipeline.feed(AudioChunk(HOPS[0][:0], 31 * HOP_SAMPLES, gap_samples=HOP_SAMPLES))
-    listener.at = 31
     store.promote(a_copy(tmp_path, "twin"), "twin")
-    listener.hear(HOPS[40:80])
-    fresh = Listener(Store(tmp_path / "fresh"), word).hear(HOPS[40:80])
+    if ready:
+        listener.hear(HOPS[30:31])
+    listener.heard += listener.pipeline.feed(AudioChunk(HOPS[0][:0], 40 * HOP_SAMPLES, gap_samples=9 * HOP_SAMPLES))
+    listener.at = 40
+    fresh = Listener(Store(tmp_path / "fresh"), word)
+    for hop in HOPS[40:80]:
+        assert listener.hear([hop]).pipeline.detector.latest == fresh.hear([hop]).pipeline.detector.latest
 
     assert listener.whats == ["live"]
-    assert listener.pipeline.detector.latest == fresh.pipeline.detector.latest
 
 
 def damaged(path):
@@ -598,3 +633,147 @@ def test_only_the_last_generations_are_kept_and_never_the_current_or_the_previou
 
     assert len(store.models()) == GENERATIONS
     assert set(store.models()) == {f"v{i}" for i in range(4, 4 + GENERATIONS)}
+
+
+# The whole command.
+
+
+class Running:
+    """`edgekws run` on a pipe into which the demo's stream is said again and again, some times faster than speech."""
+
+    def __init__(self, root, *arguments):
+        self.env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "edgekws", "run", "--json", "--source", "stdin:", *map(str, arguments)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=self.env, **pipes)
+        self.wakes, self.done = [], False
+        self.threads = [threading.Thread(target=call) for call in (self.speak, self.read, self.process.stderr.read)]
+        for thread in self.threads:
+            thread.start()
+
+    def speak(self):
+        with contextlib.suppress(BrokenPipeError):
+            while not self.done:
+                for hop in HOPS:
+                    self.process.stdin.write(hop.tobytes())
+                    self.process.stdin.flush()
+                    time.sleep(0.01)
+                    if self.done:
+                        break
+
+    def read(self):
+        for line in self.process.stdout:
+            self.wakes.append(json.loads(line))
+
+    def cli(self, *arguments):
+        command = [sys.executable, "-m", "edgekws", *map(str, arguments)]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    def wait(self, ready):
+        deadline_s = time.monotonic() + 60
+        while not ready():
+            assert time.monotonic() < deadline_s and self.process.poll() is None
+            time.sleep(0.1)
+
+    def end(self):
+        self.process.terminate()
+        self.done = True
+        code = self.process.wait(30)
+        for thread in self.threads:
+            thread.join(30)
+        return code
+
+
+def test_a_running_listener_takes_up_a_model_a_keyword_and_settings(tmp_path):
+    config = tmp_path / "edgekws.toml"
+    config.write_text("")
+    running = Running(tmp_path / "state", "--config", config)
+    try:
+        running.wait(lambda: "start: " in running.cli("log", "--all"))
+        running.cli("models", "promote", "edge-small")
+        running.wait(lambda: "model: edge-small-1 listens, before it edge-1" in running.cli("log"))
+        running.cli("enroll", TRUTH["keyword"], *sorted(DEMO.glob("enrol-*.flac")))
+        running.wait(lambda: running.wakes)
+        assert (running.wakes[-1]["keyword"], running.wakes[-1]["model"]) == (TRUTH["keyword"], "edge-small-1")
+
+        threshold = running.wakes[-1]["threshold"]
+        config.write_text("[detector]\nthreshold_offset = 0.5\n")
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(lambda: running.wakes[-1]["threshold"] == pytest.approx(threshold + 0.5, abs=1e-3))
+
+        promoted = Path(json.loads(running.cli("models", "show", "--json"))["path"])
+        damaged(Store(tmp_path / "state").promote(a_copy(tmp_path, "bad"), "bad"))
+        running.wait(lambda: "model: bad is refused, edge-small-1 goes on" in running.cli("log"))
+        assert Path(json.loads(running.cli("models", "show", "--json"))["path"]) == promoted
+    finally:
+        code = running.end()
+    assert code == 0
+
+
+def cli(root, *arguments):
+    env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "edgekws", *map(str, arguments)], env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_a_version_damaged_on_disk_does_not_keep_the_listener_from_starting(store, tmp_path):
+    store.promote(a_copy(tmp_path, "good", "edge-small"), "good")
+    damaged(store.promote(a_copy(tmp_path, "bad"), "bad"))
+    done = cli(store.root, "run", "--source", DEMO / "stream.flac")
+
+    assert done.returncode == 0 and "with good on" in done.stderr
+    assert "bad is gone back from" in cli(store.root, "log").stdout
+    assert (store.current_model().name, (store.root / "starts").exists()) == ("good", False)
+
+
+def test_show_prints_what_is_recorded_and_says_what_is_not(store, tmp_path):
+    recorded = {
+        "parent": "edge-1",
+        "created_s": 1.7e9,
+        "data_sha256": "ab" * 32,
+        "criterion": "hap",
+        "metrics": {"recall": 0.91234567, "interval": [0.85, 0.95]},
+        "gate": {"passed": True, "reason": "recall +3 points"},
+    }
+    store.promote(a_copy(tmp_path, "g-1", "edge-small", **recorded), "g-1")
+    store.promote(a_copy(tmp_path, "g-2", "edge-small", parent="g-1"), "g-2")
+    rows = dict(line.split(maxsplit=1) for line in cli(store.root, "models", "show", "g-1").stdout.splitlines())
+
+    assert (rows["parent"], rows["data"], rows["criterion"]) == ("edge-1", "ab" * 32, "hap")
+    assert rows["metrics"] == "recall 0.9123, interval (0.85 to 0.95)"
+    assert rows["gate"] == "passed True, reason recall +3 points"
+    assert rows["widths"] == "48, 48, 48, 64, 64, 64, 64, 64" and rows["parameters"] == "87408"
+    assert rows["cost"] == "not recorded"
+    shown = json.loads(cli(store.root, "models", "show", "--json").stdout)
+    assert (shown["id"], shown["lineage"], shown["parent"]) == ("g-2", ["g-1", "edge-1"], "g-1")
+    assert shown["file_bytes"]["model.onnx"] == (store.current_model() / "model.onnx").stat().st_size
+
+
+def test_the_list_stands_in_lineage_order_and_marks_what_listens(store, tmp_path):
+    for name, parent in (("c", "b"), ("b", "edge-1"), ("self", "self")):
+        store.promote(a_copy(tmp_path, name, parent=parent), name)
+    rows = json.loads(cli(store.root, "models", "list", "--json").stdout)
+
+    assert [(row["name"], row["generation"]) for row in rows if row["name"] in ("edge", "b", "c", "self")] == [
+        ("edge", 0),
+        ("b", 1),
+        ("c", 2),
+        ("self", 0),
+    ]
+    assert [row["name"] for row in rows if row["current"]] == ["self"] and [row["name"] for row in rows if row["previous"]] == ["b"]
+
+
+def test_a_version_with_which_three_starts_were_killed_does_not_get_a_fourth(store, tmp_path):
+    for name in ("one", "two"):
+        store.promote(a_copy(tmp_path, name, "edge-small"), name)
+    env = {**os.environ, "STATE_DIRECTORY": str(store.root)}
+    command = [sys.executable, "-m", "edgekws", "run", "--source", "stdin:"]
+    said = []
+    for _ in range(FAILED_STARTS + 1):
+        process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        said.append(next(line for line in process.stderr if "listening to" in line))
+        process.kill()
+        process.communicate()
+
+    assert ["with two on" in line for line in said] == [True] * FAILED_STARTS + [False]
+    assert "with one on" in said[-1]
+    assert "3 starts in a row with it ended within 60 s" in cli(store.root, "log").stdout
