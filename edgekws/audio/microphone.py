@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate  # the same as TimeoutError from Python 3.11
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 OPTIONS = {"host_api": Option(str, "a part of its name, such as ALSA"), "rate": RATE}
 DRIVER_BUFFER_S = 0.2  # At 0.04 s three of five captures through PulseAudio were damaged, at 0.1 and 0.2 s none (measured).
 STALL_S = 3.0  # A working stream calls every 80 ms; the first call may take 2 s.
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 4.0  # between attempts to reopen: doubled each time
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 2.0  # between attempts to reopen: doubled each time
 GIVE_UP_S = 20.0  # without a sample. Below the 30 s after which a service manager's watchdog would kill us and give no reason.
 OPEN_S, CLOSE_S = 10.0, 2.0  # A working sound system takes less than 1 s.
 QUEUE_BLOCKS = 60_000 // HOP_MS  # a minute: longer than any pause of the reader that is not a hang
@@ -273,6 +275,8 @@ class _Block(NamedTuple):
 
 def _portaudio() -> Any:
     """The module sounddevice, with PortAudio started."""
+    if not os.path.exists(os.path.expanduser("~/.config/pulse/client.conf")):  # the user's own would not be read then
+        os.environ.setdefault("PULSE_CLIENTCONFIG", str(Path(__file__).with_name("pulse.conf")))
     try:
         import sounddevice
     except ImportError as error:
@@ -359,8 +363,8 @@ _hanging: list[Future[None]] = []
 
 
 def _limited(limit_s: float, action: Callable[[], None]) -> None:
-    """Run it, or leave it alone after some time. Calls into the sound system may never return: libpulse waits for ever for a server that
-    was killed while it had a lock on the memory that they share (seen in 6 of 15 kills right after the start).
+    """Run it, or leave it alone after some time. Calls into the sound system may never return: libpulse waits for a server that
+    hangs, and for ever for one that was killed while it had a lock on memory that they share (which pulse.conf forbids).
 
     Raises:
         TooLate: it is still running, in a thread that nobody waits for.
