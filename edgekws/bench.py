@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -230,13 +231,16 @@ def _check(meter: PowerMeter) -> str | None:
 def energy_windows(
     worker: Worker, requests: Mapping[str, str], meter: PowerMeter, repeats: int, window_s: float
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Idle, the first request, idle, the second, idle, and again. What each costs by its name (`per_hop`), and the power modes seen.
+    """Idle, the first request, idle, the second, idle, and again.
+
+    What each costs by its name (`per_hop`, with the `conditions` in the middle of its last window), and the power modes that were seen.
 
     Args:
         requests: name → what the worker is asked, to last for about `window_s`. A hop is 80 ms of its reading's audio.
     """
     idle: list[tuple[float, float]] = []
     load: dict[str, list[Reading]] = {name: [] for name in requests}
+    during: dict[str, dict[str, Any]] = {}
     power_modes: dict[str, None] = {}
 
     def rest() -> None:
@@ -251,7 +255,10 @@ def energy_windows(
         rest()
         for _ in range(repeats):
             for name, request in requests.items():
+                look = threading.Timer(window_s / 2, lambda name=name: during.update({name: conditions(meter=meter)}))
+                look.start()
                 load[name].append(worker.ask(request))
+                look.join()
                 rest()
     idle_energy = [recording.energy(*window) for window in idle]
     modes = {}
@@ -259,7 +266,8 @@ def energy_windows(
         before = [len(requests) * turn + i for turn in range(repeats)]
         around = [one for first in before for one in idle_energy[first : first + 2]]
         energies = [recording.energy(reading.begin_s, reading.end_s) for reading in readings]
-        modes[name] = per_hop(around, energies, [round(r.audio_s * 1000 / HOP_MS) for r in readings], meter.step_mw)
+        hops = [round(reading.audio_s * 1000 / HOP_MS) for reading in readings]
+        modes[name] = {**per_hop(around, energies, hops, meter.step_mw), "conditions": during[name]}
     return modes, list(power_modes)
 
 
@@ -407,12 +415,13 @@ def _energy_lines(row: Mapping[str, Any]) -> list[str]:
 def _conditions_line(row: Mapping[str, Any]) -> str:
     after = row["conditions"]["after"]
     before = row["conditions"].get("before", after)
+    clocks = row["energy"]["real_time"]["conditions"]["clock_mhz"] if row["energy"] else after["clock_mhz"]  # at work, not after it
     said = []
     if after["temperature_c"]:
         zone = max(after["temperature_c"], key=lambda name: float(after["temperature_c"][name]))
         said.append(f"{zone} {before['temperature_c'].get(zone, '?')} °C before, {after['temperature_c'][zone]} after")
-    if after["clock_mhz"]:
-        said.append(", ".join(f"{name} {mhz:.0f} MHz" for name, mhz in after["clock_mhz"].items()))
+    if clocks:
+        said.append(", ".join(f"{name} {mhz:.0f} MHz" for name, mhz in clocks.items()))
     if after["power_mode"]:
         said.append(f"power mode {after['power_mode']}")
     missing = [

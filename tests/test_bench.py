@@ -171,6 +171,45 @@ def test_a_power_mode_that_changes_meanwhile_is_no_energy(measure, monkeypatch):
     assert row["why_no_energy"] == "the power mode changed during the measurement (15W, MAXN_SUPER): measure again"
 
 
+def test_clocks_are_those_at_work(measure, monkeypatch):
+    """Faked: virtual machines tell no clock."""
+    clocks = iter([729.0, 1728.0, 1510.0])
+    monkeypatch.setattr(
+        bench,
+        "conditions",
+        lambda meter=None: {"temperature_c": {"tj": 50.0}, "clock_mhz": {"cpu0": next(clocks, 730.0)}, "power_mode": "15W"},
+    )
+    row = measure(Steady(), window_s=0.2, repeats=1)
+
+    assert row["conditions"]["before"]["clock_mhz"] == {"cpu0": 729.0}
+    assert row["energy"]["back_to_back"]["conditions"]["clock_mhz"] == {"cpu0": 1728.0}
+    assert "conditions        tj 50.0 °C before, 50.0 after; cpu0 1510 MHz; power mode 15W\n" in bench.report_table([row])
+
+
+def test_jtop_and_sysfs_that_disagree_are_reported_with_the_row(model, monkeypatch):
+    """Faked: it takes a Jetson on which one of them is wrong."""
+
+    class Sysfs(Steady):
+        name = "ina3221"
+
+        def close(self) -> None:
+            pass
+
+    class Jtop(Sysfs):
+        name = "jtop"
+
+        def read(self) -> dict[str, float]:
+            return {"VDD_IN": 5000.0}
+
+    monkeypatch.setattr(bench, "load_meter", lambda wanted="auto", gpu=False: Jtop() if wanted == "jtop" else Sysfs())
+    said = []
+    (row,) = bench.bench(model, seconds=1, repeats=1, paced_s=0, window_s=0.1, say=said.append)
+
+    assert row["energy"]["warning"].startswith("ina3221 reads 4000 mW and jtop 5000 mW over the same rails (VDD_IN): more than 10% apart")
+    assert said[0] == f"warning: {row['energy']['warning']}"
+    assert "  warning: ina3221 reads" in bench.report_table([row])
+
+
 # The choice among engines.
 
 
