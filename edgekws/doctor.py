@@ -20,8 +20,9 @@ from pathlib import Path
 from edgekws import __version__
 from edgekws.config import Settings
 from edgekws.engines import ORDER, load_engine
-from edgekws.errors import EdgekwsError
+from edgekws.errors import EdgekwsError, PowerError
 from edgekws.model import Model, find_model, load_model
+from edgekws.power import NoMeter, load_meter
 
 FREE_MB = 100  # for events and models; below it the store is near to refusing
 
@@ -55,6 +56,7 @@ def checks(settings: Settings) -> list[Check]:
         _importable("recordings", "soundfile", "reading of WAV, FLAC and Opus files", "pip install soundfile"),
         _importable("training", "torch", "adaptation and pretraining", "pip install 'edgekws[train]'; on a Jetson its own torch first"),
         _program("speech synthesis", "espeak-ng", "pretraining", "sudo apt-get install espeak-ng"),
+        _power_meter(),
     ]
 
 
@@ -176,6 +178,21 @@ def _sound_devices(directory: Path = Path("/dev/snd")) -> Check:
     return Check(
         "sound devices", False, f"{captures[0]} is for the group {group} only", f'sudo usermod -aG {group} "$USER"; log in again', False
     )
+
+
+def _power_meter() -> Check:
+    meter = load_meter()
+    try:
+        if isinstance(meter, NoMeter):
+            return Check(
+                "power meter", False, meter.why, "none is needed to listen; with one, edgekws bench tells the energy of a hop", False
+            )
+        unit = "mJ counted" if meter.counts else "mW now"
+        return Check("power meter", True, f"{meter.name}, {meter.rail}: {meter.read()[meter.rail]:.0f} {unit}", essential=False)
+    except PowerError as error:
+        return Check("power meter", False, str(error), "edgekws doctor again", False)
+    finally:
+        meter.close()
 
 
 def _importable(name: str, module: str, purpose: str, mend: str) -> Check:

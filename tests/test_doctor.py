@@ -4,12 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edgekws import doctor
 from edgekws.config import AudioSettings, ModelSettings, Settings, StoreSettings
 from edgekws.model import builtin_models
+from edgekws.power import NoMeter
 
 needs_model = pytest.mark.skipif(not builtin_models(), reason="no built-in model in this tree")
 
@@ -100,3 +102,20 @@ def test_json_lists_every_check(settings, capsys):
 
     assert {"name", "ok", "detail", "mend", "essential"} == set(printed[0])
     assert {"python", "onnxruntime", "model", "state directory", "portaudio", "microphone"} <= {check["name"] for check in printed}
+
+
+def test_the_power_meter_is_named_with_what_it_reads(monkeypatch):
+    """Faked: no meter can be read on most machines that run tests."""
+    chip = SimpleNamespace(
+        name="ina3221", rail="VDD_IN", counts=False, read=lambda: {"VDD_IN": 4775.2, "VDD_SOC": 1440.0}, close=lambda: None
+    )
+    monkeypatch.setattr(doctor, "load_meter", lambda: chip)
+
+    assert doctor._power_meter() == doctor.Check("power meter", True, "ina3221, VDD_IN: 4775 mW now", essential=False)
+
+
+def test_no_power_meter_is_no_fault(monkeypatch):
+    monkeypatch.setattr(doctor, "load_meter", lambda: NoMeter("no power meter can be read here (rapl: none)"))
+    check = doctor._power_meter()
+
+    assert (check.ok, check.essential, check.detail) == (False, False, "no power meter can be read here (rapl: none)")
