@@ -393,8 +393,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_listener(options: argparse.Namespace, settings: Settings, store: Store) -> int:
-    from edgekws.audio import open_source
-    from edgekws.daemon import Status
+    from edgekws.daemon import Status, open_patiently
     from edgekws.sinks import CommandSink, LineSink, StoreSink
 
     pipeline, updates = _updates(settings, options, store)
@@ -402,7 +401,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), stored]
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
-    source = open_source(options.source or settings.audio.source)
+    source = open_patiently(options.source or settings.audio.source)
     status = Status()
     if settings.sinks.socket:
         sinks.append(_control_socket(settings, status))

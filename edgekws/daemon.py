@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgekws.audio import Source
-from edgekws.errors import EdgekwsError
+from edgekws.audio import Source, open_source
+from edgekws.errors import AudioError, EdgekwsError
 from edgekws.pipeline import Pipeline
 from edgekws.promotion import Updates
 from edgekws.pseudo_labels import Cut
-from edgekws.sinks import Delivery
+from edgekws.sinks import Complaints, Delivery
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event
 
-STATUS_S = 60.0  # between two status lines to the service manager
+STATUS_S = 10.0  # between two status lines to the service manager
 DEAF_S = 5.0  # without a sample
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 4.0  # between attempts to open a microphone that is not there: doubled each time
 LEVEL_HOPS = 12  # about a second
 
 
@@ -68,6 +69,15 @@ class Status:
         samples = np.concatenate(recent) if recent else np.zeros(1, np.int16)
         rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
         return round(float(20 * np.log10(rms / 32768)), 1) if rms else None
+
+    def line(self) -> str:
+        """For people, as `systemctl status` shows it."""
+        level = self.level_dbfs()
+        last = self.last_wake
+        woke = f', the last "{last.keyword}" at {time.strftime("%H:%M:%S", time.localtime(last.time_s))}' if last else ""
+        heard = f"level {'silence' if level is None else f'{level} dBFS'}, {self.wakes} wakes{woke}"
+        lost = f"{self.gaps} gaps of {self.lost_s:.1f} s in all, {self.dropped} events dropped"
+        return f"listening to {self.source} with {self.model}, {heard}, {lost}"
 
     def report(self) -> dict[str, object]:
         """As the control socket tells it."""
@@ -124,9 +134,14 @@ def listen(
         event = Event("", "", 0.0, 0.0, now(), at_sample / SAMPLE_RATE_HZ, 0.0, model, kind, extra=extra)
         delivery.put(event, wait=not source.live)
 
+    def deaf(why: str) -> None:
+        tell("deaf", at, reason=why)
+        manager.tell(f"STATUS=deaf since {time.strftime('%H:%M:%S', time.localtime(now()))}: {why}")
+
     status = status or Status()
     status.source, status.model = source.uri, model
     at = 0
+    source.on_deaf = deaf
     tell("start", at, source=source.uri)
     manager.tell("READY=1", f"STATUS=listening to {source.uri}")
     try:
@@ -137,6 +152,7 @@ def listen(
                 lost += chunk.gap_samples
                 status.gaps, status.lost_s = gaps, lost / SAMPLE_RATE_HZ
                 tell("gap", chunk.first_sample, lost_ms=round(chunk.gap_samples * 1000 / SAMPLE_RATE_HZ))
+                manager.tell(f"STATUS={status.line()}")
             # A long chunk goes in hop by hop, so that nobody waits for its end to hear of its beginning.
             for piece in _pieces(chunk):
                 status.heard(piece.samples)
@@ -152,13 +168,14 @@ def listen(
                     for event in updates.step(pipeline, (piece.first_sample + len(piece.samples)) / SAMPLE_RATE_HZ):
                         delivery.put(event, wait=not source.live)
                         model = updates.model
-                        manager.tell(f"STATUS=listening to {source.uri} with {model}")
+                        status.model = model
+                        manager.tell(f"STATUS={status.line()}")
             audio += len(chunk.samples)
             at = chunk.first_sample + len(chunk.samples)
             status.hops, status.audio_s = pipeline.hops, audio / SAMPLE_RATE_HZ
             status.model, status.dropped = model, delivery.dropped
             status.busy_s += clock() - arrived
-            manager.progress(pipeline.hops, f"{audio / SAMPLE_RATE_HZ:.0f} s of {source.uri}, {wakes} wakes, {gaps} gaps")
+            manager.progress(pipeline.hops, status.line)
         if pipeline.labels is not None:
             keep(pipeline.labels.end(), at)
     except EdgekwsError as error:
@@ -175,6 +192,27 @@ def _pieces(chunk: AudioChunk) -> Iterator[AudioChunk]:
         return
     for i in range(0, len(chunk.samples), HOP_SAMPLES):
         yield AudioChunk(chunk.samples[i : i + HOP_SAMPLES], chunk.first_sample + i, 0 if i else chunk.gap_samples)
+
+
+def open_patiently(uri: str) -> Source:
+    """The source, open. A microphone that is not there is waited for where a service manager started us, which would do so again and again.
+
+    Raises:
+        AudioError: it cannot be opened.
+    """
+    manager = ServiceManager()
+    complaints = Complaints()
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            return open_source(uri)
+        except AudioError as error:
+            if not manager.present or not uri.startswith("mic:"):
+                raise
+            complaints.say(f"deaf: {error}. Trying again every {LAST_PAUSE_S:.0f} s", kind=str(error))
+            manager.tell("READY=1", "WATCHDOG=1", f"STATUS=deaf: {error}")  # the watchdog is fed by what was tried, not by a timer
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
 
 @contextlib.contextmanager
@@ -217,12 +255,16 @@ class ServiceManager:
         self._fed_s = self._said_s = time.monotonic()
         self._hops = 0
 
+    @property
+    def present(self) -> bool:
+        return bool(self._address)
+
     def tell(self, *lines: str) -> None:
         if self._address:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
                 out.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self._address)  # a busy manager must not stop us
 
-    def progress(self, hops: int, status: str) -> None:
+    def progress(self, hops: int, status: Callable[[], str]) -> None:
         """The network has done so many steps in all."""
         if not self._address or hops == self._hops:
             return
@@ -232,4 +274,4 @@ class ServiceManager:
             self.tell("WATCHDOG=1")
         if now_s - self._said_s >= STATUS_S:
             self._said_s = now_s
-            self.tell(f"STATUS={status}")
+            self.tell(f"STATUS={status()}")

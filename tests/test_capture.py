@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from edgekws.audio import input_devices, open_source, record
 from edgekws.audio.microphone import restart_portaudio
+from edgekws.daemon import open_patiently
 from edgekws.errors import AudioError
 
 
@@ -87,6 +89,8 @@ def test_a_device_of_another_rate_is_resampled(microphone, tmp_path):
 
 def test_a_killed_sound_server_is_noticed_and_what_was_missed_is_counted(microphone, caplog):
     with open_source("mic:pulse") as source:
+        deaf = []
+        source.on_deaf = deaf.append
         chunks = source.chunks()
         before = next(chunks)
         start_s = time.monotonic()
@@ -100,9 +104,26 @@ def test_a_killed_sound_server_is_noticed_and_what_was_missed_is_counted(microph
 
     assert "the stream st" in caplog.messages[0]  # "stopped", or "stalled" where libpulse hangs on the memory that it shared with the dead
     assert "listening again" in caplog.messages[-1]
+    assert [why[:13] for why in deaf] == ["the stream st"]
     assert 2 * 16_000 < after.gap_samples <= (waited_s + 1) * 16_000
     assert before.first_sample == 0 and after.first_sample > after.gap_samples
     assert later.first_sample == after.first_sample + len(after.samples)
+
+
+def test_a_service_waits_for_a_microphone_that_is_not_there_yet(microphone, tmp_path, monkeypatch):
+    microphone.kill()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        with pytest.raises(AudioError):  # a person is told at once
+            open_patiently("mic:pulse")
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        threading.Timer(2, microphone.start).start()
+
+        with open_patiently("mic:pulse") as source:
+            next(source.chunks())
+
+        told = ear.recv(4096).decode()
+    assert told.startswith("READY=1\nWATCHDOG=1\nSTATUS=deaf: cannot open mic:pulse: ")
 
 
 def test_servers_killed_at_the_beginning_of_a_stream_leave_nothing_waiting_for_them(microphone):
@@ -195,6 +216,7 @@ def test_no_microphone_is_explained(tmp_path):
 
 JACK_SCRIPT = """
 from edgekws.audio import open_source, record
+from edgekws.daemon import open_patiently
 from edgekws.errors import AudioError
 print(record("mic:system?host_api=jack", 1.0).shape)
 try:

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import socket
 import threading
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgekws.audio import Source
-from edgekws.daemon import ServiceManager, closed_by_signals, listen
+from edgekws.daemon import ServiceManager, Status, closed_by_signals, listen
 from edgekws.detector import Detector
 from edgekws.errors import AudioError
 from edgekws.pipeline import Pipeline
@@ -172,11 +173,42 @@ def test_the_service_manager_hears_of_start_progress_and_end(manager):
     assert told.count("WATCHDOG=1") == 5
 
 
+class Deaf(Chunks):
+    """Deaf for a while between its first chunk and the others."""
+
+    def chunks(self):
+        first, *others = self._chunks
+        yield first
+        self.on_deaf("unplugged")
+        yield from others
+
+
+def test_deafness_is_an_event_and_a_status_until_it_hears_again(manager):
+    samples = seconds(0)
+    _, events = heard(Deaf([AudioChunk(samples, 0), AudioChunk(samples, 24_000, 8_000)]))
+    told = [line for line in manager() if line.startswith("STATUS=")]
+
+    assert [(event.kind, event.stream_s, event.extra) for event in events[1:3]] == [
+        ("deaf", 1.0, {"reason": "unplugged"}),
+        ("gap", 1.5, {"lost_ms": 500}),
+    ]
+    assert told[1].startswith("STATUS=deaf since ") and told[1].endswith(": unplugged")
+    assert told[2].startswith("STATUS=listening to chunks: with edge-1") and "1 gaps of 0.5 s in all" in told[2]
+
+
+def test_the_status_line_tells_level_and_last_wake():
+    status = Status()
+    heard(Chunks(cut(seconds(0, 1, 1), HOP_SAMPLES)), now=lambda: 0.0, status=status)
+
+    wanted = r"level -\d\d\.\d dBFS, 1 wakes, the last \"loud\" at \d\d:\d\d:\d\d, 0 gaps of 0.0 s in all, 0 events dropped"
+    assert re.search(wanted, status.line())
+
+
 def test_without_progress_the_watchdog_starves(manager):
     service = ServiceManager()
-    service.progress(1, "")
+    service.progress(1, str)
     for _ in range(3):
-        service.progress(1, "")
+        service.progress(1, str)
 
     assert manager() == ["WATCHDOG=1"]
 

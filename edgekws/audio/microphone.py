@@ -87,8 +87,16 @@ class MicSource(Source):
         self._host_api = str(options.get("host_api", ""))
         self._wanted_rate_hz = int(options.get("rate", 0))
         self._closing = threading.Event()
+
+        def attempt() -> None:
+            try:
+                self._open(_portaudio())
+            except AudioError:
+                _stop_portaudio()  # Whoever tries again sees the devices that are there by then.
+                raise
+
         try:
-            _limited(OPEN_S, lambda: self._open(_portaudio()))
+            _limited(OPEN_S, attempt)
         except TooLate:
             raise AudioError(f"cannot open {uri}: PulseAudio or PipeWire did not answer for {OPEN_S:.0f} s. Restart it") from None
 
@@ -203,6 +211,7 @@ class MicSource(Source):
         """
         why = "the stream stalled" if self._stream.active else "the stream stopped (unplugged, or the sound server ended)"
         log.warning("%s: %s; reopening it", self.uri, why)
+        self.on_deaf(why)
         _close(self._stream)
         sd = _portaudio()
 
@@ -283,6 +292,8 @@ def _portaudio() -> Any:
         raise AudioError("no microphone can be opened: the package sounddevice is not installed (pip install sounddevice)") from error
     except OSError as error:
         raise AudioError("no microphone can be opened: PortAudio is not installed (sudo apt-get install libportaudio2)") from error
+    if not sounddevice._initialized:
+        sounddevice._initialize()
     return sounddevice
 
 
@@ -341,11 +352,15 @@ def _reason(error: Exception, number: int, rate_hz: int, device: InputDevice) ->
 
 def restart_portaudio() -> None:
     """Have it look for devices again, which it does only when it starts. All its streams must have been closed."""
-    sd = _portaudio()
-    if not any(call.running() for call in _hanging):  # else it would wait for them, and an open stream does without
+    _stop_portaudio()
+    _portaudio()
+
+
+def _stop_portaudio() -> None:
+    sd = sys.modules.get("sounddevice")
+    if sd is not None and not any(call.running() for call in _hanging):  # else it would wait for them, and an open stream does without
         while sd._initialized:
             sd._terminate()
-        sd._initialize()
 
 
 def _close(stream: Any) -> None:
