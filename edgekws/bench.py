@@ -31,7 +31,7 @@ from edgekws.detector import Detector
 from edgekws.engines import ORDER, load_engine
 from edgekws.errors import EdgekwsError, EngineUnavailable, PowerError
 from edgekws.frontend import LogMel
-from edgekws.model import Model, load_model
+from edgekws.model import Model, graph, load_model
 from edgekws.pipeline import Pipeline
 from edgekws.power import NoMeter, PowerMeter, Recording, disagreement, load_meter
 from edgekws.power.conditions import conditions, power_mode
@@ -168,7 +168,7 @@ def _row(model: Model, one: _Measured, repeats: int, here: Mapping[str, Any]) ->
         "torch_loaded": one.warm.torch_loaded,
         "parameters": model.parameters,
         "macs_per_s": model.macs_per_s,
-        "file_kb": round((model.path / "model.onnx").stat().st_size / 1000, 1),
+        "file_kb": round(graph(model, gpu=_on_gpu(one.facts["backend"]))[0].stat().st_size / 1000, 1),
         "host": here,
     }
 
@@ -187,7 +187,7 @@ def _energy(
     if one.training:
         why = "training runs beside it, and a meter cannot tell the one from the other"
         return {"energy_mj_per_hop": None, "why_no_energy": why, "energy": None, "conditions": {"after": conditions()}}
-    meter = given or load_meter(gpu=any(part in row["backend"] for part in ("tensorrt", "cuda")))
+    meter = given or load_meter(gpu=_on_gpu(row["backend"]))
     before = conditions(meter=meter)
     if isinstance(meter, NoMeter):
         return {"energy_mj_per_hop": None, "why_no_energy": meter.why, "energy": None, "conditions": {"before": before, "after": before}}
@@ -213,6 +213,10 @@ def _energy(
         "energy": {"meter": meter.name, "rail": meter.rail, "covers": sorted(meter.covers), "warning": warning, **modes},
         "conditions": {"before": before, "after": conditions(meter=meter)},
     }
+
+
+def _on_gpu(backend: str) -> bool:
+    return any(part in backend for part in ("tensorrt", "cuda"))
 
 
 def _check(meter: PowerMeter) -> str | None:
@@ -437,14 +441,10 @@ def choice(rows: Sequence[Mapping[str, Any]]) -> str:
     alone = [row for row in rows if row["beside"] is None]
     if len(alone) < 2:
         return ""
-    taken, found = alone[0], recommended(rows)  # rows come in the order in which "auto" tries
+    found = recommended(rows)
     if found is None:
         return f"no engine keeps its 99th percentile within {LATENCY_BUDGET_MS:g} ms of a hop here"
-    best, why = found
-    if best is taken:
-        return f'engine = "auto" takes {best["backend"]} here, and it is the best by this measurement: {why}'
-    instead = f'engine = "auto" takes {taken["backend"]}, so write engine = "{best["backend"]}"'
-    return f"best by this measurement: {best['backend']}, {why}. {instead}"
+    return f"best by this measurement: {found[0]['backend']}, {found[1]}"
 
 
 def report_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--model", metavar="ID|DIR", help=model)
     engines = bench.add_mutually_exclusive_group()
     engines.add_argument("--backend", help="an engine's name; else as configured")
-    engines.add_argument("--all", action="store_true", help="every engine that runs here, and which one to take")
+    engines.add_argument("--all", action="store_true", help="every engine that runs here; auto takes the best of them from then on")
     bench.add_argument("--while-adapting", action="store_true", help="once more beside a process that trains")
     bench.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of audio in a pass (%(default)g)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="passes, and windows of each mode (%(default)s)")
@@ -268,13 +268,21 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) ->
     return tuned
 
 
+def _backend(settings: Settings, store: Store) -> str:
+    """As configured; "auto" is the engine that `bench --all` found best on this machine, else the first that works."""
+    from edgekws.engines import ORDER
+
+    measured = store.engine() if settings.model.engine == "auto" else None
+    return measured if measured in ORDER[1:] else settings.model.engine  # the first one is what auto tries first
+
+
 def _version(settings: Settings, store: Store, model: Model) -> Version:
     """A model, ready to listen for what is enrolled."""
     from edgekws.detector import Detector
     from edgekws.engines import load_engine
     from edgekws.promotion import Version
 
-    engine = load_engine(model, settings.model.engine, fall_back=True)
+    engine = load_engine(model, _backend(settings, store), fall_back=True)
     enrolled = _enrolled(settings, store, model, engine)
     return Version(model, engine, Detector(enrolled, settings.detector.refractory_s))
 
@@ -457,7 +465,7 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
 
     store = _store(settings)
     model = _model(settings, store, options.model)
-    engine = load_engine(model, settings.model.engine, fall_back=True)
+    engine = load_engine(model, _backend(settings, store), fall_back=True)
     if options.files:
         recordings = []
         for path in options.files:
@@ -586,7 +594,7 @@ def _models(options: argparse.Namespace) -> int:
         if options.model is None:
             raise UsageError("models promote needs a model: a built-in or promoted name, or a model directory. Try: edgekws models list")
         model = _model(settings, store, options.model)
-        engine = load_engine(model, settings.model.engine, fall_back=True)  # it must reproduce its golden embeddings here
+        engine = load_engine(model, _backend(settings, store), fall_back=True)  # it must reproduce its golden embeddings here
         _prototypes(settings, store, store.enrolments(), model, engine)  # so that a listener need not, and takes it up at once
         engine.close()
         load_model(store.promote(model.path, model.id))
@@ -868,12 +876,13 @@ def _bench(options: argparse.Namespace) -> int:
     from edgekws import bench
 
     settings = load_settings(options.config)
-    model = _model(settings, _store(settings), options.model)
+    store = _store(settings)
+    model = _model(settings, store, options.model)
     if options.report and options.report.suffix != ".md":
         raise UsageError(f"--report {options.report}: accepted is a name that ends with .md")
     rows = bench.bench(
         model,
-        "all" if options.all else options.backend or settings.model.engine,
+        "all" if options.all else options.backend or _backend(settings, store),
         seconds=options.seconds,
         repeats=options.repeats,
         window_s=options.window_s,
@@ -883,6 +892,9 @@ def _bench(options: argparse.Namespace) -> int:
     if options.report:
         options.report.write_text(bench.report_markdown(rows))
         options.report.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    if options.all and options.model is None and (found := bench.recommended(rows)):  # of the model that listens, not of any
+        store.save_engine(found[0]["backend"])
+        _say(f'edgekws: engine = "auto" is {found[0]["backend"]} on this machine from the next start on ({found[1]})')
     print(json.dumps(rows, indent=1) if options.json else bench.report_table(rows))
     return 0
 

@@ -45,7 +45,7 @@ class ModelSettings:
     id: str = "edge"
     """A built-in model's name, or the path of a model directory."""
     engine: str = "auto"
-    """auto: the first engine that runs here and reproduces the model's golden embeddings."""
+    """auto: what `bench --all` found to cost least here, else the first that runs and reproduces the model's golden embeddings."""
 
 
 @dataclass(frozen=True)

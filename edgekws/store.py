@@ -553,6 +553,18 @@ class Store:
         with _told(self.root):
             (self.root / "starts").unlink(missing_ok=True)
 
+    def engine(self) -> str | None:
+        """The engine that cost least on this machine, as `bench --all` found; None if that was not measured."""
+        path = self.root / "engine"
+        with _told(path):
+            return (path.read_text().strip() or None) if path.exists() else None
+
+    def save_engine(self, name: str) -> None:
+        """Listening takes this one from its next start on, unless the settings name another."""
+        path = self.root / "engine"
+        with _told(path), self._lock():
+            _write(path, f"{name}\n".encode())
+
     def _model(self, link: str) -> Path | None:
         path = self.root / "models" / link
         with _told(path):

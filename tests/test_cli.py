@@ -358,3 +358,24 @@ def test_help_needs_nothing_heavy():
     )
 
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_auto_is_the_engine_that_bench_found_best_here(tmp_path, monkeypatch, capsys):
+    from edgekws import cli
+    from edgekws.config import ModelSettings, Settings, StoreSettings
+    from edgekws.store import Store
+
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    settings = Settings(model=ModelSettings(id="edge-small"), store=StoreSettings(root=tmp_path / "state"))
+    store = Store(tmp_path / "state")
+    assert cli._backend(settings, store) == "auto"
+
+    assert cli.main(["bench", "--all", "--seconds", "1", "--repeats", "1"]) == 0
+    assert 'engine = "auto" is onnxruntime on this machine from the next start on (least CPU time' in capsys.readouterr().err
+    assert (store.engine(), cli._backend(settings, store)) == ("onnxruntime", "auto")  # auto tries that one first
+
+    store.save_engine("tensorrt")
+    assert cli._backend(settings, store) == "tensorrt"
+    assert cli._backend(Settings(model=ModelSettings(engine="onnxruntime"), store=settings.store), store) == "onnxruntime"
+    store.save_engine("an engine of a later version")
+    assert cli._backend(settings, store) == "auto"
