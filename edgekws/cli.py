@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -92,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--source", metavar="URI", help=source)
     run.add_argument("--model", metavar="ID|DIR", help=model)
     run.add_argument("--json", action="store_true", help="one event a line")
+
+    wyoming = add("wyoming", _wyoming, "Be a wake service: listen to the audio that Home Assistant or satellites send.")
+    wyoming.add_argument("--uri", default="tcp://127.0.0.1:10400", metavar="tcp://HOST:PORT", help="to listen on (%(default)s)")
+    wyoming.add_argument("--zeroconf", nargs="?", const="", metavar="NAME", help="announce it by mDNS, so that Home Assistant finds it")
+    wyoming.add_argument("--model", metavar="ID|DIR", help=model)
+    wyoming.add_argument("--json", action="store_true", help="one event a line")
 
     enroll = add("enroll", _enroll, "Make a keyword from three recordings: files, or the microphone with prompts.")
     enroll.add_argument("keyword", nargs="?", metavar="KEYWORD")
@@ -421,6 +428,62 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     heard = _listen(source, pipeline, updates.model, sinks, updates, status, stored.keep)
     gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
     _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
+    return 0
+
+
+def _wyoming(options: argparse.Namespace) -> int:
+    """A process of its own: no client can delay the microphone's listener, and that one needs no network."""
+    import asyncio
+    import ipaddress
+    from urllib.parse import urlsplit
+
+    from edgekws.daemon import ServiceManager
+    from edgekws.engines import load_engine
+    from edgekws.sinks import Delivery, LineSink, StoreSink
+    from edgekws.wyoming_server import WyomingServer
+
+    try:
+        uri = urlsplit(options.uri)
+        host, port = uri.hostname or "", uri.port
+        if uri.scheme != "tcp" or not host or port is None or uri.path or uri.username is not None:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--uri {options.uri!a}: accepted is tcp://HOST:PORT, such as tcp://127.0.0.1:10400") from None
+    local = host == "localhost"
+    with contextlib.suppress(ValueError):
+        local = ipaddress.ip_address(host).is_loopback
+    if local and options.zeroconf is not None:
+        raise UsageError(
+            f"--zeroconf would announce {host}, which no other machine can reach. Give an address of this one: --uri tcp://0.0.0.0:{port}"
+        )
+    settings = load_settings(options.config)
+    store = _store(settings)
+    version = _version(settings, store, _model(settings, store, options.model))
+    enrolled = version.detector.enrolled
+    manager = ServiceManager()
+
+    def ready(port: int) -> None:
+        _say(f"serving {_names(enrolled)} with {version.model.id} on tcp://{host}:{port}")
+        manager.tell("READY=1", f"STATUS=serving on tcp://{host}:{port}")
+
+    async def serve(delivery: Delivery) -> None:
+        def new_engine() -> Engine:
+            return load_engine(version.model, settings.model.engine, fall_back=True)
+
+        server = WyomingServer(enrolled, new_engine, delivery, version.model.id, settings.detector.refractory_s)
+        task = asyncio.ensure_future(server.serve(host, port, ready, options.zeroconf))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    version.engine.close()
+    delivery = Delivery([LineSink(sys.stdout, json=options.json), StoreSink(store)])
+    try:
+        asyncio.run(serve(delivery))
+    finally:
+        manager.tell("STOPPING=1")
+        delivery.close()
     return 0
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
-    ("control", "promotion"),
+    ("control", "promotion", "wyoming_server"),
     ("training",),
     ("bench", "daemon", "doctor", "evaluation", "watch"),
     ("cli",),

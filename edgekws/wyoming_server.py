@@ -1,0 +1,367 @@
+"""A wake service for the Wyoming protocol: others send audio, and are told what woke. The only module that knows the library.
+
+    describe → info          detect (names) → audio-start → audio-chunk … → detection … → audio-stop → not-detected if nothing woke
+    ping → pong
+
+Each connection has a stream, a network's state and names of its own. Frames are read here and not by the library: it waits for as many
+bytes as a client announces, and takes junk for the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgekws import __version__
+from edgekws.audio.resampling import To16k, mono
+from edgekws.detector import Detector
+from edgekws.engines import Engine
+from edgekws.errors import EdgekwsError
+from edgekws.pipeline import Pipeline
+from edgekws.sinks import Complaints, Delivery
+from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk, Detection, Enrolled, Event
+
+log = logging.getLogger(__name__)
+
+CLIENTS = 64  # each needs 2 MB for its network's state (measured)
+SPARE = 4  # engines that are kept for the next streams
+IDLE_S = 30.0  # without a frame, after which a connection may be ended for another's sake
+LINE_BYTES = 16 * 1024  # of a frame's first line
+DATA_BYTES = 64 * 1024
+PAYLOAD_BYTES = 256 * 1024  # 8 s at 16 kHz; Home Assistant sends 0.06 s
+WRITE_S = 5.0  # for a client to take an answer
+RATES_HZ = (4_000, 384_000)
+WIDTHS = {1: "<i1", 2: "<i2", 4: "<i4"}  # bytes of a sample; all signed, as in the library
+CHANNELS = 8
+
+
+class Frame(NamedTuple):
+    """One message of the protocol."""
+
+    type: str
+    data: dict[str, Any]
+    payload: bytes
+
+
+class WyomingServer:
+    """Serves until its task is cancelled. One thread: a client that sends as fast as it can gets its turn after each hop, as all do."""
+
+    def __init__(
+        self,
+        enrolled: Sequence[Enrolled],
+        new_engine: Callable[[], Engine],
+        delivery: Delivery,
+        model: str,
+        refractory_s: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`new_engine` is called for each stream beyond those that already ended; `delivery` gets each wake and stays open."""
+        try:
+            import wyoming  # noqa: F401
+        except ImportError as error:
+            raise EdgekwsError("the package wyoming is not installed. Try: pip install 'edgekws[wyoming]'") from error
+        self._enrolled = tuple(enrolled)
+        self.keywords = tuple(dict.fromkeys(one.keyword for one in enrolled))
+        self.delivery, self.model, self.clock = delivery, model, clock
+        self._new_engine, self._refractory_s = new_engine, refractory_s
+        self._idle: list[Engine] = []
+        self._loading = asyncio.Lock()
+        self._clients: set[_Client] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._complaints = Complaints()
+
+    async def serve(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None, announce: str | None = None) -> None:
+        """`ready` is told the port, which the system chose where it was 0. `announce` is a name for mDNS ("" = from the hardware address).
+
+        Raises:
+            EdgekwsError: that address cannot be listened on, or announced.
+        """
+        try:
+            server = await asyncio.start_server(self._client, host, port, limit=LINE_BYTES)
+        except OSError as error:
+            raise EdgekwsError(
+                f"cannot listen on {host} port {port}: {error.strerror}. Is another wake service running? Try another --uri"
+            ) from None
+        port = server.sockets[0].getsockname()[1]
+        try:
+            if announce is not None:
+                await _announce(host, port, announce)
+            ready(port)
+            await server.serve_forever()
+        finally:
+            server.close()
+            for client in self._clients:
+                client.writer.transport.abort()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=WRITE_S)
+            for engine in self._idle:
+                engine.close()
+
+    def info(self) -> dict[str, Any]:
+        """What Home Assistant shows: one program with a model a keyword."""
+        from wyoming.info import Attribution, Info, WakeModel, WakeProgram
+
+        whose = Attribution(name="edgekws", url="")
+        common: dict[str, Any] = {"attribution": whose, "installed": True}
+        models = [
+            WakeModel(name=keyword, description=keyword, phrase=keyword, languages=[], version=self.model, **common)
+            for keyword in self.keywords
+        ]
+        program = WakeProgram(name="edgekws", description="edgekws wake words", version=__version__, models=models, **common)
+        return Info(wake=[program]).event().data
+
+    async def take_engine(self) -> Engine:
+        """One with zero states; to be given back."""
+        async with self._loading:  # 12 ms on a thread, one after the other
+            engine = self._idle.pop() if self._idle else await asyncio.to_thread(self._new_engine)
+        engine.reset()
+        return engine
+
+    def give_back(self, engine: Engine) -> None:
+        if len(self._idle) < SPARE:
+            self._idle.append(engine)
+        else:
+            engine.close()
+
+    def pipeline(self, engine: Engine) -> Pipeline:
+        return Pipeline(engine, Detector(self._enrolled, self._refractory_s))
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._admit(_Client(self, reader, writer))
+        finally:
+            self._tasks.discard(task)
+
+    async def _admit(self, client: _Client) -> None:
+        if len(self._clients) >= CLIENTS:
+            idlest = min(self._clients, key=lambda one: one.active_s)
+            if self.clock() - idlest.active_s < IDLE_S:
+                self._complaints.say(f"wyoming: {CLIENTS} clients are connected, so {client.name} was refused", kind="full")
+                await client.refuse(f"{CLIENTS} clients are connected, which is all that may be")
+                return
+            self._clients.discard(idlest)
+            idlest.writer.transport.abort()
+        self._clients.add(client)
+        try:
+            await client.run()
+        finally:
+            self._clients.discard(client)
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, server: WyomingServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.name = "{}:{}".format(*(writer.get_extra_info("peername") or ("?", "?"))[:2])
+        self.active_s = server.clock()
+        self._server = server
+        self._names: frozenset[str] | None = None  # None = all
+        self._context: object = None
+        self._engine: Engine | None = None
+        self._woke = False
+
+    async def run(self) -> None:
+        """Answer until the connection ends, whoever ends it."""
+        try:
+            while (frame := await _read(self.reader)) is not None:
+                self.active_s = self._server.clock()
+                await self._obey(frame)
+        except _Junk as junk:
+            log.info("wyoming: %s: %s", self.name, junk)
+            await self.refuse(str(junk))
+        except (OSError, asyncio.TimeoutError):  # it went away, or took no answer
+            pass
+        except EdgekwsError as error:  # no engine
+            log.error("wyoming: %s: %s", self.name, error)
+            await self.refuse(str(error))
+        finally:
+            self._stop()
+            self.writer.transport.abort()
+
+    async def refuse(self, why: str) -> None:
+        """Tell a client why, and end it."""
+        try:
+            await self._tell("error", text=why)
+            self.writer.close()
+            await asyncio.wait_for(self.writer.wait_closed(), WRITE_S)
+        except (OSError, asyncio.TimeoutError):
+            self.writer.transport.abort()
+
+    async def _obey(self, frame: Frame) -> None:
+        """What is not known is passed over, as newer clients may say more."""
+        data = frame.data
+        if frame.type == "audio-chunk":
+            await self._hear(frame.payload, data)
+        elif frame.type == "audio-start":
+            await self._start(_format(data))
+        elif frame.type == "audio-stop":
+            if self._engine is not None:
+                await self._feed(self._to_16k.flush(), None)
+                if not self._woke:
+                    await self._tell("not-detected", **self._told())
+                self._stop()
+        elif frame.type == "detect":
+            await self._detect(data.get("names"), data.get("context"))
+        elif frame.type == "describe":
+            await self._tell("info", **self._server.info())
+        elif frame.type == "ping":
+            await self._tell("pong", text=data.get("text"))
+
+    async def _detect(self, names: object, context: object) -> None:
+        if names is not None and not (isinstance(names, list) and all(isinstance(one, str) for one in names)):
+            raise _Junk('"names" of detect must be a list of strings, or null')
+        self._names = frozenset(names) if names else None
+        self._context = context if isinstance(context, dict) else None
+        if self._names and not self._names & set(self._server.keywords):
+            known = ", ".join(f'"{one}"' for one in self._server.keywords)
+            text = f"none of {sorted(self._names)} is enrolled, so nothing will wake. Enrolled: {known}"
+            log.warning("wyoming: %s: %s", self.name, text)
+            await self._tell("error", text=text)
+
+    async def _start(self, format: tuple[int, int, int]) -> None:
+        self._stop()
+        self._engine = await self._server.take_engine()
+        self._pipeline = self._server.pipeline(self._engine)
+        self._set(format)
+        self._heard = 0  # samples at 16 kHz
+        self._woke = False
+
+    def _set(self, format: tuple[int, int, int]) -> None:
+        self._format = format
+        self._to_16k = To16k(format[0])
+
+    def _stop(self) -> None:
+        if self._engine is not None:
+            self._server.give_back(self._engine)
+            self._engine = None
+
+    async def _hear(self, payload: bytes, data: dict[str, Any]) -> None:
+        format = rate_hz, width, channels = _format(data)
+        if self._engine is None:
+            await self._start(format)
+        elif format != self._format:
+            await self._feed(self._to_16k.flush(), None)
+            self._set(format)
+        frame_bytes = width * channels
+        if len(payload) % frame_bytes:
+            raise _Junk(f"{len(payload)} bytes of audio are no whole number of samples ({frame_bytes} bytes)")
+        samples = np.frombuffer(payload, WIDTHS[width]).reshape(-1, channels)
+        at_ms = data.get("timestamp")
+        step = rate_hz * HOP_MS // 1000
+        for start in range(0, len(samples), step):
+            floats = samples[start : start + step].astype(np.float32) / np.float32(1 << (8 * width - 1))
+            await self._feed(self._to_16k.feed(mono(floats)), at_ms if type(at_ms) is int else None)
+
+    async def _feed(self, samples: np.ndarray, at_ms: int | None) -> None:
+        """int16 at 16 kHz, about a hop; then it is somebody else's turn."""
+        arrived_s = time.perf_counter()
+        if len(samples):
+            found = self._pipeline.feed(AudioChunk(samples, self._heard))
+            self._heard += len(samples)
+            for one in found:
+                if self._names is None or one.keyword in self._names:
+                    self._woke = True
+                    self._remember(one, (time.perf_counter() - arrived_s) * 1000)
+                    at = at_ms if at_ms is not None else one.end_sample * 1000 // SAMPLE_RATE_HZ
+                    await self._tell("detection", name=one.keyword, timestamp=at, speaker=one.speaker or None, **self._told())
+        await asyncio.sleep(0)
+
+    def _remember(self, one: Detection, latency_ms: float) -> None:
+        stream_s = one.end_sample / SAMPLE_RATE_HZ
+        facts = (one.keyword, one.speaker, one.score, one.threshold, time.time(), stream_s, latency_ms, self._server.model)
+        self._server.delivery.put(Event(*facts, extra={"client": self.name}))
+
+    def _told(self) -> dict[str, object]:
+        return {} if self._context is None else {"context": self._context}
+
+    async def _tell(self, type: str, **data: object) -> None:
+        from wyoming.event import Event, async_write_event
+
+        await asyncio.wait_for(async_write_event(Event(type, data), self.writer), WRITE_S)
+
+
+class _Junk(Exception):
+    """What no client of this protocol sends."""
+
+
+async def _read(reader: asyncio.StreamReader) -> Frame | None:
+    """The next frame; None at the end, also in the middle of one.
+
+    Raises:
+        _Junk: no frame, or one beyond the bounds.
+    """
+    try:
+        line = await reader.readline()
+    except ValueError:
+        raise _Junk(f"a first line of more than {LINE_BYTES} bytes") from None
+    if not line.endswith(b"\n"):
+        return None
+    header = _object(line, "a frame's first line")
+    type, data = header.get("type"), header.get("data")
+    if not isinstance(type, str):
+        raise _Junk('a frame needs a "type"')
+    if data is not None and not isinstance(data, dict):
+        raise _Junk('"data" must be an object')
+    data = data or {}
+    try:
+        if size := _size(header, "data_length", DATA_BYTES):
+            data.update(_object(await reader.readexactly(size), "data"))
+        size = _size(header, "payload_length", PAYLOAD_BYTES)
+        return Frame(type, data, await reader.readexactly(size) if size else b"")
+    except asyncio.IncompleteReadError:
+        return None
+
+
+def _object(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _Junk(f"{what} must be a JSON object, and is {text[:40]!r}")
+    return found
+
+
+def _size(header: dict[str, Any], key: str, limit: int) -> int:
+    size = header.get(key)
+    if size is None:
+        return 0
+    if type(size) is not int or not 0 <= size <= limit:
+        raise _Junk(f"{key} must be a number from 0 to {limit}")
+    return size
+
+
+def _format(data: dict[str, Any]) -> tuple[int, int, int]:
+    """Rate in Hz, bytes of a sample, channels."""
+    rate_hz, width, channels = (data.get(name) for name in ("rate", "width", "channels"))
+    low, high = RATES_HZ
+    if type(rate_hz) is not int or not low <= rate_hz <= high:
+        raise _Junk(f'"rate" must be a number from {low} to {high}')
+    if type(width) is not int or width not in WIDTHS:
+        raise _Junk(f'"width" must be one of {", ".join(map(str, WIDTHS))} (bytes of a signed sample)')
+    if type(channels) is not int or not 1 <= channels <= CHANNELS:
+        raise _Junk(f'"channels" must be a number from 1 to {CHANNELS}')
+    return rate_hz, width, channels
+
+
+async def _announce(host: str, port: int, name: str) -> None:
+    """To Home Assistant, by mDNS."""
+    try:
+        from wyoming.zeroconf import HomeAssistantZeroconf
+    except ImportError as error:
+        raise EdgekwsError("the package zeroconf is not installed. Try: pip install zeroconf") from error
+    try:
+        await HomeAssistantZeroconf(port=port, name=name or None, host=None if host in ("0.0.0.0", "::") else host).register_server()
+    except Exception as error:  # zeroconf has a dozen kinds
+        raise EdgekwsError(f"cannot be announced by mDNS ({type(error).__name__}: {error}). Leave --zeroconf out") from error

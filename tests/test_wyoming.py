@@ -1,0 +1,305 @@
+"""The wake service as Home Assistant or a satellite uses it: the library's own client on one side, the real command on the other."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+pytest.importorskip("wyoming")
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
+from wyoming.event import Event
+from wyoming.info import Describe, Info
+from wyoming.ping import Ping, Pong
+from wyoming.wake import Detect, Detection, NotDetected
+
+import edgekws
+from edgekws.wyoming_server import CLIENTS, LINE_BYTES, PAYLOAD_BYTES
+
+DEMO = Path(edgekws.__file__).parent / "demo"
+TRUTH = json.loads((DEMO / "truth.json").read_text())
+KEYWORD = TRUTH["keyword"]
+STREAM, RATE_HZ = soundfile.read(DEMO / "stream.flac", dtype="int16")
+ONCE = STREAM[3 * RATE_HZ : 7 * RATE_HZ]  # one keyword
+FORMAT = {"rate": 16_000, "width": 2, "channels": 1}
+
+
+class Service:
+    """`edgekws wyoming` as a process; its port, and its memory."""
+
+    def __init__(self, root, *options):
+        command = [sys.executable, "-m", "edgekws"]
+        env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
+        takes = sorted(map(str, DEMO.glob("enrol-*.flac")))
+        subprocess.run([*command, "enroll", KEYWORD, "--speaker", "ann", *takes], env=env, check=True, capture_output=True, timeout=120)
+        self.process = subprocess.Popen(
+            [*command, "wyoming", "--uri", "tcp://127.0.0.1:0", "--json"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in self.process.stderr:  # ends if it dies
+            if found := re.search(r"serving .* on tcp://127.0.0.1:(\d+)$", line):
+                self.port = int(found[1])
+                return
+        raise AssertionError("it did not start")
+
+    def rss_mb(self):
+        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1]) / 1024
+
+    def stop(self):
+        """What it printed, and its exit code."""
+        self.process.terminate()
+        out, err = self.process.communicate(timeout=30)
+        return out, err, self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    service = Service(tmp_path_factory.mktemp("wyoming") / "state")
+    yield service
+    if service.process.poll() is None:
+        service.process.kill()
+
+
+def client(service):
+    return AsyncTcpClient("127.0.0.1", service.port)
+
+
+async def answer(connection):
+    """The next event; None at the end."""
+    try:
+        return await asyncio.wait_for(connection.read_event(), 60)
+    except ConnectionError:
+        return None
+
+
+async def send(connection, samples, rate_hz=RATE_HZ, chunk=1024, **more):
+    """int16 samples (n,) or (n, channels), as a microphone's program sends them."""
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    for start in range(0, len(samples), chunk):
+        audio = samples[start : start + chunk].tobytes()
+        await connection.write_event(AudioChunk(rate_hz, 2, channels, audio, start * 1000 // rate_hz, **more).event())
+
+
+async def heard(connection, samples, rate_hz=RATE_HZ, chunk=1024):
+    """What is detected in a stream, until all of it was heard."""
+    await connection.write_event(AudioStart(rate_hz, 2, 1 if samples.ndim == 1 else samples.shape[1]).event())
+    sending = asyncio.ensure_future(send(connection, samples, rate_hz, chunk))
+    sending.add_done_callback(lambda _: asyncio.ensure_future(finish()))
+
+    async def finish():
+        await connection.write_event(AudioStop().event())
+        await connection.write_event(Ping("end").event())
+
+    found = []
+    while not Pong.is_type((event := await answer(connection)).type):
+        found.append(event)
+    return found
+
+
+def near(timestamps_ms):
+    """Each spoken keyword is reported once, and nothing else: at its end or within the second after it."""
+    wanted = TRUTH["spoken"]
+    return len(timestamps_ms) == len(wanted) and all(
+        one["start_s"] < at / 1000 < one["end_s"] + 1.0 for one, at in zip(wanted, timestamps_ms, strict=True)
+    )
+
+
+def test_it_describes_itself(service):
+    async def talk():
+        async with client(service) as connection:
+            await connection.write_event(Describe().event())
+            return Info.from_event(await answer(connection))
+
+    program = asyncio.run(talk()).wake[0]
+    assert (program.name, program.installed, program.version) == ("edgekws", True, edgekws.__version__)
+    assert [(one.name, one.phrase, one.installed) for one in program.models] == [(KEYWORD, KEYWORD, True)]
+
+
+@pytest.mark.parametrize(("rate_hz", "channels", "chunk"), [(16_000, 1, 1024), (48_000, 2, 480), (44_100, 1, 4096), (22_050, 1, 333)])
+def test_every_keyword_is_detected_at_any_rate(service, rate_hz, channels, chunk):
+    samples = STREAM if rate_hz == RATE_HZ else soxr.resample(STREAM, RATE_HZ, rate_hz).astype(np.int16)
+    if channels == 2:
+        samples = np.stack([samples, samples], 1)
+
+    async def talk():
+        async with client(service) as connection:
+            await connection.write_event(Detect(names=[KEYWORD]).event())
+            return [Detection.from_event(event) for event in await heard(connection, samples, rate_hz, chunk)]
+
+    detections = asyncio.run(talk())
+    assert {(one.name, one.speaker) for one in detections} == {(KEYWORD, "ann")}
+    assert near([one.timestamp for one in detections])
+
+
+def test_nothing_detected_is_said_at_the_end_of_the_audio(service):
+    async def talk():
+        async with client(service) as connection:
+            silence = await heard(connection, np.zeros(RATE_HZ, np.int16))
+            speech = await heard(connection, ONCE)
+            return [[event.type for event in events] for events in (silence, speech)]
+
+    assert asyncio.run(talk()) == [["not-detected"], ["detection"]]
+
+
+def test_names_are_each_connections_own(service):
+    async def talk():
+        async with client(service) as one, client(service) as other:
+            await one.write_event(Detect(names=["alexa"]).event())
+            error = await answer(one)
+            await other.write_event(Detect(names=[KEYWORD, "alexa"], context={"room": 3}).event())
+            return error, await asyncio.gather(heard(one, ONCE), heard(other, ONCE))
+
+    error, (none, all_of_it) = asyncio.run(talk())
+    assert error.data["text"] == f"none of ['alexa'] is enrolled, so nothing will wake. Enrolled: \"{KEYWORD}\""
+    assert [event.type for event in none] == ["not-detected"]
+    assert [event.data["context"] for event in all_of_it] == [{"room": 3}]
+    assert NotDetected.from_event(none[0]).context is None
+
+
+def test_audio_without_a_start_is_heard_too(service):
+    async def talk():
+        async with client(service) as connection:
+            await send(connection, ONCE)
+            return await answer(connection)
+
+    assert asyncio.run(talk()).type == "detection"
+
+
+def test_what_is_new_to_it_is_passed_over(service):
+    async def talk():
+        async with client(service) as connection:
+            await connection.write_event(Event("run-satellite", {"x": 1}, b"yz"))
+            await connection.write_event(Ping("still here?").event())
+            return Pong.from_event(await answer(connection)).text
+
+    assert asyncio.run(talk()) == "still here?"
+
+
+JUNK = [
+    b"junk\n",
+    b"[]\n",
+    b"null\n",
+    b"\xff\xfe\n",
+    b'{"data": {}}\n',
+    b'{"type": 3}\n',
+    b'{"type": "detect", "data": []}\n',
+    b'{"type": "detect", "data": {"names": "alexa"}}\n',
+    b'{"type": "detect", "data_length": 3}\n[1]',
+    b'{"type": "detect", "data_length": -1}\n',
+    b'{"type": "detect", "data_length": true}\n',
+    b'{"type": "detect", "data_length": 1e3}\n',
+    b'{"type": "ping", "data_length": 99999999999}\n',
+    b'{"type": "audio-chunk", "payload_length": %d}\n' % (PAYLOAD_BYTES + 1),
+    b'{"type": "audio-chunk", "data": {"rate": 16000, "width": 2, "channels": 1}, "payload_length": 3}\nabc',
+    b'{"type": "audio-chunk", "data": {"rate": 16000, "width": 2}}\n',
+    b'{"type": "audio-start", "data": {"rate": 0, "width": 2, "channels": 1}}\n',
+    b'{"type": "audio-start", "data": {"rate": 16000, "width": 3, "channels": 1}}\n',
+    b'{"type": "audio-start", "data": {"rate": 16000, "width": 2, "channels": 1000}}\n',
+    b'{"type": "audio-start", "data": {"rate": NaN, "width": 2, "channels": 1}}\n',
+    b'{"type": "ping", "data": ' + b"[" * 5000 + b"}\n",
+    b"x" * (2 * LINE_BYTES),
+]
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_junk_is_told_and_ends_the_connection(service, junk):
+    async def talk():
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(junk)
+        got = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        return got
+
+    assert b'"error"' in asyncio.run(talk())
+
+
+def test_fifty_clients_of_which_ten_are_mad(service):
+    """The forty get every detection; the ten stall, send junk, flood, or drop in the middle of a frame."""
+    done = asyncio.Event()
+
+    async def healthy():
+        async with client(service) as connection:
+            await connection.write_event(Detect(names=[KEYWORD]).event())
+            return [event.type for event in await heard(connection, ONCE)]
+
+    async def mad(kind):
+        while not done.is_set():
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+                if kind == "stalls":
+                    writer.write(b'{"type": "audio-chunk", "payload_length": 1000}\nhalf')
+                    await done.wait()
+                elif kind == "junk":
+                    writer.write(random.randbytes(5000))
+                    await reader.read()
+                elif kind == "drops":
+                    writer.write(b'{"type": "audio-start", "data": {"rate": 16000, "width": 2, "channels": 1}}\n{"type": "audio')
+                    await writer.drain()
+                elif kind == "never reads":
+                    for _ in range(10_000):
+                        writer.write(b'{"type": "describe"}\n')
+                        await asyncio.wait_for(writer.drain(), 1)
+                else:  # floods
+                    line = json.dumps({"type": "audio-chunk", "data": FORMAT, "payload_length": 64_000}).encode()
+                    while not done.is_set():
+                        writer.write(line + b"\n" + bytes(64_000))
+                        await writer.drain()
+                writer.transport.abort()
+            except (OSError, asyncio.TimeoutError):
+                pass
+            await asyncio.sleep(0.01)
+
+    async def all_of_them():
+        mads = [asyncio.ensure_future(mad(kind)) for kind in ("stalls", "junk", "drops", "never reads", "floods") * 2]
+        good = await asyncio.gather(*(healthy() for _ in range(40)))
+        done.set()
+        await asyncio.wait(mads, timeout=30)
+        return good
+
+    assert asyncio.run(all_of_them()) == [["detection"]] * 40
+
+
+def test_beyond_the_bound_a_client_is_told_so(service):
+    async def talk():
+        connections = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(CLIENTS)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        told = await asyncio.wait_for(reader.read(), 30)
+        for _, one in [*connections, (reader, writer)]:
+            one.close()
+        return told
+
+    assert b"all that may be" in asyncio.run(talk())
+
+
+def test_a_fuzz_of_malformed_frames_stops_nothing_and_leaks_nothing(service):
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    from wyoming_fuzz import fuzz
+
+    asyncio.run(fuzz("127.0.0.1", service.port, 500, seed=1))
+    before_mb = service.rss_mb()
+    asyncio.run(fuzz("127.0.0.1", service.port, 1500, seed=2))
+
+    assert service.rss_mb() - before_mb < 20
+    assert service.process.poll() is None
+
+
+def test_each_wake_is_printed_and_stored_and_it_ends_when_told(service):
+    """The last of this service."""
+    out, err, code = service.stop()
+    wakes = [json.loads(line) for line in out.splitlines()]
+
+    assert code == 0
+    assert "Traceback" not in err
+    assert {(wake["kind"], wake["keyword"], wake["extra"]["client"].split(":")[0]) for wake in wakes} == {("wake", KEYWORD, "127.0.0.1")}
