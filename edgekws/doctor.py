@@ -8,10 +8,14 @@ import importlib.util
 import json
 import os
 import platform
+import pwd
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,6 +27,7 @@ from edgekws.engines import ORDER, load_engine
 from edgekws.errors import EdgekwsError, PowerError
 from edgekws.model import Model, find_model, load_model
 from edgekws.power import NoMeter, load_meter
+from edgekws.power.conditions import power_mode
 
 FREE_MB = 100  # for events and models; below it the store is near to refusing
 
@@ -57,6 +62,8 @@ def checks(settings: Settings) -> list[Check]:
         _importable("training", "torch", "adaptation and pretraining", "pip install 'edgekws[train]'; on a Jetson its own torch first"),
         _program("speech synthesis", "espeak-ng", "pretraining", "sudo apt-get install espeak-ng"),
         _power_meter(),
+        *_jetson(),
+        *_service(),
     ]
 
 
@@ -193,6 +200,110 @@ def _power_meter() -> Check:
         return Check("power meter", False, str(error), "edgekws doctor again", False)
     finally:
         meter.close()
+
+
+JETPACK = {"36": 6, "38": 7, "39": 7}  # by L4T's number
+GROUPS = {"audio": "sound cards", "video": "the GPU", "render": "the GPU", "jtop": "power readings"}
+# Run by a Python of its own: torch takes seconds and gigabytes to load.
+TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.cuda.is_available(), torch.cuda.get_arch_list()]))"
+
+
+def _jetson(root: Path = Path("/"), python: str = sys.executable) -> Iterator[Check]:
+    """What people trip over on a Jetson; nothing elsewhere.
+
+    Args:
+        root: where its /etc and /run are.
+        python: asked about its torch.
+    """
+    release = root / "etc" / "nv_tegra_release"
+    if not release.exists():
+        return
+    found = re.match(r"# R(\d+).*?REVISION: ([\d.]+)", release.read_text())
+    l4t, revision = found.groups() if found else ("", "?")
+    jetpack = JETPACK.get(l4t)
+    if jetpack is None:
+        detail = f"L4T {l4t}.{revision}" if l4t else f"{release} does not tell its version"
+        yield Check(
+            "jetpack", False, detail, "flash JetPack 6.2 or 7.2: these have Python 3.10 and 3.12, and are what was looked at", False
+        )
+    else:
+        yield Check("jetpack", True, f"JetPack {jetpack}, L4T {l4t}.{revision}", essential=False)
+    constraints = f"-c deploy/constraints-jp{jetpack or 6}.txt"
+    numpy = _version("numpy") or "0"
+    if int(numpy.split(".")[0]) >= 2:
+        mend = f"pip install {constraints} 'numpy<2'"
+        yield Check("numpy", False, f"{numpy}: JetPack's own packages are compiled against 1.x, and break", mend, False)
+    yield from _groups(root)
+    if not (root / "run" / "jtop.sock").exists():
+        mend = "sudo systemctl enable --now jtop.service; where there is none: sudo pip3 install jetson-stats, then restart the board"
+        yield Check("jtop service", False, "not running: power from the sensors themselves, no GPU load", mend, False)
+    else:
+        yield Check("jtop service", True, "running", essential=False)
+    mode = power_mode()
+    if mode is None:
+        yield Check("power mode", False, "nvpmodel does not tell it", "sudo nvpmodel -q; sudo apt-get install nvidia-l4t-nvpmodel", False)
+    else:
+        yield Check("power mode", True, mode, essential=False)
+    yield from _torch(python)
+
+
+def _groups(root: Path) -> Iterator[Check]:
+    """Those of the service's account where there is one, else of this user."""
+    with suppress(OSError):
+        names = {line.split(":")[0] for line in (root / "etc" / "passwd").read_text().splitlines()}
+        user = "edgekws" if "edgekws" in names else pwd.getpwuid(os.getuid()).pw_name
+        members = {
+            fields[0]: fields[3].split(",")
+            for line in (root / "etc" / "group").read_text().splitlines()
+            if len(fields := line.split(":")) == 4
+        }
+        lacking = [name for name in GROUPS if name in members and user not in members[name]] if user != "root" else []
+        if lacking:
+            what = ", ".join(f"{name} ({GROUPS[name]})" for name in lacking)
+            again = "sudo systemctl restart edgekws" if user == "edgekws" else "log in again"
+            mend = f"sudo usermod -aG {','.join(lacking)} {user}; {again}"
+            yield Check("groups", False, f"{user} is not in {what}", mend, False)
+        else:
+            yield Check("groups", True, f"{user} is in {', '.join(name for name in GROUPS if name in members)}", essential=False)
+
+
+def _torch(python: str) -> Iterator[Check]:
+    """A torch for another machine imports and trains, on the CPU."""
+    try:
+        done = subprocess.run([python, "-c", TORCH], capture_output=True, text=True, timeout=120)
+        version, cuda, architectures = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return  # none, as said above
+    mend = "NVIDIA's own for this JetPack: pip uninstall -y torch, then bash deploy/install.sh --torch INDEX"
+    if not cuda:
+        yield Check("torch", False, f"{version}: made without CUDA, or for another CUDA than this JetPack's", mend, False)
+    elif not any(one == "sm_87" or re.fullmatch(r"compute_8[0-7]", one) for one in architectures):
+        yield Check("torch", False, f"{version}: no code for Orin's GPU (sm_87), only for {', '.join(architectures)}", mend, False)
+    else:
+        yield Check("torch", True, f"{version}, with CUDA", essential=False)
+
+
+def _service(systemctl: str = "systemctl") -> Iterator[Check]:
+    """What the listener that runs as a service says of itself; nothing where there is no systemd or it is not installed."""
+    asked = ["LoadState", "ActiveState", "StatusText", "NRestarts"]
+    try:
+        command = [systemctl, "show", "edgekws.service", *(f"--property={name}" for name in asked)]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    state = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    if state.get("LoadState") != "loaded":
+        return
+    text = state.get("StatusText", "")
+    detail = (
+        f"{state.get('ActiveState')}{f', started again {count} times' if (count := state.get('NRestarts', '0')) != '0' else ''}: {text}"
+    )
+    if state.get("ActiveState") == "active" and text.startswith("listening"):
+        yield Check("service", True, detail)
+    elif state.get("ActiveState") == "inactive":
+        yield Check("service", False, "installed and not started", "sudo systemctl enable --now edgekws", False)
+    else:
+        yield Check("service", False, detail, "journalctl -u edgekws -n 20")
 
 
 def _importable(name: str, module: str, purpose: str, mend: str) -> Check:

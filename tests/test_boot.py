@@ -170,6 +170,14 @@ def test_wakes_are_in_the_journal_and_in_the_database(machine):
     assert machine.wakes() >= 2
 
 
+def test_the_doctor_and_the_status_line_tell_how_it_is(machine):
+    machine.wait_for("systemctl show --value -p StatusText edgekws", 30, lambda said: 'the last "open sesame" at' in said)
+    checks = {one["name"]: one for one in json.loads(machine.do("runuser -u edgekws -- edgekws doctor --json"))}
+
+    assert checks["service"]["ok"] and "active: listening to file:/srv/long.wav" in checks["service"]["detail"]
+    assert [name for name, one in checks.items() if one["essential"] and not one["ok"]] == []
+
+
 def test_the_unit_is_understood_and_shut_tight(machine):
     said = machine.do("systemd-analyze verify edgekws.service edgekws-adapt.service edgekws-adapt.timer 2>&1 | grep edgekws || true")
     # "→ Overall exposure level for edgekws.service: 1.1 OK"

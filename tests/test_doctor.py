@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,3 +120,123 @@ def test_no_power_meter_is_no_fault(monkeypatch):
     check = doctor._power_meter()
 
     assert (check.ok, check.essential, check.detail) == (False, False, "no power meter can be read here (rapl: none)")
+
+
+@pytest.fixture
+def jetson(tmp_path):
+    """The few files of a Jetson's root that are looked at: JetPack 6.2, its service's account, no jtop."""
+    for name, text in {
+        "nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
+        "passwd": "root:x:0:0::/root:/bin/sh\nedgekws:x:998:998::/var/lib/edgekws:/usr/sbin/nologin\n",
+        "group": "root:x:0:\naudio:x:29:pulse,edgekws\nvideo:x:44:edgekws\nrender:x:104:\n",
+    }.items():
+        path = tmp_path / "etc" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "run").mkdir()
+    return tmp_path
+
+
+def on_jetson(root, python="/nowhere/python"):
+    return {check.name: check for check in doctor._jetson(root, python)}
+
+
+def test_elsewhere_nothing_is_said_of_jetsons(tmp_path):
+    assert on_jetson(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("release", "ok", "detail"),
+    [
+        ("# R36 (release), REVISION: 4.3, GCID: 1", True, "JetPack 6, L4T 36.4.3"),
+        ("# R39 (release), REVISION: 2.0, GCID: 1", True, "JetPack 7, L4T 39.2.0"),
+        ("# R35 (release), REVISION: 4.1, GCID: 1", False, "L4T 35.4.1"),
+        ("", False, "does not tell its version"),
+    ],
+)
+def test_the_jetpack_is_told(jetson, release, ok, detail):
+    (jetson / "etc" / "nv_tegra_release").write_text(release)
+    check = on_jetson(jetson)["jetpack"]
+
+    assert check.ok == ok and detail in check.detail
+    assert check.ok or "flash JetPack 6.2 or 7.2" in check.mend
+
+
+def test_the_service_account_s_missing_groups_are_told_with_the_command(jetson):
+    check = on_jetson(jetson)["groups"]
+
+    assert "edgekws is not in render (the GPU)" in check.detail  # and there is no jtop's group to be in
+    assert check.mend == "sudo usermod -aG render edgekws; sudo systemctl restart edgekws"
+
+
+def test_an_account_in_all_groups_is_well(jetson):
+    (jetson / "etc" / "group").write_text("audio:x:29:edgekws\nvideo:x:44:edgekws\nrender:x:104:edgekws\njtop:x:990:edgekws\n")
+
+    assert on_jetson(jetson)["groups"].detail == "edgekws is in audio, video, render, jtop"
+
+
+def test_a_jtop_that_does_not_run_is_told_until_it_does(jetson):
+    assert "systemctl enable --now jtop.service" in on_jetson(jetson)["jtop service"].mend
+
+    (jetson / "run" / "jtop.sock").touch()
+
+    assert on_jetson(jetson)["jtop service"].ok
+
+
+def test_numpy_2_is_told_on_a_jetson(jetson, monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda package: "2.2.6")
+
+    assert on_jetson(jetson)["numpy"].mend == "pip install -c deploy/constraints-jp6.txt 'numpy<2'"
+
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.26.4")
+
+    assert "numpy" not in on_jetson(jetson)
+
+
+def test_the_torch_that_pip_finds_by_itself_is_told():
+    """This machine's own, which has no CUDA that works here."""
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    (check,) = doctor._torch(sys.executable)
+
+    assert not check.ok and torch.__version__ in check.detail
+    assert "bash deploy/install.sh --torch" in check.mend
+
+
+@pytest.mark.parametrize(
+    ("said", "ok", "detail"),
+    [
+        ('["2.8.0", true, ["sm_87"]]', True, "2.8.0, with CUDA"),
+        ('["2.15.0", true, ["sm_80", "sm_90"]]', False, "no code for Orin's GPU (sm_87), only for sm_80, sm_90"),
+        ('["2.8.0", true, ["sm_72", "compute_80"]]', True, "with CUDA"),
+    ],
+)
+def test_a_torch_for_another_gpu_is_told(tmp_path, said, ok, detail):
+    """A Python that says what one on an Orin would: there is none here."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{said}'\n")
+    python.chmod(0o755)
+    (check,) = doctor._torch(str(python))
+
+    assert check.ok == ok and detail in check.detail
+
+
+@pytest.mark.parametrize(
+    ("state", "ok", "essential", "detail"),
+    [
+        ("active\nStatusText=listening to mic:\nNRestarts=0", True, True, "active: listening to mic:"),
+        ("active\nStatusText=deaf: no microphone\nNRestarts=2", False, True, "active, started again 2 times: deaf: no microphone"),
+        ("failed\nStatusText=\nNRestarts=20", False, True, "failed, started again 20 times"),
+        ("inactive\nStatusText=\nNRestarts=0", False, False, "installed and not started"),
+    ],
+)
+def test_the_service_tells_how_it_is(tmp_path, state, ok, essential, detail):
+    """A systemctl that says what systemd would; tests/test_boot.py asks a real one."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\necho 'LoadState=loaded\nActiveState={state}'\n")
+    systemctl.chmod(0o755)
+    (check,) = doctor._service(str(systemctl))
+
+    assert (check.ok, check.essential) == (ok, essential)
+    assert detail in check.detail

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# edgekws as a service on a Jetson with JetPack 6 or 7, or on any Debian or Ubuntu with Python 3.10 to 3.12:
+#   sudo bash deploy/install.sh [--torch INDEX|WHEEL] [--jetpack 6|7] [--dry-run]
+#   sudo bash deploy/install.sh uninstall [--purge] [--dry-run]
+# --dry-run   prints each step and does none.
+# --torch     NVIDIA's torch for this JetPack, for learning on the device: the address of its package index, or a wheel. It is never taken from
+#             elsewhere: the one that pip finds by itself has no code for a Jetson's GPU. Without it a torch that is there already is used.
+# --jetpack   where it is not read from /etc/nv_tegra_release.
+# --purge     deletes recordings, events, models and settings too; without it they stay.
+# JetPack's own packages are used (TensorRT, CUDA) and none is changed: all goes into /opt/edgekws. To change the settings later:
+# /etc/edgekws/edgekws.toml, then sudo systemctl restart edgekws. To upgrade: the same command in a newer clone.
+set -euo pipefail
+umask 022
+cd "$(dirname "$0")/.."
+
+action=install dry='' purge='' torch='' jetpack=''
+while [ $# -gt 0 ]; do
+  case $1 in
+  install | uninstall) action=$1 ;;
+  --dry-run) dry=1 ;;
+  --purge) purge=1 ;;
+  --torch) torch=${2:?--torch needs an index address or a wheel} && shift ;;
+  --jetpack) jetpack=${2:?--jetpack needs 6 or 7} && shift ;;
+  *)
+    echo "$1: accepted are install, uninstall, --dry-run, --purge, --torch INDEX|WHEEL and --jetpack 6|7" >&2
+    exit 2
+    ;;
+  esac
+  shift
+done
+
+home=/opt/edgekws state=/var/lib/edgekws settings=/etc/edgekws/edgekws.toml units=/etc/systemd/system
+python=$home/venv/bin/python
+
+fail() {
+  echo "$1" >&2
+  exit 1
+}
+do_() { # a step: said, and done
+  echo "+$(printf ' %q' "$@")"
+  [ -n "$dry" ] || "$@"
+}
+[ -n "$dry" ] || [ "$(id -u)" = 0 ] || fail "this needs root: sudo bash deploy/install.sh. --dry-run shows what it would do"
+
+if [ "$action" = uninstall ]; then
+  do_ systemctl disable --now edgekws-adapt.timer edgekws.service || true
+  do_ systemctl stop edgekws-adapt.service || true
+  do_ rm -rf "$units/edgekws.service" "$units/edgekws-adapt.service" "$units/edgekws-adapt.timer" \
+    /usr/lib/sysusers.d/edgekws.conf /usr/local/bin/edgekws "$home"
+  do_ systemctl daemon-reload
+  if [ -n "$purge" ]; then
+    do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-adapt.timer.d"
+    if getent passwd edgekws >/dev/null; then do_ userdel edgekws; fi
+    if getent group edgekws >/dev/null; then do_ groupdel edgekws; fi
+  else
+    echo "kept: $state and /etc/edgekws (uninstall --purge deletes them)"
+  fi
+  exit 0
+fi
+
+if [ -z "$jetpack" ] && [ -f /etc/nv_tegra_release ]; then
+  l4t=$(sed -n '1s/^# R\([0-9]*\).*/\1/p' /etc/nv_tegra_release)
+  case $l4t in
+  36) jetpack=6 ;;
+  38 | 39) jetpack=7 ;;
+  *) fail "L4T $l4t: edgekws needs JetPack 6 (L4T 36) or 7 (38, 39)" ;;
+  esac
+fi
+case $jetpack in
+6 | 7) constraints=(--constraint "deploy/constraints-jp$jetpack.txt") ;;
+'') constraints=() ;;
+*) fail "--jetpack $jetpack: accepted are 6 and 7" ;;
+esac
+echo "for ${jetpack:+JetPack }${jetpack:-a machine without JetPack}"
+if [ "$(dpkg-query -W -f='${db:Status-Status}' edgekws 2>/dev/null)" = installed ]; then
+  fail "edgekws is here as a Debian package already. Remove that first: sudo apt-get remove edgekws (state and settings stay)"
+fi
+
+do_ apt-get install -y --no-install-recommends python3-venv libportaudio2 libasound2-plugins
+[ -x "$python" ] || do_ /usr/bin/python3 -m venv --system-site-packages "$home/venv"
+pip=("$python" -m pip install --disable-pip-version-check --quiet "${constraints[@]}")
+# No [jetson]: jtop's client must be of the version of its service, so that of the board is used.
+do_ "${pip[@]}" --upgrade .
+case $torch in
+'') ;;
+*.whl) do_ "${pip[@]}" "$torch" ;;
+*) do_ "${pip[@]}" --index-url "$torch" torch ;;
+esac
+# Learning only where there is a torch, and pip is held to that one.
+find_torch='from importlib.metadata import version; print(version("torch"))'
+version=
+for one in "$python" /usr/bin/python3; do
+  version=$("$one" -c "$find_torch" 2>/dev/null) && break
+done
+if [ -n "$dry" ] && [ -n "$torch" ]; then version=of-that-index; fi
+if [ -n "$version" ]; then
+  pinned=$(mktemp)
+  trap 'rm -f "$pinned"' EXIT
+  echo "torch==$version" >"$pinned"
+  do_ "${pip[@]}" --constraint "$pinned" '.[train]'
+fi
+if [ -n "$jetpack" ]; then
+  do_ "$python" -c 'import numpy; assert numpy.__version__ < "2", f"numpy {numpy.__version__}: JetPack has packages compiled against 1.x"'
+fi
+
+do_ install -D -m 644 systemd/edgekws.sysusers /usr/lib/sysusers.d/edgekws.conf
+do_ systemd-sysusers /usr/lib/sysusers.d/edgekws.conf
+if getent group jtop >/dev/null; then do_ usermod -a -G jtop edgekws; fi
+do_ install -d -o edgekws -g edgekws -m 700 "$state"
+if [ ! -f "$settings" ]; then
+  do_ install -D -m 644 deploy/edgekws.toml "$settings"
+  do_ sed -i "s|^root = \"\"\$|root = \"$state\"|" "$settings"
+fi
+do_ install -m 644 -t "$units" systemd/edgekws.service systemd/edgekws-adapt.service systemd/edgekws-adapt.timer
+do_ install -D -m 644 systemd/network.conf "$home/network.conf"
+do_ ln -sf "$home/venv/bin/edgekws" /usr/local/bin/edgekws
+do_ systemctl daemon-reload
+do_ systemctl enable edgekws.service
+do_ systemctl restart edgekws.service
+[ -z "$version" ] || do_ systemctl enable --now edgekws-adapt.timer
+do_ runuser -u edgekws -- /usr/local/bin/edgekws doctor || true
+echo "it listens: journalctl -fu edgekws. Your own word: sudo -u edgekws edgekws enroll \"hey kitchen\" a.wav b.wav c.wav, then sudo systemctl restart edgekws"
