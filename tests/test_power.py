@@ -489,7 +489,13 @@ class Ramp(Synthetic):
         pass
 
 
-def test_a_recording_integrates_each_rail_between_any_two_moments():
+@pytest.fixture
+def patient(monkeypatch):
+    """A busy machine may starve the sampler for longer than a second, which is not what these tests are about."""
+    monkeypatch.setattr("edgekws.power.recording.GAP_S", 60.0)
+
+
+def test_a_recording_integrates_each_rail_between_any_two_moments(patient):
     meter = Ramp()
     with Recording(meter) as recording:
         begin_s = time.monotonic()
@@ -536,7 +542,7 @@ def test_a_chip_that_vanishes_in_the_middle_is_no_energy(tmp_path, monkeypatch):
     assert "curr1_input: No such file or directory" in energy.why_not or "in1_input: No such file or directory" in energy.why_not
 
 
-def test_a_chip_that_is_busy_for_a_moment_is_bridged(tmp_path):
+def test_a_chip_that_is_busy_for_a_moment_is_bridged(tmp_path, patient):
     meter = ina3221.open_meter(jetson(tmp_path, ORIN_NANO))
     file = channel(tmp_path, "curr2_input")
     with Recording(meter) as recording:
@@ -564,7 +570,7 @@ def test_a_dead_tegrastats_child_is_no_energy(monkeypatch):
     assert energy.why_not.endswith("(tegrastats ended with exit code 3)")
 
 
-def test_a_living_tegrastats_child_gives_energy():
+def test_a_living_tegrastats_child_gives_energy(patient):
     meter = speaking(f"while :; do echo '{ORIN_NANO_JP6}'; sleep 0.05; done")
     with Recording(meter) as recording:
         time.sleep(0.5)
@@ -709,6 +715,8 @@ FAKE_SYS = Path("/fake_sys")  # where jetson-stats looks when it is tested
 CLIENT = """
 import json, sys
 from pathlib import Path
+import edgekws.power.recording
+edgekws.power.recording.GAP_S = 5.0  # a busy machine may starve the client for a second or two
 from edgekws.power import Recording, conditions, disagreement, ina3221, load_meter
 meter = load_meter("jtop")
 print(json.dumps([meter.name, meter.read(), meter.conditions()]))
@@ -771,7 +779,7 @@ def test_a_real_jtop_service_is_read_and_checked_against_sysfs(jtop_service):
     assert float(client.stdout.readline()) == pytest.approx(4775)
 
     jtop_service.communicate(timeout=30)  # the service ends in the middle
-    time.sleep(4)
+    time.sleep(7)
     print(file=client.stdin, flush=True)
     joules, why_not = json.loads(client.stdout.readline())
     assert joules is None
