@@ -55,6 +55,19 @@ def test_a_stream_gives_the_golden_embeddings(board, model):
     assert parity(engine, model) <= 1e-4
 
 
+def test_float16_is_taken_where_the_model_brings_it(board, model, tmp_path):
+    pytest.importorskip("onnx")
+    from edgekws.training.quantise import version
+
+    board()
+    lighter = version(model, tmp_path / "half", id="half", precision="fp16")
+    engine = load_engine(lighter, "tensorrt")
+
+    assert engine.precision == "fp16"
+    assert 1e-6 < parity(engine, lighter) <= 1e-3
+    assert load_engine(lighter, "onnxruntime").precision == "fp32"
+
+
 def test_a_hop_is_one_graph_launch_and_one_wait(board, model):
     _, runtime = board()
     engine = load_engine(model, "tensorrt")
@@ -356,3 +369,84 @@ print(json.dumps([counts, missing, found]))
     assert counts == {name: count for name, count in wanted.items() if name not in enums}
     assert missing == []
     assert found
+
+
+# NVIDIA's own parser and builder, without a GPU: TensorRT for RTX builds for a GPU that it is told of.
+
+BUILD = """
+import json, sys, tensorrt_rtx as trt
+from pathlib import Path
+from edgekws.engines.tensorrt_engine import _logger, configure, parse
+from edgekws.errors import EngineUnavailable
+found = {}
+for path in map(Path, sys.argv[1:]):
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    try:
+        network = parse(trt, logger, builder, path.read_bytes())
+        config, cache = configure(trt, builder, b"")
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+        plan = builder.build_serialized_network(network, config)
+        found[path.name] = [plan.nbytes, network.num_inputs + network.num_outputs] if plan is not None else logger.told()
+    except EngineUnavailable as error:
+        found[path.name] = str(error)
+print(json.dumps(found))
+"""
+
+
+def pruned(wanted):
+    """The same network with ragged widths, as a knapsack over its channels leaves it."""
+    wanted = json.loads(json.dumps(wanted))
+    layers, width = wanted["layers"], None
+    for i, layer in enumerate(layers):
+        if isinstance(layer, dict):
+            for inner in layer["residual"]:
+                inner[0], inner[1] = width, width
+            if len(layer["residual"]) == 2:
+                layer["residual"][0][1] = layer["residual"][1][0] = 24 + 8 * (i % 3)
+            continue
+        layer[0] = width or layer[0]
+        width = layer[1] = layer[0] if layer[6] > 1 else 40 + 8 * (i % 4)
+        layer[6] = width if layer[6] > 1 else 1
+    return wanted
+
+
+@pytest.mark.registry
+def test_nvidias_parser_and_builder_take_every_network_in_every_precision_pruned_or_not(request, tmp_path):
+    torch = pytest.importorskip("torch")
+    onnx = pytest.importorskip("onnx")
+    from edgekws.training.export import to_onnx
+    from edgekws.training.networks import Network, spec
+    from edgekws.training.quantise import half, quantise
+
+    folder = pip(request, "tensorrt-rtx", "install", "tensorrt-rtx==1.7.1.116")
+    torch.manual_seed(0)
+    hops = np.random.default_rng(0).standard_normal((8, 4, 40)).astype(np.float32)
+    states = {}
+    for name in ("edge", "edge-small", "ds-cnn-s", "ds-cnn-m", "ds-cnn-l", "resnet15"):
+        for kind, wanted in {"": spec(name), "-pruned": pruned(spec(name))}.items():
+            path = tmp_path / f"{name}{kind}.fp32"
+            graph, shapes = to_onnx(Network(wanted).eval())
+            path.write_bytes(graph)
+            half(path, path.with_suffix(".fp16"))
+            quantise(path, hops, path.with_suffix(".int8"))
+            states[f"{name}{kind}"] = len(shapes)
+    for name in ("edge", "edge-small", "ds-cnn-l"):
+        shutil.copy(find_model(name) / "model.onnx", tmp_path / f"{name}-packaged.fp32")
+        states[f"{name}-packaged"] = len(load_model(find_model(name)).states)
+    text = onnx.helper.make_tensor_value_info("text", onnx.TensorProto.STRING, [1])
+    upper = onnx.helper.make_tensor_value_info("upper", onnx.TensorProto.STRING, [1])
+    node = onnx.helper.make_node("StringNormalizer", ["text"], ["upper"], case_change_action="UPPER")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "no network", [text], [upper])), tmp_path / "text.fp32")
+    graphs = sorted(path for path in tmp_path.iterdir() if path.suffix in (".fp32", ".fp16", ".int8"))
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{HERE.parent}"}
+    done = subprocess.run([sys.executable, "-c", BUILD, *map(str, graphs)], env=environment, capture_output=True, text=True, timeout=600)
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    refusal = found.pop("text.fp32")
+    assert "refuses the graph: " in refusal and "Failed to convert ONNX date type" in refusal  # its own words
+    assert len(found) == 3 * 12 + 3
+    assert {name: told for name, told in found.items() if isinstance(told, str)} == {}
+    assert all(count == 2 + 2 * states[name.split(".")[0]] for name, (_, count) in found.items())

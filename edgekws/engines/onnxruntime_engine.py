@@ -57,7 +57,7 @@ class OnnxRuntimeEngine:
         # The arena keeps whole megabytes for tensors of some kilobytes.
         options.enable_cpu_mem_arena = False
         # Its Gemm with a float bias is none of the INT8 kernels, MatMul and Add are: 66 µs instead of 147 for a step of edge.
-        without = ["MatMulAddFusion"] if self.precision == "int8" else None
+        without = ["MatMulAddFusion", "ConvAddFusion"] if self.precision == "int8" else None
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[provider], disabled_optimizers=without)
         except Exception as error:  # onnxruntime's own classes derive from RuntimeError, ValueError and Exception by turns

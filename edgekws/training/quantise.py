@@ -1,0 +1,184 @@
+"""model.onnx → float16 for GPUs, or INT8 by QuantizeLinear and DequantizeLinear: signed, symmetric, weights per output channel.
+
+Both keep the graph's inputs and outputs, states included, in float32: a stream may go on from one precision in another, and the copies
+cost nothing beside a launch. Both are the graph itself, so the strongly typed networks of every TensorRT from 10.3 on take them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekws.engines import onnxruntime_engine
+from edgekws.errors import ModelError
+from edgekws.model import Model, golden, load_model, write_manifest
+
+CALIBRATION_HOPS = 2000  # at most: 160 s of audio
+
+
+def half(model_onnx: Path, out: Path) -> Path:
+    """Weights and arithmetic in float16, half the bytes. The unit norm at the end is in float32: its sum of squares overflows float16."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(model_onnx)
+    whole = model.graph
+    for tensor in whole.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    outputs = {value.name for value in whole.output}
+    casts = {value.name: f"{value.name}_half" for value in whole.input}
+    nodes = [helper.make_node("Cast", [name], [cast], to=TensorProto.FLOAT16) for name, cast in casts.items()]
+    for node in whole.node:
+        node.input[:] = [casts.get(name, name) for name in node.input]
+        if node.op_type == "LpNormalization":
+            nodes.append(helper.make_node("Cast", [node.input[0]], [f"{node.input[0]}_single"], to=TensorProto.FLOAT))
+            node.input[0] += "_single"
+            nodes.append(node)
+            continue
+        after = [name for name in node.output if name in outputs]
+        node.output[:] = [f"{name}_half" if name in outputs else name for name in node.output]
+        nodes += [node, *(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT) for name in after)]
+    del whole.node[:]
+    whole.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, out)
+    return out
+
+
+def quantise(model_onnx: Path, frames: np.ndarray, out: Path) -> Path:
+    """Products of matrices and dense convolutions in INT8; the rest, with few of the weights, stays float32.
+
+    Args:
+        frames: float32, shape (n, 4, 40): a stream to calibrate the activations on, as varied as what will be heard.
+
+    Raises:
+        ModelError: there is nothing to calibrate on.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    if not len(frames):
+        raise ModelError("INT8 needs at least one hop of audio to calibrate on")
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.onnx"
+        model, nodes = _biases_apart(onnx.load(model_onnx))
+        onnx.save(model, plain)
+        quantize_static(
+            plain,
+            out,
+            _Stream(plain, frames[:CALIBRATION_HOPS]),
+            quant_format=QuantFormat.QDQ,
+            calibrate_method=CalibrationMethod.MinMax,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            # A product's result stays float32; a convolution's does not, since ONNX Runtime's INT8 kernel for it has no other.
+            extra_options={"ActivationSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        )
+    return out
+
+
+def version(model: Model, path: Path, *, id: str, precision: str, frames: np.ndarray | None = None) -> Model:
+    """A copy of a model version that is deployed as "fp16" (on GPUs; a CPU takes model.onnx all the same) or "int8" (everywhere).
+
+    The golden embeddings of an INT8 version are its own. Prototypes are those of the original: make them again where the last digit counts.
+
+    Args:
+        frames: for int8, as `quantise`.
+
+    Raises:
+        ModelError: `path` is there already, or there is nothing to calibrate on.
+    """
+    if path.exists():
+        raise ModelError(f"{path}: already there, and a model version never changes. Give another directory or remove it")
+    facts = {key: value for key, value in model.raw.items() if key not in ("files", "precision")} | {"id": id}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+        new = Path(folder) / "model"
+        new.mkdir()
+        for name in model.raw["files"]:
+            shutil.copyfile(model.path / name, new / name)
+        if precision == "fp16":
+            half(new / "model.onnx", new / "model_fp16.onnx")
+        else:
+            facts["precision"] = "int8"
+            quantise(new / "model.onnx", np.zeros((0, 4, 40), np.float32) if frames is None else frames, new / "model_int8.onnx")
+            write_manifest(new, facts)
+            hops, _ = golden(model)
+            engine = onnxruntime_engine.load(load_model(new))
+            np.savez_compressed(new / "parity.npz", frames=hops, embeddings=np.stack([engine.step(hop) for hop in hops]))
+            engine.close()
+        write_manifest(new, facts)
+        new.rename(path)
+    return load_model(path)
+
+
+def _biases_apart(model: Any) -> tuple[Any, list[str]]:
+    """Gemm → MatMul and Add, dense Conv → Conv and Add; and the names of what is to be quantised.
+
+    TensorRT takes no INT32 bias, and ONNX Runtime has an INT8 kernel for Gemm and Conv with that bias only, but one for each without a
+    bias. The Identity keeps the quantisation to the product alone, where the next state is cut out of the same tensor.
+    """
+    from onnx import helper, numpy_helper
+
+    whole = model.graph
+    tensors = {tensor.name: tensor for tensor in whole.initializer}
+    nodes, chosen = [], []
+    for node in whole.node:
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type != "Gemm" and not (node.op_type == "Conv" and attributes["group"] == 1):
+            nodes.append(node)
+            continue
+        x, weight, bias = node.input
+        result = node.output[0]
+        alone, product = f"{result}_input", f"{result}_product"
+        nodes.append(helper.make_node("Identity", [x], [alone]))
+        if node.op_type == "Gemm":
+            matrix = np.ascontiguousarray(numpy_helper.to_array(tensors[weight]).T)
+            tensors[weight].CopyFrom(numpy_helper.from_array(matrix, weight))
+            nodes.append(helper.make_node("MatMul", [alone, weight], [product], name=product))
+        else:
+            image = numpy_helper.to_array(tensors[bias]).reshape(1, -1, 1, 1)
+            tensors[bias].CopyFrom(numpy_helper.from_array(image, bias))
+            nodes.append(helper.make_node("Conv", [alone, weight], [product], name=product, **attributes))
+        nodes.append(helper.make_node("Add", [product, bias], [result]))
+        chosen.append(product)
+    del whole.node[:]
+    whole.node.extend(nodes)
+    # What onnxruntime's own pre-processing leaves: without it the root logger is asked to complain.
+    helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    return model, chosen
+
+
+class _Stream:
+    """What the calibration reads: hop after hop with the states that the network has by then."""
+
+    def __init__(self, model_onnx: Path, frames: np.ndarray) -> None:
+        import onnxruntime as ort
+
+        self._session = ort.InferenceSession(str(model_onnx), providers=["CPUExecutionProvider"])
+        self._states = {one.name: np.zeros(one.shape, np.float32) for one in self._session.get_inputs() if one.name != "frames"}
+        self._hops = iter(frames)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        hop = next(self._hops, None)
+        if hop is None:
+            return None
+        feed = {"frames": np.asarray(hop[None], np.float32), **self._states}
+        self._states = dict(zip(self._states, self._session.run([f"{name}_next" for name in self._states], feed), strict=True))
+        return feed
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        feed = self.get_next()
+        if feed is None:
+            raise StopIteration
+        return feed
