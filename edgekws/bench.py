@@ -303,60 +303,43 @@ def _die_with_parent() -> None:
 
 
 class Training:
-    """Training beside the listener: a process group of its own at low priority, as the adaptation has it; stopped but when it is wanted."""
+    """Training of the same network beside the listener, at the low priority that adaptation has; stopped but when it is wanted.
+
+    Not a round of `edgekws adapt`: stopped in the middle, that would keep the state directory locked for the listener that is in use.
+    """
 
     def __init__(self, model: Model) -> None:
-        self._own = [sys.executable, "-m", "edgekws.training.load", str(model.path.resolve())]
-        self._command = self._own
         self.name = f"training of {model.id}"
-        # A dry round, where this version has rounds and there is something to learn from.
-        adapt = [sys.executable, "-m", "edgekws", "adapt"]
-        if subprocess.run([*adapt, "--help"], capture_output=True, env=_environment(), check=False).returncode == 0:
-            self._command, self.name = [*adapt, "--dry-run"], "edgekws adapt --dry-run"
+        self._command = [sys.executable, "-m", "edgekws.training.load", str(model.path.resolve())]
 
     def __enter__(self) -> Training:
-        self._start()
-        if self._command is not self._own:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=5.0)
-                self.name = f"training of the network, as edgekws adapt ended at once with exit code {self._process.returncode}"
-                self._command = self._own
-                self._start()
-        if self._command is self._own and (self._process.stdout is None or self._process.stdout.readline() != "ready\n"):
-            raise EdgekwsError("what trains beside the listener did not start: it needs torch. Try: pip install 'edgekws[train]'")
-        self._signal(signal.SIGSTOP)
-        return self
-
-    def _start(self) -> None:
         self._process = subprocess.Popen(
             self._command,
-            stdout=subprocess.PIPE if self._command is self._own else subprocess.DEVNULL,  # nobody reads a round's report
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             env=_environment(),
-            start_new_session=True,
             preexec_fn=_die_with_parent,
         )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != "ready\n":
+            raise EdgekwsError("what trains beside the listener did not start: it needs torch. Try: pip install 'edgekws[train]'")
         with suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, self._process.pid, 15)
-
-    def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 15)
+        self._process.send_signal(signal.SIGSTOP)
+        return self
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """For as long as the block; begun anew when a round was done."""
+        """For as long as the block. Raises EdgekwsError when it died."""
+        self._process.send_signal(signal.SIGCONT)
+        yield
         if self._process.poll() is not None:
-            self._start()
-        self._signal(signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self._signal(signal.SIGSTOP)
+            raise EdgekwsError(f"what trained beside the listener ended with exit code {self._process.returncode}: out of memory?")
+        self._process.send_signal(signal.SIGSTOP)
 
     def __exit__(self, *_: object) -> None:
-        self._signal(signal.SIGKILL)
+        self._process.kill()
         self._process.wait()
 
 

@@ -273,7 +273,7 @@ def test_beside_training_there_is_a_second_row_with_ratios(model):
     alone, beside = bench.bench(model, seconds=1, repeats=2, paced_s=0.2, while_adapting=True)
 
     assert (alone["beside"], "ratio_to_alone" in alone) == (None, False)
-    assert "training" in beside["beside"] or "adapt" in beside["beside"]
+    assert beside["beside"] == f"training of {model.id}"
     assert beside["ratio_to_alone"].keys() == {"p50", "p99", "cpu"}
     assert beside["torch_loaded"] is False
     assert beside["why_no_energy"].startswith("training runs beside it")
@@ -322,6 +322,14 @@ with Training(load_model(Path({str(model.path)!r}))) as training:
         time.sleep(0.05)
 
     assert not training.exists() or ") Z " in training.read_text()
+
+
+def test_training_that_dies_meanwhile_is_no_measurement(model):
+    pytest.importorskip("torch")
+    died = pytest.raises(EdgekwsError, match="what trained beside the listener ended with exit code -9")
+    with bench.Training(model) as training, died, training.running():
+        training._process.kill()
+        training._process.wait()
 
 
 # Reports.
