@@ -29,7 +29,7 @@ from edgekws.values import HOP_SAMPLES, Event
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.05  # between two looks at the link `current`: a few µs each, at most one a hop
+LOOK_S = 0.05  # between two looks for a promotion, at most one a hop
 LOOK_AROUND_S = 1.0  # between two looks at the enrolments
 COMPARED_HOPS = 25  # 2 s, the receptive field of every network here: with fewer since the start or a gap nothing is compared yet
 # A word is above the threshold for some hops, and two versions may differ by a few in where. The switch waits until the newcomer was
@@ -115,7 +115,11 @@ class Newcomer:
             todo = recent
         detector = self.version.detector
         for hop in todo:
-            embedding = self.version.engine.step(hop.frames)
+            try:
+                embedding = self.version.engine.step(hop.frames)
+            except Exception as error:  # the version in use must not fall with it
+                self.flaw = f"its engine failed ({type(error).__name__}: {error})"
+                return
             if not np.isfinite(embedding).all():
                 self.flaw = "its embedding is not a number"
                 return
@@ -185,6 +189,7 @@ class Updates:
         self._worker = worker or ThreadPoolExecutor(1, "updates")
         self._work: Future[_Ready | Event | None] | None = None
         self._ready: _Ready | None = None
+        self._touched = -1  # so that the first look is a whole one
         self._ready_at = 0  # number of the hop
         self._stream_s = 0.0
         started_s = clock()
@@ -217,7 +222,12 @@ class Updates:
         if not self._reload and now_s - self._look_s < LOOK_S:
             return []
         self._look_s = now_s
+        touched = self._store.models_touched() if self._follows else 0
         around = now_s - self._look_around_s >= LOOK_AROUND_S
+        if touched == self._touched and not around and not self._reload:
+            return []
+        if len(pipeline.recent) >= COMPARED_HOPS:
+            self._touched = touched
         if around:
             self._look_around_s = now_s
         stamp = self._stamp(around)
@@ -291,6 +301,7 @@ class Updates:
     def _prepare(self, pipeline: Pipeline, stamp: tuple[object, object], reread: bool, before: float) -> _Ready | Event:
         """A newcomer that is warm and may go live, or why there is none."""
         path = self._store.current_model()
+        stamp = (self._store.model_stamp() if self._follows else None, stamp[1])  # of what is loaded now, not of what was noticed
         engine: Engine | None = None
         try:
             version = self._load(reread)

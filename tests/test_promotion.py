@@ -314,6 +314,22 @@ def test_the_packaged_models_have_no_flaw(name, word):
     assert flaw(Version(model, load_engine(model), Detector([word(model), *bundled(model)]))) is None
 
 
+def test_a_newcomer_that_fails_while_it_waits_is_refused(listener, store, tmp_path):
+    """As the memory of a GPU may run out."""
+
+    def broken(frames):
+        raise RuntimeError("out of memory")
+
+    listener.hear(HOPS[:40])
+    store.promote(a_copy(tmp_path, "new"), "new")
+    listener.hear(HOPS[40:41])
+    listener.updates._work.result().newcomer.version.engine.step = broken
+    listener.hear(HOPS[41:60])
+
+    assert "out of memory" in listener.events[0].extra["reason"] and listener.whats == ["refused"]
+    assert (store.current_model(), listener.updates.model, listener.pipeline.hops) == (None, "edge-1", 60)
+
+
 def test_a_collapsed_embedding_is_refused(tmp_path, word):
     path = a_copy(tmp_path, "collapsed")
     with np.load(path / "parity.npz") as data:
