@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgekws.pseudo_labels import PseudoLabels
     from edgekws.sinks import Sink
     from edgekws.store import Enrolment, Store
-    from edgekws.values import Clip, Enrolled
+    from edgekws.values import Clip, Enrolled, Event
 
 log = logging.getLogger("edgekws")
 
@@ -416,7 +416,8 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), stored]
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
-    source = open_patiently(options.source or settings.audio.source)
+    with store.start_waits():
+        source = open_patiently(options.source or settings.audio.source)
     status = Status()
     if settings.sinks.socket:
         sinks.append(_control_socket(settings, status))
@@ -638,8 +639,6 @@ def _since(text: str, now_s: float, option: str = "--since") -> float:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from edgekws.engines import load_engine
-    from edgekws.model import load_model
     from edgekws.promotion import model_event
 
     settings = load_settings(options.config)
@@ -648,28 +647,40 @@ def _models(options: argparse.Namespace) -> int:
         return _list_models(settings, store, options.json)
     if options.action == "show":
         return _show_model(store, _model(settings, store, options.model), options.json)
-    before = _model_name(settings, store.current_model())
     if options.action == "rollback":
-        back = store.rollback()
-        name = _model_name(settings, back)
-        event = model_event(before, "rolled back", time.time(), back_to=name, reason="by hand")
+        before = _model_name(settings, store.current_model())
+        name = _model_name(settings, store.rollback())
+        _note(store, model_event(before, "rolled back", time.time(), back_to=name, reason="by hand"))
     else:
         if options.model is None:
             raise UsageError("models promote needs a model: a built-in or promoted name, or a model directory. Try: edgekws models list")
         model = _model(settings, store, options.model)
-        engine = load_engine(model, _backend(settings, store), fall_back=True)  # it must reproduce its golden embeddings here
-        _prototypes(settings, store, store.enrolments(), model, engine)  # so that a listener need not, and takes it up at once
-        engine.close()
-        load_model(store.promote(model.path, model.id))
         name = model.id
-        event = model_event(name, "promoted", time.time(), before=before)
+        _promote(settings, store, model)
     print(f"{name} is current")
+    _say("a listener that is running takes it up within a second")
+    return 0
+
+
+def _promote(settings: Settings, store: Store, model: Model) -> None:
+    """Make a version current. A running listener takes it up at once, because what is enrolled is made for it here."""
+    from edgekws.engines import load_engine
+    from edgekws.model import load_model
+    from edgekws.promotion import model_event
+
+    before = _model_name(settings, store.current_model())
+    engine = load_engine(model, _backend(settings, store), fall_back=True)  # it must reproduce its golden embeddings here
+    _prototypes(settings, store, store.enrolments(), model, engine)
+    engine.close()
+    load_model(store.promote(model.path, model.id))
+    _note(store, model_event(model.id, "promoted", time.time(), before=before))
+
+
+def _note(store: Store, event: Event) -> None:
     try:
         store.add_event(event)
     except StoreError as error:
         log.warning("%s", error)
-    _say("a listener that is running takes it up within a second")
-    return 0
 
 
 def _model_name(settings: Settings, promoted: Path | None) -> str:
@@ -685,7 +696,7 @@ def _show_model(store: Store, model: Model, as_json: bool) -> int:
     sizes = {path.name: path.stat().st_size for path in sorted(model.path.iterdir())}
     widths = [layer[1] for layer in _layers(raw.get("spec", {}).get("layers", []))]
     lineage, known = [str(raw.get("parent") or "")], _manifests(store)
-    while lineage[-1] in known:
+    while lineage[-1] in known and len(lineage) <= len(known):
         lineage.append(str(known[lineage[-1]].get("parent") or ""))
     lineage = [name for name in lineage if name]
     if as_json:
@@ -698,9 +709,9 @@ def _show_model(store: Store, model: Model, as_json: bool) -> int:
         "model": f"{model.id} ({model.network}), {model.path}",
         "made": made,
         "parent": " ← ".join(lineage) + gone,
-        "data": raw.get("data_sha256"),
+        "data": f"{raw['data_sha256']}  {_flat(raw.get('data', ''))}".rstrip() if "data_sha256" in raw else None,
         "recipe": raw.get("recipe"),
-        "criterion": raw.get("criterion"),
+        "criterion": raw.get("criterion") or (recipe.get("criterion") if isinstance(recipe := raw.get("recipe"), dict) else None),
         "widths": ", ".join(map(str, widths)),
         "parameters": model.parameters,
         "multiply-adds": f"{model.macs_per_s / 1e6:.2f} M a second",

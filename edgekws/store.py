@@ -551,10 +551,28 @@ class Store:
 
     def count_start(self) -> int:
         """A start of the listener begins; how many before it failed in a row, which is all of them until `clear_starts`."""
+        return self._add_start(1)
+
+    @contextlib.contextmanager
+    def start_waits(self) -> Iterator[None]:
+        """A start that ends meanwhile has not failed: it waits for something that is not the model's."""
+        counted = (self.root / "starts").exists()
+
+        def add(more: int) -> None:
+            with contextlib.suppress(StoreError):
+                if counted:
+                    self._add_start(more)
+
+        add(-1)
+        yield
+        add(1)
+
+    def _add_start(self, more: int) -> int:
         path = self.root / "starts"
         with _told(path), self._lock():
-            failed = int(path.read_text()) if path.exists() and path.read_text().isdigit() else 0
-            _write(path, str(failed + 1).encode())
+            text = path.read_text() if path.exists() else ""
+            failed = int(text) if text.isdigit() else 0
+            _write(path, str(max(0, failed + more)).encode())
         return failed
 
     def clear_starts(self) -> None:

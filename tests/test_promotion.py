@@ -490,6 +490,19 @@ def test_only_a_start_that_crashed_or_had_no_model_has_failed(store, tmp_path, e
     assert store.count_start() == failed
 
 
+def test_a_start_that_ends_while_it_waits_for_the_microphone_has_not_failed(store, tmp_path):
+    with store.start_waits():
+        pass
+    assert not store.root.exists()
+    store.promote(a_copy(tmp_path, "one"), "one")
+    store.count_start()
+    store.count_start()
+    with store.start_waits():
+        waiting = (store.root / "starts").read_text()
+
+    assert (waiting, store.count_start()) == ("1", 2)
+
+
 def test_a_minute_of_listening_ends_the_count(listener, store):
     store.count_start()
     listener.hear(HOPS)
@@ -759,9 +772,11 @@ def test_show_prints_what_is_recorded_and_says_what_is_not(store, tmp_path):
     assert rows["gate"] == "passed True, reason recall +3 points"
     assert rows["widths"] == "48, 48, 48, 64, 64, 64, 64, 64" and rows["parameters"] == "87408"
     assert rows["cost"] == "not recorded"
-    shown = json.loads(cli(store.root, "models", "show", "--json").stdout)
+    store.promote(a_copy(tmp_path, "loop", parent="loop"), "loop")
+    assert "loop ← loop" in cli(store.root, "models", "show").stdout  # and an end
+    shown = json.loads(cli(store.root, "models", "show", "g-2", "--json").stdout)
     assert (shown["id"], shown["lineage"], shown["parent"]) == ("g-2", ["g-1", "edge-1"], "g-1")
-    assert shown["file_bytes"]["model.onnx"] == (store.current_model() / "model.onnx").stat().st_size
+    assert shown["file_bytes"]["model.onnx"] == (store.models()["g-2"] / "model.onnx").stat().st_size
 
 
 def test_the_list_stands_in_lineage_order_and_marks_what_listens(store, tmp_path):
