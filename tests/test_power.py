@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgekws.errors import PowerError
 from edgekws.power import (
@@ -325,6 +327,24 @@ def test_nvml_without_a_driver_says_so(nvidia):
         nvml.open_meter(Path("/sys"))
 
 
+@pytest.mark.parametrize("module", [ina3221, rapl])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_the_files_hold_there_is_a_reading_or_a_reason(module, data, tmp_path_factory):
+    tree = x86(jetson(tmp_path_factory.mktemp("sys"), AGX_ORIN))
+    files = sorted(file for file in tree.rglob("*") if file.is_file())
+    for file in data.draw(st.lists(st.sampled_from(files), max_size=6)):
+        content = data.draw(st.none() | st.binary(max_size=30) | st.integers(-(10**12), 10**12).map(lambda n: f"{n}\n".encode()))
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+    try:
+        meter = module.open_meter(tree)
+        assert all(math.isfinite(value) for value in meter.read().values())
+    except PowerError as error:
+        assert str(error).isprintable()
+
+
 # The choice.
 
 
@@ -344,7 +364,7 @@ def test_a_meter_is_chosen_only_after_it_gave_a_reading(tmp_path, alone):
     channel(tmp_path, "curr1_input").write_text("busy\n")
 
     assert load_meter(sysfs=tmp_path).name == "rapl"
-    assert "curr1_input: could not convert" in load_meter("ina3221", sysfs=tmp_path).why
+    assert 'curr1_input holds "busy", which is no whole number' in load_meter("ina3221", sysfs=tmp_path).why
 
 
 def test_a_meter_that_opens_and_then_refuses_is_passed_over(tmp_path, alone, monkeypatch):

@@ -34,11 +34,11 @@ class Ina3221:
         self._channels: dict[str, tuple[Path, Path]] = {}
         shunts: dict[str, float] = {}
         for label_file in sorted(driver.glob("*/hwmon/hwmon*/in[123]_label")):
-            label, i = label_file.read_text().strip(), label_file.name[2]
+            label, i = _text(label_file), label_file.name[2]
             volts, current = label_file.with_name(f"in{i}_input"), label_file.with_name(f"curr{i}_input")
             if label and label != "NC" and volts.exists() and current.exists():
                 self._channels[label] = volts, current
-                shunts[label] = _number(label_file.with_name(f"shunt{i}_resistor"), SHUNT_UOHM)
+                shunts[label] = _shunt_uohm(label_file.with_name(f"shunt{i}_resistor"))
         if not self._channels:
             raise PowerError(f"no labelled channel under {driver}" if driver.is_dir() else f"no {driver} (no Jetson, or no driver)")
         self.rail, _ = whole(self.read_rails())
@@ -59,15 +59,23 @@ class Ina3221:
         """Nothing is held open."""
 
 
-def _milli(file: Path) -> float:
+def _text(file: Path) -> str:
     try:
-        return float(file.read_text())
-    except (OSError, ValueError) as error:  # the bus was busy, the driver was unbound
-        raise PowerError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+        return "".join(c if c.isprintable() else "?" for c in file.read_text(errors="replace").strip())
+    except OSError as error:  # the bus was busy, the driver was unbound
+        raise PowerError(f"{file}: {error.strerror}") from None
 
 
-def _number(file: Path, otherwise: float) -> float:
+def _milli(file: Path) -> int:
+    text = _text(file)
     try:
-        return float(file.read_text()) or otherwise
-    except (OSError, ValueError):
-        return otherwise
+        return int(text)
+    except ValueError:
+        raise PowerError(f'{file} holds "{text[:40]}", which is no whole number') from None
+
+
+def _shunt_uohm(file: Path) -> float:
+    try:
+        return _milli(file) or SHUNT_UOHM
+    except PowerError:
+        return SHUNT_UOHM

@@ -31,12 +31,12 @@ class Jtop:
     step_mw: float | None = None
 
     def __init__(self) -> None:
-        import jtop
-
-        self._client: Any = jtop.jtop(interval=self.interval_s)
         try:
+            import jtop
+
+            self._client: Any = jtop.jtop(interval=self.interval_s)
             self._client.start()
-        except Exception as error:  # its own class derives from Exception; sockets and queues raise theirs
+        except Exception as error:  # its own class derives from Exception; sockets and queues raise theirs, half an installation too
             raise PowerError(" ".join(str(error).split()) or type(error).__name__) from None
         try:
             self.rail, _ = whole(self._rails())
@@ -59,9 +59,12 @@ class Jtop:
         power = self._client.power
         if not power:
             raise PowerError("jtop.service finds no power sensor")
-        rails = {label: float(one["power"]) for label, one in power["rail"].items()}
-        if "name" in power["tot"]:  # the input's rail is moved there; without one "tot" is a sum of all, which counts some twice
-            rails[power["tot"]["name"]] = float(power["tot"]["power"])
+        try:
+            rails = {label: float(one["power"]) for label, one in power["rail"].items()}
+            if "name" in power["tot"]:  # the input's rail is moved there; without one "tot" is a sum of all, which counts some twice
+                rails[power["tot"]["name"]] = float(power["tot"]["power"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PowerError(f"jtop tells power in a form that this edgekws does not know ({type(error).__name__} {error})") from None
         return rails
 
     def conditions(self) -> dict[str, Any]:

@@ -27,8 +27,10 @@ class Nvml:
     step_mw: float | None = None
 
     def __init__(self) -> None:
-        import pynvml
-
+        try:
+            import pynvml
+        except ImportError as error:
+            raise PowerError(f"pynvml cannot be imported: {error}") from None
         self._nvml: Any = pynvml
         self.counts = True
         self._begin_mj = 0

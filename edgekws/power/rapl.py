@@ -32,8 +32,7 @@ class Rapl:
         self._range_uj: dict[str, int] = {}
         for name, zone in zones.items():
             parent = zones.get(name.rpartition(":")[0])
-            label = (zone / "name").read_text().strip()
-            label = f"{(parent / 'name').read_text().strip()}/{label}" if parent else label
+            label = f"{_text(parent / 'name')}/{_text(zone / 'name')}" if parent else _text(zone / "name")
             self._files[label] = zone / "energy_uj"
             self._range_uj[label] = _counter(zone / "max_energy_range_uj")
         # core and uncore are parts of their package, psys is more than the processor.
@@ -58,10 +57,18 @@ class Rapl:
         """Nothing is held open."""
 
 
-def _counter(file: Path) -> int:
+def _text(file: Path) -> str:
     try:
-        return int(file.read_text())
+        return "".join(c if c.isprintable() else "?" for c in file.read_text(errors="replace").strip())
     except PermissionError:
         raise PowerError(f"{file} may be read by root only (sudo chmod a+r {file.parent.parent}/intel-rapl:*/energy_uj)") from None
-    except (OSError, ValueError) as error:
-        raise PowerError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise PowerError(f"{file}: {error.strerror}") from None
+
+
+def _counter(file: Path) -> int:
+    text = _text(file)
+    try:
+        return int(text)
+    except ValueError:
+        raise PowerError(f'{file} holds "{text[:40]}", which is no whole number') from None
