@@ -1,0 +1,225 @@
+"""Which channels go, to what cost, and the surgery.
+
+A score for each output channel of each convolution says what the loss would miss. Channels that must go together (a depthwise convolution
+and the one before it, the ends of a residual) are one group, found by torch-pruning. Then a knapsack, greedy: of all groups, take eight
+channels from where the least score is lost for the cost saved, until the cost is met. So layers end up as wide as each deserves, in
+widths that backends like. The head's outputs are never pruned: the embedding keeps its length, and prototypes stay comparable.
+
+    l1       sum of magnitudes, over the layer's mean              Li et al. 2017; data-free, as OnDA-2
+    bn       magnitude of the folded batch norm: that of bias and weights' norm together; Liu et al. 2017 (network slimming)
+    taylor   |sum of weight · gradient|                            Molchanov et al. 2019
+    fisher   sum of weight² · E[gradient²]                         LeCun et al. 1990 (OBD) with the empirical Fisher
+    hap      Hutchinson's trace of the Hessian, over the channel's size, · |weight|²; below zero counts as zero   Yu et al. 2022, as OnDA-1
+    random   chance, the control
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekws.errors import UsageError
+from edgekws.frontend import HOP_FRAMES, N_MELS
+from edgekws.training.networks import CausalConv, Network, Residual
+
+CRITERIA = ("hap", "taylor", "fisher", "l1", "bn", "random")
+DATA_AWARE = ("hap", "taylor", "fisher")
+PROBES = 16  # a probe costs four to five training steps
+ROUND_TO = 8
+KEPT_SHARE = 1 / 8  # of a layer's channels stay at least: scores are of one channel at a time, and say nothing of a layer that is nearly gone
+
+Widths = dict[int, int]
+"""Number of a convolution, in the order of the data → its output channels."""
+
+
+def channel_scores(network: Network, criterion: str, losses: Callable[[int], Tensor], *, batches: int = 4, seed: int = 0) -> list[Tensor]:
+    """What each output channel of each convolution is worth: one tensor (channels,) a convolution.
+
+    Args:
+        losses: the training loss on the batch of that number, with a graph.
+        batches: that a data-aware criterion looks at; for `hap`, `PROBES` probes are spread over them.
+
+    Raises:
+        UsageError: no such criterion.
+    """
+    if criterion not in CRITERIA:
+        raise UsageError(f'no criterion "{criterion}". Accepted: {", ".join(CRITERIA)}')
+    weights = [conv.conv.weight for conv in network.convs()]
+    if criterion == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.rand(len(w), generator=generator) for w in weights]
+    if criterion == "l1":
+        sums = [w.detach().abs().flatten(1).sum(1) for w in weights]
+        return [one / one.mean() for one in sums]
+    if criterion == "bn":
+        folded = [conv.folded() for conv in network.convs()]
+        sizes = [(w.detach().flatten(1).norm(dim=1) ** 2 + b.detach() ** 2).sqrt() for w, b in folded]
+        return [one / one.mean() for one in sizes]
+    torch.manual_seed(seed)
+    total = [torch.zeros(len(w)) for w in weights]
+    for number in range(batches):
+        loss = losses(number)
+        gradients = torch.autograd.grad(loss, weights, create_graph=criterion == "hap")
+        if criterion == "taylor":
+            parts = [(w.detach() * g).flatten(1).sum(1) for w, g in zip(weights, gradients, strict=True)]
+        elif criterion == "fisher":
+            parts = [(w.detach() ** 2 * g**2).flatten(1).sum(1) for w, g in zip(weights, gradients, strict=True)]
+        else:
+            parts = _hutchinson(weights, gradients, max(1, PROBES // batches))
+        total = [a + b.detach() for a, b in zip(total, parts, strict=True)]
+    if criterion == "hap":
+        # A negative curvature says nothing of what is lost without the channel, and would rank it below a dead one.
+        return [t.clamp(min=0) * w.detach().flatten(1).pow(2).mean(1) / batches for t, w in zip(total, weights, strict=True)]
+    return [t.abs() / batches for t in total]
+
+
+def _hutchinson(weights: Sequence[Tensor], gradients: Sequence[Tensor], probes: int) -> list[Tensor]:
+    """E[v · Hv] of each output channel, v of -1 and 1."""
+    total = [torch.zeros(len(w)) for w in weights]
+    for probe in range(probes):
+        signs = [torch.randint(0, 2, w.shape).to(w.dtype) * 2 - 1 for w in weights]
+        products = torch.autograd.grad(gradients, weights, grad_outputs=signs, retain_graph=probe + 1 < probes)
+        total = [t + (v * p).flatten(1).sum(1) for t, v, p in zip(total, signs, products, strict=True)]
+    return [t / probes for t in total]
+
+
+def groups(network: Network) -> list[list[int]]:
+    """Convolutions whose output channels go together, by their numbers in `network.convs()`."""
+    import torch_pruning
+
+    network = copy.deepcopy(network)
+    graph = _dependencies(network)
+    convs = [conv.conv for conv in network.convs()]
+    found: list[list[int]] = []
+    for number, conv in enumerate(convs):
+        if any(number in group for group in found):
+            continue
+        group = graph.get_pruning_group(conv, _prune_out(torch_pruning, conv), idxs=[0])
+        members = {number}
+        for dependency, _ in group:
+            module = dependency.target.module
+            if dependency.handler in (torch_pruning.prune_conv_out_channels, torch_pruning.prune_depthwise_conv_out_channels):
+                members |= {i for i, other in enumerate(convs) if other is module}
+        found.append(sorted(members))
+    return found
+
+
+def _dependencies(network: Network) -> Any:
+    """torch-pruning's graph; it follows gradients, so every weight must have one."""
+    import torch_pruning
+
+    frames = torch.zeros(1, HOP_FRAMES, N_MELS)
+    return torch_pruning.DependencyGraph().build_dependency(
+        network.requires_grad_(True), frames, forward_fn=lambda net, x: net.steps(x), verbose=False
+    )
+
+
+def _prune_out(torch_pruning: Any, conv: torch.nn.Conv2d) -> Any:
+    depthwise = conv.groups == conv.out_channels and conv.groups > 1
+    return torch_pruning.prune_depthwise_conv_out_channels if depthwise else torch_pruning.prune_conv_out_channels
+
+
+def parameter_cost(network: Network) -> Callable[[Widths], float]:
+    """Weights and biases of the network, had its convolutions these widths."""
+    convs, head = network.convs(), network.head
+    inputs = _inputs(network)
+
+    def cost(widths: Widths) -> float:
+        total = 0
+        for i, conv in enumerate(convs):
+            c = conv.spec
+            out = widths[i]
+            each = 1 if c.groups > 1 else (c.c_in if inputs[i] is None else widths[inputs[i]])
+            total += out * each * c.kernel_t * c.kernel_f + out
+        return float(total + head.out_features * (widths[len(convs) - 1] + 1))
+
+    return cost
+
+
+def _inputs(network: Network) -> dict[int, Any]:
+    """The convolution that each one hears; None where it hears the frames. The sum of a residual is as wide as its last one."""
+    numbers = {id(conv): i for i, conv in enumerate(network.convs())}
+    found: dict[int, Any] = {}
+    last = None
+    for layer in network.layers:
+        inner = layer.inner if isinstance(layer, Residual) else [layer]
+        for conv in inner:
+            found[numbers[id(conv)]] = last
+            last = numbers[id(conv)]
+    return found
+
+
+def choose_widths(
+    network: Network, scores: Sequence[Tensor], cost: Callable[[Widths], float], target: float, *, round_to: int = ROUND_TO
+) -> Widths:
+    """Widths whose cost is at most `target`, losing as little score as a greedy knapsack can.
+
+    Raises:
+        UsageError: not even the narrowest network is that cheap.
+    """
+    members = groups(network)
+    widths: Widths = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
+    worth = [np.sort(_group_score(scores, group)) for group in members]
+    now = cost(widths)
+    while now > target:
+        best: tuple[float, int, Widths, float] | None = None
+        for g, group in enumerate(members):
+            width = widths[group[0]]
+            narrower = (width - 1) // round_to * round_to
+            if narrower < max(round_to, KEPT_SHARE * len(worth[g])):
+                continue
+            tried = {**widths, **dict.fromkeys(group, narrower)}
+            price = cost(tried)
+            gone = len(worth[g]) - width
+            before = float(worth[g][gone:].sum())
+            after = float(worth[g][gone + width - narrower :].sum())
+            # The score lost, and more for each channel of a layer the fewer it has left.
+            lost = float(worth[g].sum()) * np.log(max(before, 1e-30) / max(after, 1e-30))
+            rate = lost / max(now - price, 1e-12)
+            if best is None or rate < best[0]:
+                best = (rate, g, tried, price)
+        if best is None:
+            raise UsageError(f"the narrowest network costs {now:.6g}, more than the target of {target:.6g}. Give a larger target")
+        widths, now = best[2], best[3]
+    return widths
+
+
+def _group_score(scores: Sequence[Tensor], group: Sequence[int]) -> np.ndarray:
+    """Of each channel of a group: what all its convolutions lose with it."""
+    return np.asarray(torch.stack([scores[i] for i in group]).sum(0).detach().numpy(), np.float64)
+
+
+def prune(network: Network, scores: Sequence[Tensor], widths: Mapping[int, int]) -> Network:
+    """A copy with the lowest channels of each group cut out, so that each convolution has its width."""
+    import torch_pruning
+
+    cut = copy.deepcopy(network)
+    convs = [conv.conv for conv in cut.convs()]
+    for group in groups(network):
+        keep = widths[group[0]]
+        order = np.argsort(_group_score(scores, group), kind="stable")
+        gone = sorted(order[: len(order) - keep].tolist())
+        if gone:
+            conv = convs[group[0]]
+            _dependencies(cut).get_pruning_group(conv, _prune_out(torch_pruning, conv), idxs=gone).prune()
+    return _as_cut(cut)
+
+
+def _as_cut(cut: Network) -> Network:
+    """The same weights in a network whose spec says the new widths."""
+
+    def layer(conv: CausalConv) -> list[Any]:
+        c, module = conv.spec, conv.conv
+        return [module.in_channels, module.out_channels, c.kernel_t, c.kernel_f, c.stride_t, c.stride_f, module.groups, c.relu]
+
+    layers: list[Any] = [
+        {"residual": [layer(inner) for inner in one.inner]} if isinstance(one, Residual) else layer(one) for one in cut.layers
+    ]
+    network = Network({**cut.spec, "layers": layers}, norm=cut.convs()[0].norm is not None)
+    network.load_state_dict(cut.state_dict())
+    return network.eval()
