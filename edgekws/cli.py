@@ -230,19 +230,26 @@ def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
 def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment], model: Model, engine: Engine) -> list[Enrolled]:
     """What is enrolled, as a model hears it: as it was kept, or made from the recordings and kept."""
     from edgekws import enrolment
+    from edgekws.store import ADAPTED, load_enrolled
 
     cached_for = f"{model.id} {model.raw['files']} {__version__}"  # the id alone would trust that a version never changes
     kept = store.prototypes(cached_for)
+    # A version that was adapted here brings what it learned to listen for.
+    brought = load_enrolled(model.path / ADAPTED) if ADAPTED in model.raw["files"] else {}
     found: dict[str, Enrolled] = {}
     for one in enrolments:
         chosen = settings.keyword.get(one.keyword)
         only = one.only_enrolled if chosen is None or chosen.only_enrolled is None else chosen.only_enrolled
         key = f"{one.id} {only}"
         try:
-            found[key] = kept.get(key) or enrolment.enrol(one.keyword, one.speaker, one.recordings(), engine, model, only_enrolled=only)
+            found[key] = (
+                brought.get(key)
+                or kept.get(key)
+                or enrolment.enrol(one.keyword, one.speaker, one.recordings(), engine, model, only_enrolled=only)
+            )
         except (EnrolmentError, StoreError) as error:
             log.warning("left out: %s", error)
-    if found.keys() - kept.keys():
+    if found.keys() - kept.keys() - brought.keys():
         try:
             store.save_prototypes(cached_for, found)
             found = store.prototypes(cached_for) or found  # what they have in common is one array then, not one each

@@ -156,6 +156,14 @@ class Negatives:
         return found
 
 
+def save_negatives(folder: Path, steps: Sequence[np.ndarray]) -> None:
+    """What a network said of hours without any keyword, one array (hops, step_dim) a stream, as a model directory carries it."""
+    rows = np.concatenate(steps)
+    scale = float(np.abs(rows).max() / 31)  # 6 bits: 0.3 % noise, and half the file of 8
+    starts = np.cumsum([0, *map(len, steps)])
+    np.savez_compressed(folder / "negatives.npz", steps=np.round(rows / scale).astype(np.int8), scale=scale, starts=starts)
+
+
 @functools.lru_cache(maxsize=4)
 def _negatives(path: Path, window_steps: int, segments: int) -> tuple[Negatives, np.ndarray, list[np.ndarray]]:
     with np.load(path, allow_pickle=False) as data:
@@ -193,11 +201,19 @@ def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.n
 
 
 def calibrate(prototypes: np.ndarray, model: Model) -> tuple[float, float, np.ndarray]:
-    """(scale, offset, cohort): scale and offset turn a similarity into -log10 of the false accepts an hour that a threshold there gives.
-
-    The upper tail of the negatives' peaks is taken as exponential; its mean excess is the mean of the one seen and the usual one.
-    """
+    """(scale, offset, cohort): scale and offset turn a similarity into -log10 of the false accepts an hour that a threshold there gives."""
     negatives, cohort, common = load_negatives(model)
+    return (*calibrate_on(negatives, common, prototypes), cohort)
+
+
+def calibrate_on(negatives: Negatives, common: Sequence[np.ndarray], prototypes: np.ndarray) -> tuple[float, float]:
+    """(scale, offset) on these negatives.
+
+    The upper tail of their peaks is taken as exponential; its mean excess is the mean of the one seen and the usual one.
+
+    Args:
+        common: what the cohort takes off each hop, one array a stream.
+    """
     streams = [one.max(1) - taken for one, taken in zip(negatives.similarities(prototypes), common, strict=True)]
     highest = np.sort(np.concatenate([peaks(one, TAIL_PEAKS) for one in streams]))[::-1][: TAIL_PEAKS + 1]
     base = highest[-1]
@@ -206,7 +222,7 @@ def calibrate(prototypes: np.ndarray, model: Model) -> tuple[float, float, np.nd
     # rate(s) = rate_at_base · exp(-(s - base) / spread), so -log10 rate = (s - base) / (spread ln 10) - log10 rate_at_base
     rate_at_base = TAIL_PEAKS / negatives.hours
     scale = 1 / (spread * np.log(10))
-    return float(scale), float(base + np.log10(rate_at_base) / scale), cohort
+    return float(scale), float(base + np.log10(rate_at_base) / scale)
 
 
 def align(candidates: Sequence[np.ndarray], common: Sequence[np.ndarray]) -> np.ndarray:

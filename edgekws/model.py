@@ -160,6 +160,12 @@ def graph(model: Model, *, gpu: bool = False) -> tuple[Path, str]:
     return model.path / "model.onnx", "fp32"
 
 
+def rewrite_manifest(path: Path) -> None:
+    """After a file was put into a model directory that is still being made: hash all of them again."""
+    raw = json.loads((path / "manifest.json").read_text())
+    write_manifest(path, {name: value for name, value in raw.items() if name not in ("files", "format")})
+
+
 def golden(model: Model) -> tuple[np.ndarray, np.ndarray]:
     """Frames (n, 4, 40) and embeddings (n, dim) that every engine must reproduce, fed in order from zero states."""
     with np.load(model.path / "parity.npz", allow_pickle=False) as data:

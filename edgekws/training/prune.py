@@ -16,6 +16,7 @@ widths that backends like. The head's outputs are never pruned: the embedding ke
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,13 +26,15 @@ from torch import Tensor
 
 from edgekws.errors import UsageError
 from edgekws.frontend import HOP_FRAMES, N_MELS
-from edgekws.training.networks import CausalConv, Network, Residual
+from edgekws.training.networks import Network, Residual
 
 CRITERIA = ("hap", "taylor", "fisher", "l1", "bn", "random")
 DATA_AWARE = ("hap", "taylor", "fisher")
 PROBES = 16  # a probe costs four to five training steps
 ROUND_TO = 8
-KEPT_SHARE = 1 / 8  # of a layer's channels stay at least: scores are of one channel at a time, and say nothing of a layer that is nearly gone
+KEPT_SHARE = (
+    1 / 8
+)  # of a layer's channels stay at least: scores are of one channel at a time, and say nothing of a layer that is nearly gone
 
 Widths = dict[int, int]
 """Number of a convolution, in the order of the data → its output channels."""
@@ -213,13 +216,61 @@ def prune(network: Network, scores: Sequence[Tensor], widths: Mapping[int, int])
 def _as_cut(cut: Network) -> Network:
     """The same weights in a network whose spec says the new widths."""
 
-    def layer(conv: CausalConv) -> list[Any]:
+    def layer(conv: Any) -> list[Any]:
         c, module = conv.spec, conv.conv
         return [module.in_channels, module.out_channels, c.kernel_t, c.kernel_f, c.stride_t, c.stride_f, module.groups, c.relu]
 
-    layers: list[Any] = [
-        {"residual": [layer(inner) for inner in one.inner]} if isinstance(one, Residual) else layer(one) for one in cut.layers
-    ]
+    def part(one: Any) -> Any:
+        return {"residual": [layer(inner) for inner in one.inner]} if isinstance(one, Residual) else layer(one)
+
+    layers = [part(one) for one in cut.layers]
     network = Network({**cut.spec, "layers": layers}, norm=cut.convs()[0].norm is not None)
     network.load_state_dict(cut.state_dict())
     return network.eval()
+
+
+def latency_cost(network: Network) -> Callable[[Widths], float]:
+    """CPU seconds of a hop on this very host, from a table: what was measured with each group at some widths, the others as they are.
+
+    The savings of groups are taken to add up, which is not quite so where one group feeds another: measure what comes out.
+    """
+    members = groups(network)
+    flat = [torch.arange(float(conv.spec.c_out)) for conv in network.convs()]
+    full: Widths = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
+    whole = hop_cpu_s(network)
+    table: list[dict[int, float]] = []
+    for group in members:
+        width = full[group[0]]
+        saved = {width: 0.0}
+        for narrower in range(ROUND_TO, width, max(ROUND_TO, width // 8 // ROUND_TO * ROUND_TO)):
+            if narrower >= KEPT_SHARE * width:
+                saved[narrower] = whole - hop_cpu_s(prune(network, flat, {**full, **dict.fromkeys(group, narrower)}))
+        table.append(saved)
+
+    def cost(widths: Widths) -> float:
+        total = whole
+        for group, saved in zip(members, table, strict=True):
+            known = sorted(saved)
+            total -= float(np.interp(widths[group[0]], known, [saved[w] for w in known]))
+        return total
+
+    return cost
+
+
+def hop_cpu_s(network: Network, hops: int = 200, repeats: int = 5) -> float:
+    """CPU time of one hop in ONNX Runtime: the lowest mean of some passes, which is the one that was disturbed least."""
+    import onnxruntime
+
+    from edgekws.training.export import to_onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(to_onnx(network)[0], options, providers=["CPUExecutionProvider"])
+    feeds = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()}
+    found = []
+    for _ in range(repeats):
+        start_s = time.thread_time()
+        for _ in range(hops):
+            session.run(["embedding"], feeds)
+        found.append((time.thread_time() - start_s) / hops)
+    return min(found)
