@@ -84,10 +84,12 @@ class PseudoLabels:
         *,
         per_hour: Mapping[str, int] = PER_HOUR,
         per_day: Mapping[str, int] = PER_DAY,
+        room_growth: float = ROOM_GROWTH,
     ) -> None:
         self.dropped = {"cap": 0, "alike": 0}
         """Moments that were no clip: one too many, or the same recording again."""
         self._limits = ((HOUR, per_hour), (DAY, per_day))
+        self._room_growth = room_growth
         self._ring = np.zeros((SETTLE_HOPS + ROOM_HOPS, HOP_SAMPLES), np.int16)
         self._highest = np.zeros(len(self._ring), np.float32)
         self._hops = self._first = self._end_sample = self._clear = 0
@@ -204,7 +206,7 @@ class PseudoLabels:
         taken = self._taken.setdefault(("negative", ""), deque())
         while taken and taken[0] < self._end_sample - DAY:
             taken.popleft()
-        gap_s = min(ROOM_FIRST_S * ROOM_GROWTH ** len(taken), ROOM_LAST_S)
+        gap_s = min(ROOM_FIRST_S * self._room_growth ** len(taken), ROOM_LAST_S)
         if taken and self._end_sample - taken[-1] < gap_s * SAMPLE_RATE_HZ:
             return []
         # Its last second is left off: there a word may have begun that nobody has scored yet.

@@ -200,7 +200,7 @@ def lead(person: Person, corpus: Path, factory: Model, *, seed: int, snr_db: flo
     heard = room.hear(stream, "live", seed)
     engine = load_engine(factory)
     enrolled = enrolment.enrol(person.keyword, person.speaker, person.enrol, engine, factory, strict=False)
-    pipeline = Pipeline(engine, Detector([enrolled]), PseudoLabels([enrolled], per_hour=PER_LIFE, per_day=PER_LIFE))
+    pipeline = Pipeline(engine, Detector([enrolled]), PseudoLabels([enrolled], per_hour=PER_LIFE, per_day=PER_LIFE, room_growth=1.0))
     for first in range(0, len(heard), SAMPLE_RATE_HZ):
         pipeline.feed(AudioChunk(heard[first : first + SAMPLE_RATE_HZ], first))
     cuts = pipeline.cuts

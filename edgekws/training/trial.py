@@ -1,0 +1,181 @@
+"""`edgekws bench adaptation`: arms, networks and compressions over whole lives, one row each."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from edgekws import enrolment
+from edgekws.engines import load_engine
+from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
+from edgekws.frontend import log_mel
+from edgekws.model import find_model, load_model
+from edgekws.store import ADAPTED, load_enrolled
+from edgekws.training.export import load_network
+from edgekws.training.lives import ROOMS_DB, Life, Person, corpus_people, lead, measure, spoken_people, test_speech
+from edgekws.training.material import to_int16
+from edgekws.training.round import Target, adapt, step_cpu_s
+
+ARMS = ("before", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
+PRUNED = ("onda1-hap", "onda2-l1", "random", "scratch")
+# What gives a second opinion on a network's pseudo-positives, and where pruning may start: networks of one embedding space.
+JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge"}
+STARTS = {"edge": ("edge-small",)}
+
+
+def arm_options(arm: str) -> dict[str, Any]:
+    """What `adapt` is told for an arm; `before` adapts nothing."""
+    return {
+        "enrol-only": {"recipe": "weights-only", "pseudo": False},
+        "weights-only": {"recipe": "weights-only"},
+        "onda1-hap": {"recipe": "onda1", "criterion": "hap"},
+        "onda2-l1": {"recipe": "onda2", "criterion": "l1"},
+        "random": {"recipe": "onda1", "criterion": "random"},
+        "scratch": {"recipe": "onda1", "criterion": "hap", "scratch": True},
+    }[arm]
+
+
+def people(corpus: Path, count: int | None) -> list[Person]:
+    """Users of the corpus and of text-to-speech in turns over the keywords, so that a few are already a mixture."""
+    everyone = [*corpus_people(corpus), *spoken_people()]
+    by_keyword: dict[str, list[Person]] = {}
+    for one in everyone:
+        by_keyword.setdefault(one.keyword, []).append(one)
+    queues = list(by_keyword.values())
+    mixed = [queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue)]
+    return mixed[:count]
+
+
+def run(
+    corpus: Path,
+    *,
+    arms: Sequence[str] = ARMS,
+    networks: Sequence[str] = ("edge",),
+    compressions: Sequence[float] = (4.0,),
+    users: int | None = None,
+    seeds: int = 1,
+    rooms_db: Sequence[float] = ROOMS_DB,
+    workers: int = 1,
+    done: Sequence[tuple[str, str, int, str]] = (),
+    say: Callable[[str], object] = lambda line: None,
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one life after the other, as they come.
+
+    Args:
+        compressions: the factory network's parameters over those that are left, for the arms that prune.
+        users: the first of the mixture; None = all.
+        seeds: each is another room, another order of the stream, other batches.
+        rooms_db: users live at these in turns.
+        done: (user, keyword, seed, network) that need not be run again.
+
+    Raises:
+        UsageError: no such arm or network.
+    """
+    if wrong := [arm for arm in arms if arm not in ARMS]:
+        raise UsageError(f'no arm "{wrong[0]}". Accepted: {", ".join(ARMS)}')
+    if wrong := [name for name in networks if name not in JUDGE]:
+        raise UsageError(f'no network "{wrong[0]}" to adapt. Accepted: {", ".join(JUDGE)}')
+    chosen = people(corpus, users)
+    if not chosen:
+        raise EdgekwsError(
+            f"{corpus}: nobody has 3 takes to enrol and 5 more. Give a corpus with a manifest.csv as `edgekws eval` wants it"
+        )
+    jobs = [
+        (corpus, one, seed, rooms_db[(number + seed) % len(rooms_db)], name, tuple(arms), tuple(compressions))
+        for seed in range(seeds)
+        for number, one in enumerate(chosen)
+        for name in networks
+        if (one.speaker, one.keyword, seed, name) not in done
+    ]
+    start_s = time.monotonic()
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for i, rows in enumerate(pool.map(_life, jobs), 1):
+            left_s = (time.monotonic() - start_s) / i * (len(jobs) - i)
+            say(f"life {i} of {len(jobs)}: {rows[0]['keyword']}, {rows[0]['network']}, {rows[0]['snr_db']:g} dB; {left_s:.0f} s left")
+            yield rows
+
+
+_clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
+
+
+def _life(job: tuple[Path, Person, int, float, str, tuple[str, ...], tuple[float, ...]]) -> list[dict[str, Any]]:
+    corpus, person, seed, snr_db, name, arms, compressions = job
+    factory, judge = load_model(find_model(name)), load_model(find_model(JUDGE[name]))
+    starts = [load_model(find_model(other)) for other in STARTS.get(name, ())]
+    if person.keyword not in _clean:
+        _clean[person.keyword] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, person.keyword)]
+    common = {"user": person.speaker, "keyword": person.keyword, "network": name, "seed": seed, "snr_db": snr_db}
+    # The same life whatever the network is: the room and the order depend on the person and the seed alone.
+    number = int.from_bytes(person.speaker.encode()[-6:], "little") % 100_000 + 100_000 * seed
+    try:
+        life = lead(person, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=_clean[person.keyword])
+    except EnrolmentError as error:
+        return [{**common, "arm": "before", "refused": str(error)}]
+    positives = life.snapshot.positives
+    common |= {
+        "noise": life.room.noise,
+        "spoken": life.spoken,
+        "pseudo_positives": len(positives),
+        "pseudo_true": sum(one.id for one in positives),
+        "ambience_pieces": len(life.snapshot.ambience),
+    }
+    rows = []
+    for arm in arms:
+        for compression in compressions if arm in PRUNED else (1.0,):
+            for where, facts in _arm(life, arm, compression, factory, judge, starts, seed).items():
+                rows.append({**common, "arm": arm, "compression": compression, "condition": where, **facts})
+    return rows
+
+
+def _arm(life: Life, arm: str, compression: float, factory: Any, judge: Any, starts: Sequence[Any], seed: int) -> dict[str, dict[str, Any]]:
+    person = life.person
+    start_s = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        if arm == "before":
+            engine = load_engine(factory)
+            enrolled = enrolment.enrol(person.keyword, person.speaker, person.enrol, engine, factory, strict=False)
+            engine.close()
+            model, gate, cost = factory, None, {}
+        else:
+            options = arm_options(arm)
+            outcome = adapt(
+                factory,
+                life.snapshot,
+                Path(folder) / "candidate",
+                id="candidate",
+                target=Target("params", 1 / compression),
+                starts=starts,
+                judge=judge,
+                seed=seed,
+                **options,
+            )
+            model, cost = outcome.model, outcome.facts["cost"]
+            gate = "promoted" if outcome.passed else outcome.reason
+            enrolled = next(iter(load_enrolled(model.path / ADAPTED).values()))
+        round_cpu_s = time.process_time() - start_s
+        step_s = step_cpu_s([model])[0]
+        facts = {
+            "parameters": model.parameters,
+            "file_kb": round((model.path / "model.onnx").stat().st_size / 1000, 1),
+            "gate": gate,
+            "train_ms_per_step": cost.get("train_ms_per_step"),
+            "round_s": cost.get("round_s"),
+            "round_cpu_s": round(round_cpu_s, 1) if cost else None,
+            "network_us_per_hop": round(step_s * 1e6, 1),
+            "cpu_s_per_audio_hour": round(step_s * 45_000, 3),
+            "energy_j": None,
+        }
+        network = load_network(model)
+        return {where: {**found, **facts} for where, found in measure(life, network, enrolled).items()}
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Added to the file at once, so that a run that is interrupted can go on."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
