@@ -174,6 +174,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--report", type=Path, metavar="FILE.md", help="write a page with the host's fingerprint, and FILE.json beside it")
     bench.add_argument("--json", action="store_true")
+    bench.add_argument("what", nargs="?", choices=("listener", "adaptation"), default="listener", help="adaptation: see below")
+    lives = bench.add_argument_group("adaptation", "What a round of adaptation is worth: whole lives of a corpus' users in noisy rooms.")
+    lives.add_argument("--corpus", type=Path, metavar="DIR", help="a directory with a manifest.csv")
+    lives.add_argument("--arms", nargs="+", metavar="ARM", help="before, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch")
+    lives.add_argument("--networks", nargs="+", metavar="NAME", help="edge, edge-small, ds-cnn-l (edge)")
+    lives.add_argument("--compression", nargs="+", type=float, metavar="X", help="parameters before over after, of the arms that prune (4)")
+    lives.add_argument("--keyword", nargs="+", metavar="K", help="else all")
+    lives.add_argument("--users", type=int, metavar="N", help="else all; the keywords in turns")
+    lives.add_argument("--seeds", type=int, default=1, metavar="N", help="each is another room and another order (%(default)s)")
+    lives.add_argument("--condition", nargs="+", metavar="C", help="rooms, in turns: noise10, noise5, noise0")
+    lives.add_argument("--workers", type=int, default=1, metavar="N", help="lives at a time (%(default)s)")
+    lives.add_argument("--save", type=Path, metavar="FILE", help="add the rows to a file as they come, and leave out the lives that it has")
 
     pretrain = add("pretrain", _pretrain, "Make the base networks again (needs the extra train).", config=False)
     pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="each network becomes DIR/NAME")
@@ -956,6 +968,8 @@ def _eval(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from edgekws import bench
 
+    if options.what == "adaptation":
+        return _bench_adaptation(options)
     settings = load_settings(options.config)
     store = _store(settings)
     model = _model(settings, store, options.model)
@@ -977,6 +991,37 @@ def _bench(options: argparse.Namespace) -> int:
         store.save_engine(found[0]["backend"])
         _say(f'edgekws: engine = "auto" is {found[0]["backend"]} on this machine from the next start on ({found[1]})')
     print(json.dumps(rows, indent=1) if options.json else bench.report_table(rows))
+    return 0
+
+
+def _bench_adaptation(options: argparse.Namespace) -> int:
+    try:
+        from edgekws.training import trial
+    except ImportError as error:
+        raise EdgekwsError(f"this needs {error.name}, which is not installed. Try: pip install 'edgekws[train]'") from error
+    if options.corpus is None:
+        raise UsageError("bench adaptation: --corpus DIR is missing, a directory with a manifest.csv")
+    chosen = {
+        "arms": options.arms,
+        "networks": options.networks,
+        "compressions": options.compression,
+        "rooms_db": options.condition and [trial.room_db(name) for name in options.condition],
+    }
+    rows = trial.saved(options.save) if options.save else []
+    for new in trial.run(
+        options.corpus,
+        keywords=options.keyword,
+        users=options.users,
+        seeds=options.seeds,
+        workers=options.workers,
+        done={trial.life_of(row) for row in rows},
+        say=lambda line: _say(f"edgekws: {line}"),
+        **{name: value for name, value in chosen.items() if value},
+    ):
+        rows += new
+        if options.save:
+            trial.write_jsonl(options.save, new)
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if options.json else trial.table(rows))
     return 0
 
 

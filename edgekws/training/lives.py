@@ -38,7 +38,6 @@ from edgekws.training.networks import Network
 from edgekws.training.round import Moment, Snapshot, Voice
 from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 
-ARMS = ("before", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
 LEAST_TAKES = 5  # beside the enrolment: fewer cannot be halved
 MOST_TAKES = 70
 LIVE_MINUTES = 40.0

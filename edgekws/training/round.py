@@ -41,7 +41,7 @@ from edgekws.values import HOP_MS, HOP_SAMPLES, Enrolled
 
 DEFAULT_SHARE = 0.25  # of the factory's parameters
 RECIPES = ("weights-only", "onda1", "onda2")
-STEPS = {"weights-only": 120, "onda1": 800, "onda2": 800}
+STEPS = {"weights-only": 120, "onda1": 600, "onda2": 600}
 LR_FULL, LR_PRUNED = 1e-3, 3e-3
 # How much the teacher counts. What was pruned has to learn its embedding anew: with 0.5 recall in quiet fell from 0.95 to 0.76, with
 # 4 to 10 it stayed; the whole network stays where it was by itself, and gains more in the room with 0.5 (0.85 against 0.80).

@@ -6,14 +6,17 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekws import enrolment
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
+from edgekws.evaluation import SNR_DB
 from edgekws.frontend import log_mel
 from edgekws.model import find_model, load_model
 from edgekws.store import ADAPTED, load_enrolled
@@ -31,19 +34,33 @@ STARTS = {"edge": ("edge-small",)}
 
 def arm_options(arm: str) -> dict[str, Any]:
     """What `adapt` is told for an arm; `before` adapts nothing."""
-    return {
+    options: dict[str, dict[str, Any]] = {
         "enrol-only": {"recipe": "weights-only", "pseudo": False},
         "weights-only": {"recipe": "weights-only"},
         "onda1-hap": {"recipe": "onda1", "criterion": "hap"},
         "onda2-l1": {"recipe": "onda2", "criterion": "l1"},
         "random": {"recipe": "onda1", "criterion": "random"},
         "scratch": {"recipe": "onda1", "criterion": "hap", "scratch": True},
-    }[arm]
+    }
+    return options[arm]
 
 
-def people(corpus: Path, count: int | None) -> list[Person]:
+def room_db(condition: str) -> float:
+    """noise10 → 10. Raises UsageError."""
+    if condition not in SNR_DB or not condition.startswith("noise"):
+        raise UsageError(
+            f'no condition "{condition}" to live in. Accepted: {", ".join(name for name in SNR_DB if name.startswith("noise"))}'
+        )
+    return SNR_DB[condition]
+
+
+def people(corpus: Path, keywords: Sequence[str] | None, count: int | None) -> list[Person]:
     """Users of the corpus and of text-to-speech in turns over the keywords, so that a few are already a mixture."""
     everyone = [*corpus_people(corpus), *spoken_people()]
+    known = list(dict.fromkeys(one.keyword for one in everyone))
+    if wrong := [keyword for keyword in keywords or () if keyword not in known]:
+        raise UsageError(f'nobody says "{wrong[0]}" often enough. There are: {", ".join(known)}')
+    everyone = [one for one in everyone if not keywords or one.keyword in keywords]
     by_keyword: dict[str, list[Person]] = {}
     for one in everyone:
         by_keyword.setdefault(one.keyword, []).append(one)
@@ -58,11 +75,12 @@ def run(
     arms: Sequence[str] = ARMS,
     networks: Sequence[str] = ("edge",),
     compressions: Sequence[float] = (4.0,),
+    keywords: Sequence[str] | None = None,
     users: int | None = None,
     seeds: int = 1,
     rooms_db: Sequence[float] = ROOMS_DB,
     workers: int = 1,
-    done: Sequence[tuple[str, str, int, str]] = (),
+    done: Collection[tuple[Any, ...]] = (),
     say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of one life after the other, as they come.
@@ -72,7 +90,7 @@ def run(
         users: the first of the mixture; None = all.
         seeds: each is another room, another order of the stream, other batches.
         rooms_db: users live at these in turns.
-        done: (user, keyword, seed, network) that need not be run again.
+        done: lives, as `life_of` names them, that need not be run again.
 
     Raises:
         UsageError: no such arm or network.
@@ -81,7 +99,7 @@ def run(
         raise UsageError(f'no arm "{wrong[0]}". Accepted: {", ".join(ARMS)}')
     if wrong := [name for name in networks if name not in JUDGE]:
         raise UsageError(f'no network "{wrong[0]}" to adapt. Accepted: {", ".join(JUDGE)}')
-    chosen = people(corpus, users)
+    chosen = people(corpus, keywords, users)
     if not chosen:
         raise EdgekwsError(
             f"{corpus}: nobody has 3 takes to enrol and 5 more. Give a corpus with a manifest.csv as `edgekws eval` wants it"
@@ -91,7 +109,7 @@ def run(
         for seed in range(seeds)
         for number, one in enumerate(chosen)
         for name in networks
-        if (one.speaker, one.keyword, seed, name) not in done
+        if (one.speaker, one.keyword, name, seed) not in done
     ]
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -173,6 +191,53 @@ def _arm(life: Life, arm: str, compression: float, factory: Any, judge: Any, sta
         }
         network = load_network(model)
         return {where: {**found, **facts} for where, found in measure(life, network, enrolled).items()}
+
+
+def life_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which life a row is of."""
+    return row["user"], row["keyword"], row["network"], row["seed"]
+
+
+def saved(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run; [] if there is no such file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """For people: each arm, over all lives."""
+    header = ["network", "arm", "compression", "lives", "parameters", "condition", "recall@0.5", "deployed", "FA/h"]
+    header += [">2/h", "refused", "worse", "ms/step", "round_s", "us/hop"]
+    lines = [header]
+    before = {(life_of(row), row["condition"]): row for row in rows if row["arm"] == "before" and "condition" in row}
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if "condition" in row:
+            groups.setdefault((row["network"], row["arm"], row["compression"], row["condition"]), []).append(row)
+    for (network, arm, compression, condition), found in groups.items():
+
+        def mean(name: str, found: Sequence[Mapping[str, Any]] = found, places: int = 3) -> str:
+            values = [row[name] for row in found if row[name] is not None]
+            return f"{np.mean(values):.{places}f}" if values else "-"
+
+        refused = [row for row in found if row["gate"] not in (None, "promoted")]
+        worse = [row for row in found if row["gate"] == "promoted" and significantly_worse(row, before.get((life_of(row), condition)))]
+        lines.append(
+            [network, arm, f"{compression:g}", str(len(found)), mean("parameters", places=0), condition, mean("recall_at_0.5")]
+            + [mean("deployed_recall"), mean("fa_per_hour", places=2), str(sum(row["fa_per_hour"] > 2 for row in found)), str(len(refused))]
+            + [str(len(worse)), mean("train_ms_per_step", places=1), mean("round_s", places=0), mean("network_us_per_hop", places=1)]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def significantly_worse(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
+    """Whether deployed recall fell by more than two proportions of so many takes differ by chance (95 %, one side)."""
+    if before is None:
+        return False
+    n = row["takes"]
+    a, b = row["deployed_recall"], before["deployed_recall"]
+    share = (a + b) / 2
+    return bool(b - a > 1.645 * np.sqrt(max(2 * share * (1 - share) / n, 1e-12)))
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
