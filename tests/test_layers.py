@@ -17,9 +17,9 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
-    ("control", "promotion", "wyoming_server"),
+    ("control", "evaluation", "promotion", "wyoming_server"),
     ("training",),
-    ("bench", "daemon", "doctor", "evaluation", "watch"),
+    ("bench", "daemon", "doctor", "watch"),
     ("cli",),
     ("__main__",),
 )
@@ -40,6 +40,7 @@ VENDORS = {
     "soxr",
     "tensorrt",
     "torch",
+    "torch_pruning",
     "wyoming",
     "zeroconf",
 }
