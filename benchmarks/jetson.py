@@ -196,9 +196,12 @@ def adaptation(corpus: Path | None) -> dict[str, Any]:
             found = json.loads(done.stdout)
             arms = {}
             for arm, label in (("weights_only", "weights-only"), ("pruned", "onda1-hap")):
-                rounds = [one for one in found if one["arm"] == label]
+                rounds = [one for one in found if one["arm"] == label and one.get("round_s")]
+                if not rounds:
+                    why = f"no round of {label} among its {len(found)} rows"
+                    return {**row, "why_no_latency": why, "why_no_energy": why}
                 joules = [one["energy_j"] for one in rounds if one["energy_j"] is not None]
-                mj = median(joules) * 1000 if rounds and len(joules) == len(rounds) else None
+                mj = median(joules) * 1000 if len(joules) == len(rounds) else None
                 arms[arm] = {"ms": median(one["round_s"] for one in rounds) * 1000, "mj": mj}
             return {**row, **arms, **ratios(arms), "why_no_energy": None if arms["pruned"]["mj"] else "no energy in its rows"}
         why = (done.stderr.strip().splitlines() or ["edgekws bench adaptation failed"])[-1]

@@ -100,9 +100,9 @@ class Promoter:
         self._since_s = 0.0
 
     def promote(self, name: str) -> None:
-        self._since_s = time.perf_counter()
+        self._since_s = time.monotonic()
         self._store.promote(self._versions[name], name)
-        self.promote_ms.append((time.perf_counter() - self._since_s) * 1000)
+        self.promote_ms.append((time.monotonic() - self._since_s) * 1000)
 
     def deliver(self, event: Event) -> None:
         if event.kind == "wake":
@@ -110,7 +110,7 @@ class Promoter:
             return
         if event.kind == "model":
             if event.extra["what"] == "live":
-                self.took_ms.append((time.perf_counter() - self._since_s) * 1000)
+                self.took_ms.append((time.monotonic() - self._since_s) * 1000)
             else:
                 self.refused += 1
         if len(self.took_ms) >= self._swaps or self.refused:
@@ -132,7 +132,7 @@ class Watched(Pipeline):
     def feed(self, chunk: AudioChunk) -> list[Detection]:
         hops, found = self.hops, super().feed(chunk)
         if self.hops != hops:
-            self.done_s.append(time.perf_counter())
+            self.done_s.append(time.monotonic())
         return found
 
     def between_ms(self) -> dict[str, float]:
