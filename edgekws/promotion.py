@@ -43,11 +43,11 @@ COLLAPSED = 0.95  # mean cosine of a model's own golden embeddings; the packaged
 
 FAILED_STARTS = 3
 STEADY_S = 60.0  # of listening, after which a start has not failed
-CHECK_S = 60.0
+CHECK_S = 60.0  # between two looks at how a new version does, later a twentieth of the time that it has listened
 WATCHED_S = 7 * 86400.0  # a new version is watched for so long, and compared with so long before it
 # A better model wakes more often too: from a recall of one half to all of it is twice as often. Beyond that it is worse.
 MORE = 2.0
-WAKES, WAKES_P = 5, 0.001  # looked at once a minute for a week, so a strict level
+WAKES, WAKES_P = 5, 0.001  # looked at again and again for a week, so a strict level
 REJECTS, REJECTS_P = 3, 0.01  # the user said so: less is enough
 
 
@@ -196,6 +196,7 @@ class Updates:
         self._look_s = self._look_around_s = started_s
         self._steady_s: float | None = started_s + STEADY_S
         self._check_s = started_s + CHECK_S
+        self._check_pause_s = CHECK_S
         self._checked_event = -1
 
     @property
@@ -237,7 +238,7 @@ class Updates:
             if other or reread or stamp[1] != self._live_stamp[1]:
                 self._work = self._worker.submit(self._prepare, pipeline, stamp, reread, now_s)
         elif self._follows and now_s >= self._check_s:
-            self._check_s = now_s + CHECK_S
+            self._check_s = now_s + self._check_pause_s
             self._work = self._worker.submit(self._check, stream_s)
         return []
 
@@ -289,7 +290,7 @@ class Updates:
         pipeline.replace(version.engine, version.detector)
         self._worker.submit(old.engine.close)
         self._ready, self._live, self._live_stamp = None, version, ready.stamp
-        self._checked_event = -1
+        self._check_s, self._check_pause_s, self._checked_event = self._clock() + CHECK_S, CHECK_S, -1
         heard = ", ".join(sorted({f'"{one.keyword}"' for one in version.detector.enrolled}))
         facts = {**ready.facts, "keywords": heard, "took_ms": round((self._clock() - ready.before) * 1000)}
         what = {"before": old.model.id} if version.model.id != old.model.id else {}
@@ -362,10 +363,13 @@ class Updates:
         """Whether the version in use turned out worse than the one before; then back to that."""
         try:
             path, last = self._store.current_model(), self._store.last_event()
-            if path is None or path != self._live.model.path or last == self._checked_event:
+            promoted_s = self._store.promoted_s()
+            age_s = self._now() - promoted_s
+            self._check_pause_s = max(CHECK_S, age_s / 20)
+            if path is None or path != self._live.model.path or last == self._checked_event or age_s > WATCHED_S:
                 return None
             self._checked_event = last
-            since_s = self._now() - 2 * WATCHED_S
+            since_s = promoted_s - WATCHED_S
             events: list[Event] = []
             while page := self._store.events(since_s=since_s, after=events[-1].id if events else 0):
                 events += page

@@ -460,6 +460,12 @@ class Store:
         # The same where the power went between the two links of a promotion: then what was before the current one is not known any more.
         return None if previous == self._model("current") else previous
 
+    def promoted_s(self) -> float:
+        """When the current version became current, seconds since the epoch; 0.0 = none is."""
+        link = self.root / "models" / "current"
+        with _told(link):
+            return link.lstat().st_mtime if link.is_symlink() else 0.0
+
     def models_touched(self) -> int:
         """Differs after a promotion or rollback, but for two within one tick of the kernel's clock. One system call, 2 µs."""
         try:

@@ -577,6 +577,7 @@ def test_the_test_of_two_rates_keeps_its_level():
 def test_the_listener_itself_goes_back_and_says_why(store, word, tmp_path):
     """A day with the default, then the new version wakes at every chance."""
     store.promote(a_copy(tmp_path, "new"), "new")
+    os.utime(store.root / "models" / "current", (1e9, 1e9), follow_symlinks=False)
     for event in day("edge-1", 2, 1e9 - 90_000) + day("new", 0, 1e9 - 1, 0.01, first="live"):
         store.add_event(event)
     listener = Listener(store, word)
