@@ -129,7 +129,11 @@ def _engines(model: Model, wanted: str) -> Iterator[Check]:
         if reason is None:
             yield Check(f"engine {name}", True, f"reproduces the golden embeddings of {model.id}", essential=essential)
         else:
-            mend = "pip install edgekws, in a fresh virtual environment" if essential else "none needed with another engine"
+            mend = "none needed with another engine"
+            if name == ORDER[0]:
+                mend = "pip install edgekws, in a fresh virtual environment"
+            elif name == wanted:
+                mend = 'mend that, or [model] engine = "auto" in edgekws.toml'
             yield Check(f"engine {name}", False, reason, mend, essential)
 
 

@@ -155,7 +155,7 @@ def graph(model: Model, *, gpu: bool = False) -> tuple[Path, str]:
     """
     if model.raw.get("precision") == "int8":
         return model.path / "model_int8.onnx", "int8"
-    if gpu and "model_fp16.onnx" in model.raw["files"]:
+    if gpu and "model_fp16.onnx" in model.raw.get("files", {}):
         return model.path / "model_fp16.onnx", "fp16"
     return model.path / "model.onnx", "fp32"
 

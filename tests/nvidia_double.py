@@ -292,7 +292,7 @@ class Trt:
                 assert pool == Trt.MemoryPoolType.WORKSPACE and size > 0
 
             def create_timing_cache(self, data):
-                return TimingCache(data)
+                return None if data and "timing" in refuses else TimingCache(data)
 
             def set_timing_cache(self, cache, ignore_mismatch):
                 return not ignore_mismatch

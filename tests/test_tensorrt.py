@@ -181,6 +181,16 @@ def test_without_room_for_the_plan_the_engine_runs_all_the_same(board, model, tm
     assert "cannot be kept" in caplog.text
 
 
+def test_timings_that_tensorrt_does_not_take_are_made_again(board, model, tmp_path):
+    board()
+    load_engine(model, "tensorrt")
+    plans(tmp_path)[0].unlink()
+    trt, _ = board(refuses=("timing",))
+
+    assert parity(load_engine(model, "tensorrt"), model) <= 1e-4
+    assert trt.builds == 1
+
+
 def test_old_plans_go(board, model, tmp_path):
     for number in range(12):
         board(version=f"10.{number}.0")
@@ -388,9 +398,16 @@ for path in map(Path, sys.argv[1:]):
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.SM86, 0)
         plan = builder.build_serialized_network(network, config)
-        found[path.name] = [plan.nbytes, network.num_inputs + network.num_outputs] if plan is not None else logger.told()
+        if plan is None:
+            found[path.name] = logger.told()
+            continue
+        found[path.name] = [len(bytes(plan)), network.num_inputs + network.num_outputs]
     except EngineUnavailable as error:
         found[path.name] = str(error)
+        logger.told()
+for what, data in {"truncated": bytes(plan)[:1000], "rubbish": b"rubbish"}.items():
+    logger.told()
+    found[what] = [trt.Runtime(logger).deserialize_cuda_engine(data), logger.told()]
 print(json.dumps(found))
 """
 
@@ -445,7 +462,9 @@ def test_nvidias_parser_and_builder_take_every_network_in_every_precision_pruned
 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    refusal = found.pop("text.fp32")
+    refusal, truncated, rubbish = found.pop("text.fp32"), found.pop("truncated"), found.pop("rubbish")
+    assert truncated[0] is None and "deserializeCudaEngine: Error Code 1: Serialization" in truncated[1]
+    assert rubbish[0] is None and "Internal Error" in rubbish[1]
     assert "refuses the graph: " in refusal and "Failed to convert ONNX date type" in refusal  # its own words
     assert len(found) == 3 * 12 + 3
     assert {name: told for name, told in found.items() if isinstance(told, str)} == {}

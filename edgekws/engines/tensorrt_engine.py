@@ -63,9 +63,10 @@ def load(model: Model) -> TensorRtEngine:
         log.warning("%s: TensorRT %s does not take this plan (%s); it is built again", plan_path, here["tensorrt"], logger.told())
     if cuda_engine is None:
         timing_path = cache / f"{_digest(here)}.timing"
+        log.warning("building a TensorRT plan for %s on %s: some seconds, once", model.id, gpu)
         start_s = time.monotonic()
         plan, timing = build(trt, logger, onnx, _read(timing_path) or b"")
-        log.info("%s: built for %s in %.1f s", path, gpu, time.monotonic() - start_s)
+        log.info("%s: built in %.1f s", path, time.monotonic() - start_s)
         _write(timing_path, timing)
         _write(plan_path, plan)
         cuda_engine = runner.deserialize_cuda_engine(plan)
@@ -213,7 +214,7 @@ def configure(trt: Any, builder: Any, timing: bytes) -> tuple[Any, Any]:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     cache = config.create_timing_cache(timing)
-    if not config.set_timing_cache(cache, False) and timing:  # one that is not for this GPU is not taken
+    if cache is None or not config.set_timing_cache(cache, False):  # one that is not for this GPU is not taken
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return config, cache
