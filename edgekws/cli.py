@@ -161,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--plot", type=Path, metavar="FILE", help="a picture of misses against false accepts")
     evaluate.add_argument("--json", action="store_true")
 
+    adapt = add("adapt", _adapt, "Learn from what was heard: one round of fine-tuning and pruning, which goes live if it is not worse.")
+    adapt.add_argument(
+        "--recipe", default="onda1", help="onda1 (prune, then fine-tune; the default), onda2 (fine-tune before too), weights-only"
+    )
+    adapt.add_argument("--criterion", help="hap, taylor, fisher, l1, bn or random; else the recipe's own")
+    adapt.add_argument("--target", metavar="T", help="params=0.25 (a share, or a number) or latency_ms=0.02 (CPU time of a hop here)")
+    adapt.add_argument("--dry-run", action="store_true", help="all of it, but nothing goes live")
+    adapt.add_argument("--if-needed", action="store_true", help="only if something asks for it and the machine is idle")
+    adapt.add_argument("--json", action="store_true")
+
     bench = add("bench", _bench, "Measure latency, CPU time, memory and energy of the listener here.")
     bench.add_argument("--model", metavar="ID|DIR", help=model)
     engines = bench.add_mutually_exclusive_group()
@@ -634,7 +644,7 @@ def _log(options: argparse.Namespace) -> int:
         events = store.events(since_s=since_s, after=after)
         for event in events:
             after = event.id
-            if options.all or event.kind in ("wake", "model"):
+            if options.all or event.kind in ("wake", "model", "round"):
                 print(as_json(event) if options.json else as_line(event, date=True))
         if events:
             continue
@@ -962,6 +972,61 @@ def _eval(options: argparse.Namespace) -> int:
     if options.plot:
         evaluation.plot(report, options.plot)
     print(json.dumps(report) if options.json else evaluation.report_table(report))
+    return 0
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    try:
+        from edgekws.training import adaptation
+        from edgekws.training.round import Target
+    except ImportError as error:
+        raise EdgekwsError(f"adapt needs {error.name}, which is not installed. Try: pip install 'edgekws[train]'") from error
+    from edgekws.power.budget import Budget
+
+    settings = load_settings(options.config)
+    store = _store(settings)
+    target = Target.parse(options.target) if options.target else None
+    asked_by = "by hand"
+    if options.if_needed:
+        refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time())
+        if refusal:
+            adaptation.skipped(store, refusal, time.time())
+            print(json.dumps({"promoted": False, "skipped": refusal}) if options.json else f"no round: {refusal}")
+            return 0
+        budget = Budget(duty=0.5, max_temperature_c=adaptation.HOT_C, min_free_mb=256)
+    else:
+        budget = Budget(max_temperature_c=90.0, min_free_mb=256)
+    start_s = time.monotonic()
+
+    def step_done(done: int, total: int) -> None:
+        budget.pause()
+        if done % max(1, total // 10) == 0:
+            spent_s = time.monotonic() - start_s
+            _say(f"edgekws: step {done} of {total}, about {spent_s / done * (total - done):.0f} s of training left")
+
+    outcome, live = adaptation.run(
+        store,
+        settings.model.id,
+        recipe=options.recipe,
+        criterion=options.criterion,
+        target=target,
+        promote=not options.dry_run,
+        asked_by=asked_by,
+        say=lambda line: _say(f"edgekws: {line}"),
+        step_done=step_done,
+    )
+    facts = adaptation.report(outcome, live)
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    for who, name in (("old", "before"), ("new", "after")):
+        held = facts["held_out"][who]
+        recall = ", ".join(f"{one['heard']} of {one['of']} {kind}" for kind, one in held["recall"].items())
+        print(f"{name:<7} {recall}; {held['false_accepts']} false accepts in {held['hours']} h, all held out")
+    print(
+        f"{facts['model']}: {facts['parameters']} parameters, {facts['cpu_us_per_hop']} µs a hop (before {facts['cpu_us_per_hop_before']})"
+    )
+    print(f"live: {outcome.reason}" if live else f"not live: {'dry run' if outcome.passed else outcome.reason}")
     return 0
 
 

@@ -167,6 +167,8 @@ def as_line(event: Event, *, date: bool = False) -> str:
     when = f"{_utc(event.time_s).astimezone():%Y-%m-%d %H:%M:%S}" if date else f"{event.stream_s:9.2f} s"
     if event.kind == "model":
         return f"{when}  {_model_line(event)}"
+    if event.kind == "round":
+        return f"{when}  {_round_line(event)}"
     if event.kind != "wake":
         facts = ", ".join(f"{name} {value}" for name, value in event.extra.items())
         return f"{when}  {event.kind}: {facts}".rstrip(": ")
@@ -191,6 +193,22 @@ def _model_line(event: Event) -> str:
     if "score_difference" in facts:
         line += f" (scores differ by {facts['score_difference']} on average over {facts['hops']} hops)"
     return f"model: {line}"
+
+
+def _round_line(event: Event) -> str:
+    """How a round of adaptation went (`edgekws adapt`), in words."""
+    facts = event.extra
+    made = f"{facts.get('parameters')} parameters in {facts.get('round_s')} s"
+    words = {
+        "started": f"adaptation begins: {facts.get('reason')}",
+        "promoted": f"adaptation made {event.model}, {made}, and it listens from now on: {facts.get('reason')}",
+        "refused": f"adaptation came to nothing, {made}: {facts.get('reason')}",
+        "tried": f"adaptation would go live, {made}, but this was a dry run",
+        "failed": f"adaptation failed, and nothing was changed: {facts.get('reason')}",
+        "cut short": f"the adaptation before this was cut short: {facts.get('reason')}",
+        "skipped": f"no adaptation: {facts.get('reason')}",
+    }
+    return words.get(str(facts.get("what")), f"adaptation: {facts}")
 
 
 def _utc(time_s: float) -> datetime:

@@ -526,6 +526,31 @@ class Store:
                 shutil.rmtree(one)
         return target
 
+    @contextlib.contextmanager
+    def round_folder(self) -> Iterator[Path]:
+        """An empty directory for one round of adaptation at a time, gone afterwards; what a killed round left there is gone as well.
+
+        Raises:
+            StoreError: another round is under way.
+        """
+        folder = self.root / "round"
+        with _told(folder):
+            with self._lock():
+                pass  # makes the state directory
+            with (self.root / "round.lock").open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends, however it does
+                except BlockingIOError:
+                    raise StoreError(
+                        f"{folder}: another round of adaptation is under way. Wait for its end: edgekws log --follow"
+                    ) from None
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                try:
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def rollback(self) -> Path | None:
         """Make the previous version current, or the packaged default (None) where there is no previous one."""
         if self._model("current") is None:

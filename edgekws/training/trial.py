@@ -20,6 +20,7 @@ from edgekws.evaluation import SNR_DB
 from edgekws.frontend import log_mel
 from edgekws.model import find_model, load_model
 from edgekws.store import ADAPTED, load_enrolled
+from edgekws.training.adaptation import JUDGE, STARTS
 from edgekws.training.export import load_network
 from edgekws.training.lives import ROOMS_DB, Life, Person, corpus_people, lead, measure, spoken_people, test_speech
 from edgekws.training.material import to_int16
@@ -27,9 +28,6 @@ from edgekws.training.round import Target, adapt, step_cpu_s
 
 ARMS = ("before", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
 PRUNED = ("onda1-hap", "onda2-l1", "random", "scratch")
-# What gives a second opinion on a network's pseudo-positives, and where pruning may start: networks of one embedding space.
-JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge"}
-STARTS = {"edge": ("edge-small",)}
 
 
 def arm_options(arm: str) -> dict[str, Any]:

@@ -1,0 +1,246 @@
+"""`edgekws adapt`: from the clips in the state directory to a version that listens, or to a reason why not.
+
+A round is a process of its own. Whatever happens to it, the listener goes on with the version it has: nothing under the state directory
+changes but one folder that the next round clears, the states of clips, and at the very end two links. Each round leaves an event.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekws.errors import StoreError
+from edgekws.model import Model, find_model, load_model
+from edgekws.power.conditions import free_memory_mb, hottest_c
+from edgekws.store import Store
+from edgekws.training.round import LEAST_HELD, Moment, Outcome, Snapshot, Target, Voice, adapt
+from edgekws.values import Clip, Event
+
+# Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
+# small one.
+JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge"}
+STARTS = {"edge": ("edge-small",)}
+MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
+
+NEW_POSITIVES = 3 * LEAST_HELD  # since the last round
+AMBIENCE_PIECES = 30  # five minutes
+BETWEEN_ROUNDS_S = 20 * 3600.0
+REJECTED = 2  # wakes that the owner called wrong
+MISSED = 0.5  # as many moments that nearly woke as half the wakes: it may be missing some
+DRIFT = 0.3  # that the median score of the last wakes fell by: half the distance to twice as many false wakes
+BUSY_LOAD = 0.7  # of each core, in the last five minutes
+HOT_C = 75.0
+LEAST_FREE_MB = 1500.0  # training takes under 1 GB
+
+
+@dataclass(frozen=True)
+class Board:
+    """How the machine is doing; None = cannot be read."""
+
+    load: float | None
+    """Processes that want to run, of each core, over five minutes."""
+    hottest_c: float | None
+    free_mb: float | None
+
+    @classmethod
+    def now(cls) -> Board:
+        return cls(os.getloadavg()[1] / (os.cpu_count() or 1), hottest_c(), free_memory_mb())
+
+
+def why_not(store: Store, board: Board, now_s: float) -> tuple[str | None, str]:
+    """Why there should be no round now, None if there should be; and what speaks for one."""
+    rounds = [e for e in _events(store, "round") if e.extra.get("what") in ("promoted", "refused")]
+    last_s = rounds[-1].time_s if rounds else 0.0
+    clips = [clip for clip in store.clips() if clip.state != "rejected"]
+    new = [clip for clip in clips if clip.label == "positive" and clip.time_s > last_s]
+    room = [clip for clip in clips if clip.label == "negative" and not clip.keyword]
+    if 0 <= now_s - last_s < BETWEEN_ROUNDS_S:  # a clock that was set back must not stop rounds for good
+        return f"the last round was {(now_s - last_s) / 3600:.1f} h ago, the next is due after {BETWEEN_ROUNDS_S / 3600:.0f} h", ""
+    if len(new) < NEW_POSITIVES:
+        return f"{len(new)} wakes were kept since the last round, {NEW_POSITIVES} are enough", ""
+    if len(room) < AMBIENCE_PIECES:
+        return f"{len(room)} pieces of the room were kept, {AMBIENCE_PIECES} are enough", ""
+    reason = _asked_for(clips, new, bool(rounds), last_s)
+    if reason is None:
+        return "nothing asks for it: wakes score as they did, few are near misses, and none was called wrong", ""
+    if board.load is not None and board.load > BUSY_LOAD:
+        return f"the machine is busy (load {board.load:.1f} a core, accepted {BUSY_LOAD})", reason
+    if board.hottest_c is not None and board.hottest_c > HOT_C:
+        return f"the machine is hot ({board.hottest_c:.0f} °C, accepted {HOT_C:.0f})", reason
+    if board.free_mb is not None and board.free_mb < LEAST_FREE_MB:
+        return f"memory is short ({board.free_mb:.0f} MB free, wanted {LEAST_FREE_MB:.0f})", reason
+    return None, reason
+
+
+def _asked_for(clips: Sequence[Clip], new: Sequence[Clip], adapted: bool, last_s: float) -> str | None:
+    if not adapted:
+        return "it was never adapted to this room"
+    wrong = [c for c in clips if c.label == "negative" and c.keyword and c.state == "confirmed" and c.time_s > last_s]
+    if len(wrong) >= REJECTED:
+        return f"{len(wrong)} wakes were called wrong"
+    missed = [c for c in clips if c.label == "between" and c.time_s > last_s]
+    if len(missed) >= MISSED * len(new):
+        return f"{len(missed)} moments nearly woke, beside {len(new)} wakes"
+    before = [c.score for c in clips if c.label == "positive" and c.time_s <= last_s]
+    if before and (fell := float(np.median(before) - np.median([c.score for c in new]))) > DRIFT:
+        return f"wakes score {fell:.1f} lower than before the last round"
+    return None
+
+
+def _events(store: Store, kind: str) -> list[Event]:
+    found: list[Event] = []
+    after = 0
+    while events := store.events(after=after):
+        after = events[-1].id
+        found += [event for event in events if event.kind == kind]
+    return found
+
+
+def snapshot(store: Store, say: Callable[[str], object] = lambda line: None) -> tuple[Snapshot, dict[int, Clip]]:
+    """What a round learns from, and the clips by id. A clip that cannot be read is said and left out."""
+    voices = [Voice(e.keyword, e.speaker, e.recordings(), e.only_enrolled, e.id) for e in store.enrolments()]
+    clips = [clip for clip in store.clips() if clip.state != "rejected"]
+    parts: dict[str, list[Clip]] = {"positive": [], "ambience": [], "near": [], "doubtful": []}
+    for clip in clips:
+        if clip.label == "negative":
+            parts["near" if clip.keyword else "ambience"].append(clip)
+        else:
+            parts["positive" if clip.label == "positive" or clip.state == "confirmed" else "doubtful"].append(clip)
+    known: dict[int, Clip] = {}
+
+    def moments(part: str) -> list[Moment]:
+        found = []
+        for clip in sorted(parts[part], key=lambda one: one.time_s)[-MOST[part] :]:
+            try:
+                samples = store.clip_samples(clip)
+            except StoreError as error:
+                say(f"left out: {error}")
+                continue
+            known[clip.id] = clip
+            found.append(Moment(samples, clip.decided_sample, clip.keyword, clip.speaker, clip.state == "confirmed", clip.id))
+        return found
+
+    ambience = [one.samples for one in moments("ambience")]
+    return Snapshot(voices, moments("positive"), ambience, moments("near"), moments("doubtful")), known
+
+
+def run(
+    store: Store,
+    model: str,
+    *,
+    recipe: str = "onda1",
+    criterion: str | None = None,
+    target: Target | None = None,
+    promote: bool = True,
+    seed: int = 0,
+    asked_by: str = "by hand",
+    say: Callable[[str], object] = lambda line: None,
+    step_done: Callable[[int, int], object] = lambda done, total: None,
+    now: Callable[[], float] = time.time,
+) -> tuple[Outcome, Model | None]:
+    """A round: the gate's verdict, and the version that listens from now on, None if it is the one that did.
+
+    Args:
+        model: the configured factory network, by name or path.
+        promote: False leaves everything as it is, whatever the gate says.
+
+    Raises:
+        StoreError: another round is under way, or the state directory cannot be read or written.
+        EdgekwsError: nothing is enrolled, or training failed. Nothing was changed.
+    """
+    factory = load_model(find_model(model))
+    family = JUDGE.get(factory.network) if factory.path == find_model(factory.network) else None
+    current = store.current_model()
+    with store.round_folder() as folder:
+        _tell_of_the_killed(store, now)
+        _note(store, "started", now(), reason=asked_by)
+        try:
+            heard, clips = snapshot(store, say)
+            outcome = adapt(
+                factory,
+                heard,
+                folder / "candidate",
+                id=_id(store, heard),
+                recipe=recipe,
+                criterion=criterion,
+                target=target,
+                starts=[load_model(find_model(name)) for name in STARTS.get(factory.network, ())] if family else (),
+                incumbent=load_model(current) if current else None,
+                judge=load_model(find_model(family)) if family else None,
+                seed=seed,
+                say=say,
+                step_done=step_done,
+            )
+            _mark(store, clips, outcome)
+            cost = outcome.facts["cost"]
+            facts: dict[str, Any] = {"recipe": recipe, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
+            if not outcome.passed or not promote:
+                _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
+                return outcome, None
+            live = load_model(store.promote(outcome.model.path, outcome.model.id))
+        except BaseException as error:  # Ctrl-C and a full disk too: the log says so, if it can
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            _note(store, "failed", now(), reason=reason)
+            raise
+        _note(store, "promoted", now(), model=live.id, reason=outcome.reason, **facts)
+        return outcome, live
+
+
+def _id(store: Store, heard: Snapshot) -> str:
+    numbers = [int(name[:4]) for name in store.models() if name[:4].isdigit()]
+    return f"{max(numbers, default=0) + 1:04d}-{heard.sha256()[:6]}"
+
+
+def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
+    """What the second network said of each clip that nobody had looked at."""
+    for moments, state, reason in (
+        (outcome.admitted, "admitted", "a second network hears it too"),
+        (outcome.rejected, "rejected", "a second network does not hear it"),
+    ):
+        for moment in moments:
+            if (clip := clips.get(moment.id)) and clip.state == "quarantined":
+                store.mark_clip(clip.id, state, reason)
+
+
+def _note(store: Store, what: str, now_s: float, **facts: Any) -> None:
+    """An event; a log that cannot be written stops no round."""
+    model = str(facts.pop("model", ""))
+    try:
+        store.add_event(Event("", "", 0.0, 0.0, now_s, 0.0, 0.0, model, "round", extra={"what": what, **facts}))
+    except StoreError:
+        return
+
+
+def _tell_of_the_killed(store: Store, now: Callable[[], float]) -> None:
+    """A round that began and never said how it ended was killed, or the power went."""
+    rounds = _events(store, "round")
+    if rounds and rounds[-1].extra.get("what") == "started":
+        _note(store, "cut short", now(), reason="it was killed, or the power went; nothing was changed")
+
+
+def skipped(store: Store, reason: str, now_s: float) -> None:
+    """No round, and why."""
+    rounds = _events(store, "round")
+    if not rounds or rounds[-1].extra != {"what": "skipped", "reason": reason}:  # not the same line every night
+        _note(store, "skipped", now_s, reason=reason)
+
+
+def report(outcome: Outcome, live: Model | None) -> dict[str, Any]:
+    """For scripts."""
+    held = outcome.facts["metrics"]["held_out"]
+    return {
+        "promoted": live is not None,
+        "passed": outcome.passed,
+        "reason": outcome.reason,
+        "model": outcome.model.id,
+        "parameters": outcome.model.parameters,
+        "admitted": len(outcome.admitted),
+        "rejected": len(outcome.rejected),
+        "held_out": held,
+        **outcome.facts["cost"],
+    }
