@@ -315,7 +315,7 @@ class Updates:
             facts: dict[str, object] = {}
             if reason is None:
                 newcomer = Newcomer(version)
-                recent = list(pipeline.recent.copy())  # copied at once, while the listener goes on
+                recent = _snapshot(pipeline)
                 newcomer.follow(recent)
                 if other and newcomer.flaw is None and recent:
                     facts = newcomer.compare(recent)
@@ -386,6 +386,13 @@ class Updates:
             return None
         finally:
             self._store.close()
+
+
+def _snapshot(pipeline: Pipeline) -> list[Hop]:
+    """The pipeline's recent hops, while it goes on."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # a hop came while they were copied
+            return list(pipeline.recent)
 
 
 # Going back.
