@@ -7,11 +7,11 @@ share `compression` of its parameters, all layers alike, widths in multiples of 
 the pruned one is cheaper. Weights are untrained, as they do not change the cost.
 
 training    one step over 64 windows of 1.6 s, one thread or the GPU
-round       a whole round as `edgekws bench adaptation --corpus DIR` measures it: weights-only against OnDA-1 with HAP
+round       a whole round as `edgekws bench adaptation --corpus DIR` measures it, edge, two users: weights-only against OnDA-1 with HAP
 inference   one hop of 80 ms through the network alone; OnDA's windows are longer and come every 125 ms, so compare ratios, not times
 
-Energy is the board's input above idle, back to back (`edgekws bench` gives that of real time). What cannot be measured here is not
-in the table but below it, with the reason. Theirs: OnDA (Risso et al.), "up to", as its abstract and digests of the paper state them; which
+Energy is the board's input above idle, back to back (`edgekws bench` gives that of real time); of a round it is all that is drawn
+meanwhile. What cannot be measured here is not in the table but below it, with the reason. Theirs: OnDA (Risso et al.), "up to", as its abstract and digests of the paper state them; which
 share was pruned is not stated, nor on which of the two devices the training ran.
 """
 
@@ -67,7 +67,7 @@ def main() -> None:
             for device in ("cpu", "gpu"):
                 rows.append(training(name, pair, device, arguments.repeats, arguments.window_s))
                 rows.append(inference(name, pair, device, arguments.repeats, arguments.window_s))
-    rows.append(adaptation(arguments.corpus))
+    rows.append(adaptation(arguments.corpus, arguments.compression))
     here = {**bench.host(), **conditions()}
     print(page(rows, here))
     if arguments.save:
@@ -172,22 +172,11 @@ def ratios(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {"latency_ratio": round(one["ms"] / other["ms"], 2), "energy_ratio": round(one["mj"] / other["mj"], 2) if both else None}
 
 
-def adaptation(corpus: Path | None) -> dict[str, Any]:
+def adaptation(corpus: Path | None, compression: float) -> dict[str, Any]:
     """Whole rounds, as `edgekws bench adaptation` measures them."""
-    row = {"network": "as configured", "phase": "round", "device": "cpu"}
-    command = [
-        sys.executable,
-        "-m",
-        "edgekws",
-        "bench",
-        "adaptation",
-        "--corpus",
-        str(corpus),
-        "--arms",
-        "weights-only",
-        "onda1-hap",
-        "--json",
-    ]
+    row = {"network": "edge", "phase": "round", "device": "cpu"}
+    command = [sys.executable, "-m", "edgekws", "bench", "adaptation", "--corpus", str(corpus), "--users", "2", "--networks", "edge"]
+    command += ["--arms", "weights-only", "onda1-hap", "--compression", f"{1 / (1 - compression):g}", "--json"]
     if corpus is None:
         why = "not asked for: --corpus DIR"
     else:

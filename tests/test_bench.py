@@ -398,4 +398,4 @@ def test_the_jetsons_table_has_our_columns_and_says_what_is_missing():
 
     assert re.search(r"^\| edge-small \| training \| cpu \| 87408 → 24904 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| 1\.52 \|", output, re.MULTILINE)
     assert re.search(r"^\| edge-small \| inference \| cpu \(onnxruntime fp32\) .* \| 1\.93 \|", output, re.MULTILINE)
-    assert "as configured, round on cpu: latency and energy: not asked for: --corpus DIR" in output
+    assert "edge, round on cpu: latency and energy: not asked for: --corpus DIR" in output

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
 from edgekws.evaluation import SNR_DB
 from edgekws.frontend import log_mel
 from edgekws.model import find_model, load_model
+from edgekws.power import Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled
 from edgekws.training.adaptation import JUDGE, STARTS
 from edgekws.training.export import load_network
@@ -103,7 +105,7 @@ def run(
             f"{corpus}: nobody has 3 takes to enrol and 5 more. Give a corpus with a manifest.csv as `edgekws eval` wants it"
         )
     jobs = [
-        (corpus, one, seed, rooms_db[(number + seed) % len(rooms_db)], name, tuple(arms), tuple(compressions))
+        (corpus, one, seed, rooms_db[(number + seed) % len(rooms_db)], name, tuple(arms), tuple(compressions), workers == 1)
         for seed in range(seeds)
         for number, one in enumerate(chosen)
         for name in networks
@@ -120,8 +122,8 @@ def run(
 _clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
 
 
-def _life(job: tuple[Path, Person, int, float, str, tuple[str, ...], tuple[float, ...]]) -> list[dict[str, Any]]:
-    corpus, person, seed, snr_db, name, arms, compressions = job
+def _life(job: tuple[Path, Person, int, float, str, tuple[str, ...], tuple[float, ...], bool]) -> list[dict[str, Any]]:
+    corpus, person, seed, snr_db, name, arms, compressions, alone = job
     factory, judge = load_model(find_model(name)), load_model(find_model(JUDGE[name]))
     starts = [load_model(find_model(other)) for other in STARTS.get(name, ())]
     if person.keyword not in _clean:
@@ -144,13 +146,16 @@ def _life(job: tuple[Path, Person, int, float, str, tuple[str, ...], tuple[float
     rows = []
     for arm in arms:
         for compression in compressions if arm in PRUNED else (1.0,):
-            for where, facts in _arm(life, arm, compression, factory, judge, starts, seed).items():
+            for where, facts in _arm(life, arm, compression, factory, judge, starts, seed, alone).items():
                 rows.append({**common, "arm": arm, "compression": compression, "condition": where, **facts})
     return rows
 
 
-def _arm(life: Life, arm: str, compression: float, factory: Any, judge: Any, starts: Sequence[Any], seed: int) -> dict[str, dict[str, Any]]:
-    person = life.person
+def _arm(
+    life: Life, arm: str, compression: float, factory: Any, judge: Any, starts: Sequence[Any], seed: int, alone: bool
+) -> dict[str, dict[str, Any]]:
+    """The facts of each condition. `energy_j` is all that the machine drew for the round, if no other ran beside it (`alone`)."""
+    person, energy_j = life.person, None
     start_s = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         if arm == "before":
@@ -160,17 +165,20 @@ def _arm(life: Life, arm: str, compression: float, factory: Any, judge: Any, sta
             model, gate, cost = factory, None, {}
         else:
             options = arm_options(arm)
-            outcome = adapt(
-                factory,
-                life.snapshot,
-                Path(folder) / "candidate",
-                id="candidate",
-                target=Target("params", 1 / compression),
-                starts=starts,
-                judge=judge,
-                seed=seed,
-                **options,
-            )
+            meter = load_meter("auto" if alone else "none")
+            with closing(meter), Recording(meter) as recording:
+                outcome = adapt(
+                    factory,
+                    life.snapshot,
+                    Path(folder) / "candidate",
+                    id="candidate",
+                    target=Target("params", 1 / compression),
+                    starts=starts,
+                    judge=judge,
+                    seed=seed,
+                    **options,
+                )
+            energy_j = recording.energy().joules
             model, cost = outcome.model, outcome.facts["cost"]
             gate = "promoted" if outcome.passed else outcome.reason
             enrolled = next(iter(load_enrolled(model.path / ADAPTED).values()))
@@ -185,7 +193,7 @@ def _arm(life: Life, arm: str, compression: float, factory: Any, judge: Any, sta
             "round_cpu_s": round(round_cpu_s, 1) if cost else None,
             "network_us_per_hop": round(step_s * 1e6, 1),
             "cpu_s_per_audio_hour": round(step_s * 45_000, 3),
-            "energy_j": None,
+            "energy_j": None if energy_j is None else round(energy_j, 1),
         }
         network = load_network(model)
         return {where: {**found, **facts} for where, found in measure(life, network, enrolled).items()}
