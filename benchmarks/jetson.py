@@ -11,8 +11,8 @@ round       a whole round as `edgekws bench adaptation --corpus DIR` measures it
 inference   one hop of 80 ms through the network alone; OnDA's windows are longer and come every 125 ms, so compare ratios, not times
 
 Energy is the board's input above idle, back to back (`edgekws bench` gives that of real time); of a round it is all that is drawn
-meanwhile. What cannot be measured here is not in the table but below it, with the reason. Theirs: OnDA (Risso et al.), "up to", as its abstract and digests of the paper state them; which
-share was pruned is not stated, nor on which of the two devices the training ran.
+meanwhile. What cannot be measured here is not in the table but below it, with the reason. Theirs: OnDA (Risso et al.), "up to", as
+its abstract and digests of the paper state them; which share was pruned is not stated, nor on which device the training ran.
 """
 
 from __future__ import annotations
