@@ -30,6 +30,7 @@ from conftest import NullSink
 
 import edgekws
 from edgekws import bench
+from edgekws.promotion import STEADY_S
 
 RESULTS = Path(__file__).parent / "results" / "deaf.jsonl"
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -116,6 +117,7 @@ def main() -> int:
         listener = Listener(sink.env, config)
         if not listener.wait_for("open sesame  ", within_s=60):
             sys.exit(f"it does not hear at all: {listener.lines}")
+        time.sleep(STEADY_S + 5)  # by then the listener has all its threads
         threads, children = listener.threads_and_children()
         rows = []
         for i in range(arguments.kills):
@@ -144,6 +146,13 @@ def main() -> int:
         while (left := listener.threads_and_children()) != (threads, children) and time.monotonic() < until:
             time.sleep(0.5)
         left_threads, left_children = left
+        if left_threads > threads:
+            tasks = Path(f"/proc/{listener.process.pid}/task").iterdir()
+            print(
+                "threads:",
+                *((task / "comm").read_text().strip() + " in " + (task / "wchan").read_text() for task in tasks),
+                file=sys.stderr,
+            )
         memory = Path(f"/proc/{listener.process.pid}/status").read_text()
         end_s = listener.stop()
         over.set()

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import pwd
 import re
 import signal
 import sys
@@ -237,6 +238,13 @@ def _say(text: str) -> None:
 def _store(settings: Settings) -> Store:
     from edgekws.store import Store
 
+    with contextlib.suppress(OSError):
+        owner = settings.store.root.stat()
+        if os.geteuid() == 0 and owner.st_uid:  # `sudo edgekws enroll`: what root wrote there the service could not read
+            with contextlib.suppress(KeyError):
+                os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+            os.setgid(owner.st_gid)
+            os.setuid(owner.st_uid)
     return Store(settings.store.root, settings.store.events_max, settings.learning.audio_max_mb, settings.learning.audio_max_days)
 
 
