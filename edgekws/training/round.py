@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from edgekws import enrolment
 from edgekws.detector import background, scores
-from edgekws.engines import load_engine
+from edgekws.engines import Engine, load_engine
 from edgekws.errors import EnrolmentError, UsageError
 from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
@@ -37,6 +38,7 @@ from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import NOISE_DB, Batches, Example, Lesson, Lessons, Loss, Sound, finetune, mix, steps_of, windows_of
 from edgekws.training.networks import Network
 from edgekws.training.prune import Widths, channel_scores, choose_widths, latency_cost, parameter_cost, prune
+from edgekws.training.quantise import version
 from edgekws.values import HOP_MS, HOP_SAMPLES, Enrolled
 
 DEFAULT_SHARE = 0.25  # of the factory's parameters
@@ -55,6 +57,7 @@ HELD_AMBIENCE = 2  # each second
 COLLAPSED = 0.95  # mean cosine of an embedding with any other
 NEAR_MISS = 2.0  # below the threshold: what is trained on as most like a keyword
 PROMISE_PER_HOUR = 0.5
+INT8_SLOWER = 1.05  # it is smaller in any case
 SLOWER = 1.15  # two runs of one network differ by up to a tenth on a loaded host
 # Score of the threshold of an adapted version, instead of 0.52: its own negatives are an hour or two, not the factory's 3.7. At 0.52
 # four development users met 0.8 false accepts an hour, at 1.0 none met one but recall fell below the incumbent's.
@@ -195,6 +198,30 @@ def _peak(embeddings: np.ndarray, decided_sample: int, enrolled: Enrolled) -> tu
     return first + int(values.argmax()), float(values.max())
 
 
+def _margin(embeddings: np.ndarray, example: Example, one: Enrolled) -> float:
+    return _peak(embeddings, (example.word_hop + 1) * HOP_SAMPLES, one)[1] - one.threshold
+
+
+Embed = Callable[[np.ndarray], np.ndarray]
+"""(T, 40) log-mel frames of a fresh stream → the unit embedding at each hop."""
+
+
+def by_network(network: Network) -> Embed:
+    """As PyTorch says it."""
+    return lambda frames: windows_of(network, steps_of(network, frames))
+
+
+def by_engine(engine: Engine) -> Embed:
+    """As a deployed engine says it, hop by hop."""
+
+    def embed(frames: np.ndarray) -> np.ndarray:
+        engine.reset()
+        hops = np.asarray(frames[: len(frames) // HOP_FRAMES * HOP_FRAMES], np.float32).reshape(-1, HOP_FRAMES, N_MELS)
+        return np.stack([engine.step(hop) for hop in hops])
+
+    return embed
+
+
 class _Round:
     """The parts of a round that share what was heard."""
 
@@ -277,32 +304,27 @@ class _Round:
             in_room.append(mix(np.asarray(frames, np.float32), np.resize(under, frames.shape), float(rng.uniform(*NOISE_DB))))
         return [*(np.asarray(frames, np.float32) for frames in self.held_replay), *in_room, *self.held_ambience]
 
-    def hear(self, network: Network, enrolled: Sequence[Enrolled]) -> Heard:
+    def hear(self, embed: Embed, enrolled: Sequence[Enrolled]) -> Heard:
         """What a version does on everything that was held out."""
         trials = []
         for moment in self.held_positives:
             one = enrolled[self.number[moment.keyword, moment.speaker]]
-            embeddings = windows_of(network, steps_of(network, log_mel(moment.samples)))
-            trials.append(Trial(_peak(embeddings, moment.decided_sample, one)[1] - one.threshold, "pseudo"))
+            trials.append(Trial(_peak(embed(log_mel(moment.samples)), moment.decided_sample, one)[1] - one.threshold, "pseudo"))
         rng = np.random.default_rng(6)
         for k, one in enumerate(enrolled):
             for example in self.own[k]:
-                trials.append(Trial(self._margin(network, example.frames, example, one), "clean"))
+                trials.append(Trial(_margin(embed(example.frames), example, one), "clean"))
                 for _ in range(AUGMENTED if self.held_ambience else 0):
                     under = self.held_ambience[int(rng.integers(len(self.held_ambience)))]
                     under = np.resize(np.roll(under, int(rng.integers(len(under))), 0), example.frames.shape)
                     noisy = mix(example.frames, under, float(rng.uniform(*NOISE_DB)))
-                    trials.append(Trial(self._margin(network, noisy, example, one), "room"))
+                    trials.append(Trial(_margin(embed(noisy), example, one), "room"))
         false_accepts, hops = 0, 0
-        for steps in (steps_of(network, frames) for frames in self.held):
-            embeddings = windows_of(network, steps)
+        for frames in self.held:
+            embeddings = embed(frames)
             hops += len(embeddings)
             false_accepts += sum(len(events(scores(embeddings, one), one.threshold)) for one in enrolled)
         return Heard(tuple(trials), false_accepts, hops * HOP_MS / 3_600_000)
-
-    def _margin(self, network: Network, frames: np.ndarray, example: Example, one: Enrolled) -> float:
-        embeddings = windows_of(network, steps_of(network, frames))
-        return _peak(embeddings, (example.word_hop + 1) * HOP_SAMPLES, one)[1] - one.threshold
 
     @functools.cached_property
     def held(self) -> list[np.ndarray]:
@@ -482,6 +504,33 @@ def fresh(spec: Mapping[str, Any], seed: int) -> Network:
     return network.eval()
 
 
+def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: Heard) -> dict[str, Any]:
+    """The candidate in INT8 takes its place if it is as good on what was held out, and no slower on this host. What was found."""
+    frames = np.concatenate([np.asarray(one, np.float32) for one in round_.held[:: max(1, len(round_.held) // 8)]])
+    hops = frames[: len(frames) // HOP_FRAMES * HOP_FRAMES].reshape(-1, HOP_FRAMES, N_MELS)
+    other = version(model, model.path.with_name(f"{model.path.name}-int8"), id=model.id, precision="int8", frames=hops)
+    costs = step_cpu_s([other, model])
+    reasons = ["it is slower on this host"] if costs[0] > INT8_SLOWER * costs[1] else []
+    if not reasons:
+        engine = load_engine(other)
+        reasons = verdict(round_.hear(by_engine(engine), enrolled), whole, 0.0)
+        engine.close()
+    found = {
+        "kept": not reasons,
+        "reasons": reasons,
+        "cpu_us_per_hop": round(costs[0] * 1e6, 1),
+        "cpu_us_per_hop_fp32": round(costs[1] * 1e6, 1),
+        "file_kb": round((other.path / "model_int8.onnx").stat().st_size / 1000, 1),
+        "file_kb_fp32": round((model.path / "model.onnx").stat().st_size / 1000, 1),
+    }
+    if not reasons:
+        shutil.rmtree(model.path)
+        other.path.rename(model.path)
+    else:
+        shutil.rmtree(other.path)
+    return found
+
+
 def _collapse(network: Network, frames: np.ndarray) -> float:
     """Mean cosine of the embeddings of different sounds; not a number if they are none."""
     rows = windows_of(network, steps_of(network, frames))[25::25]
@@ -519,6 +568,7 @@ def adapt(
     judge: Model | None = None,
     pseudo: bool = True,
     scratch: bool = False,
+    int8: bool = True,
     seed: int = 0,
     steps: int | None = None,
     say: Callable[[str], object] = lambda line: None,
@@ -532,6 +582,7 @@ def adapt(
         incumbent: the version in use; None = the factory's.
         judge: gives a second opinion on pseudo-positives that no person confirmed; None = all are taken as they are.
         pseudo: False leaves the pseudo-positives out, for comparison.
+        int8: try the candidate in INT8 too, and keep that where it is as good and not slower here.
         scratch: the pruned network's shape from random weights, for comparison.
         say: is given a line at each part.
         step_done: is given how many of the training steps are done; may wait, or raise to give up.
@@ -544,6 +595,7 @@ def adapt(
         raise UsageError(f'no recipe "{recipe}". Accepted: {", ".join(RECIPES)}')
     criterion = criterion or {"onda1": "hap", "onda2": "l1"}.get(recipe, "")
     start_s, start_cpu_s = time.monotonic(), time.process_time()
+    torch.set_num_threads(1)  # two wait for each other on a loaded machine: a round took 190 s of CPU time instead of 40
     admitted, rejected, wrong = _admit(snapshot, judge)
     say(f"{len(admitted)} of {len(snapshot.positives)} pseudo-positives admitted, {len(snapshot.ambience)} pieces of the room")
     round_ = _Round(factory, snapshot, admitted if pseudo else [], wrong, say)
@@ -603,7 +655,7 @@ def adapt(
     }
     model, enrolled = round_.write(network, out, id, name, facts)
     before = _in_use(round_, incumbent)
-    new, old = round_.hear(network, enrolled), round_.hear(*before)
+    new, old = round_.hear(by_network(network), enrolled), round_.hear(by_network(before[0]), before[1])
     costs = step_cpu_s([model, incumbent or factory])
     reasons = verdict(new, old, _collapse(network, round_.held[0]), costs)
     facts["metrics"] = {"held_out": {"new": new.summary(), "old": old.summary()}}
@@ -618,4 +670,8 @@ def adapt(
     }
     raw = {k: v for k, v in model.raw.items() if k not in ("files", "format")}
     write_manifest(out, {**raw, **facts})
+    if int8 and not reasons:
+        say("trying it in INT8")
+        facts["int8"] = _in_int8(round_, load_model(out), enrolled, new)
+        write_manifest(out, {**{k: v for k, v in load_model(out).raw.items() if k not in ("files", "format")}, **facts})
     return Outcome(not reasons, "; ".join(reasons) or "not worse on anything that was held out", load_model(out), admitted, rejected, facts)

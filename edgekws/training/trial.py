@@ -175,6 +175,7 @@ def _arm(
                     target=Target("params", 1 / compression),
                     starts=starts,
                     judge=judge,
+                    int8=False,
                     seed=seed,
                     **options,
                 )
