@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -100,3 +103,14 @@ def test_the_null_engine_hears_nothing(model):
     engine = load_engine(model, "null")
 
     assert engine.step(np.ones((4, 40), np.float32)).tolist() == [0.0] * model.dim
+
+
+def test_onnxruntime_keeps_no_telemetry(tmp_path):
+    script = (
+        "from edgekws.engines import load_engine; from edgekws.model import find_model, load_model;"
+        "load_engine(load_model(find_model('edge-small')), 'onnxruntime')"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    subprocess.run([sys.executable, "-c", script], env=env | {"HOME": str(tmp_path)}, check=True)
+
+    assert list(tmp_path.rglob("*")) == []

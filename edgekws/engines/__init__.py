@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,9 @@ from edgekws.errors import EngineUnavailable
 from edgekws.model import Model, golden
 
 log = logging.getLogger(__name__)
+
+# Else onnxruntime 1.31 gives this machine an identity, keeps a database of telemetry under ~/.cache and starts a thread that may send it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # "auto" is the first that works: a network of 0.1 to 0.4 million parameters does not pay for waking a GPU unless a measurement says so.
 ORDER = ("onnxruntime", "tensorrt", "onnxruntime-cuda")
