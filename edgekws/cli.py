@@ -364,10 +364,18 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
 def _reread(old: Settings, config: Path | None) -> Settings:
     """What a running listener can take up of the settings: model, detector and keywords."""
     new = load_settings(config)
-    fixed = [name for name in ("audio", "store", "sinks", "learning") if getattr(new, name) != getattr(old, name)]
+    fixed = [name for name in ("audio", "store", "sinks", "mqtt", "metrics", "learning") if getattr(new, name) != getattr(old, name)]
     if fixed:
         log.warning("what changed in [%s] takes effect when the listener is started again", "], [".join(fixed))
     return dataclasses.replace(new, **{name: getattr(old, name) for name in fixed})
+
+
+def _mqtt(settings: Settings, enrolled: Sequence[Enrolled], model: str) -> Sink:
+    from edgekws.mqtt import MqttSink
+
+    chosen = settings.mqtt
+    keywords = [one.keyword for one in enrolled]
+    return MqttSink(chosen.url, chosen.site, keywords, ca_file=chosen.ca_file, discovery=chosen.discovery, model=model)
 
 
 def _control_socket(settings: Settings, status: Status) -> Sink:
@@ -456,6 +464,12 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     with store.start_waits():
         source = open_patiently(options.source or settings.audio.source)
     status = Status()
+    if settings.mqtt.url:
+        sinks.append(_mqtt(settings, pipeline.detector.enrolled, updates.model))
+    if settings.metrics.port:
+        from edgekws.metrics import Metrics
+
+        sinks.append(Metrics(settings.metrics.host, settings.metrics.port, status.report))
     if settings.sinks.socket:
         sinks.append(_control_socket(settings, status))
     _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")

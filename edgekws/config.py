@@ -91,6 +91,30 @@ class LearningSettings:
     """What is older, or too much, is deleted: what a person confirmed last."""
 
 
+def _text(default: str) -> str:
+    """Text that may be empty."""
+    return field(default=default, metadata={"empty": True})
+
+
+@dataclass(frozen=True)
+class MqttSettings:
+    url: str = _text("")
+    """mqtt://HOST or mqtts://HOST, with :PORT where it is another. "" = no MQTT."""
+    site: str = _text("")
+    """Name of this device in topics. "" = the host's name."""
+    ca_file: str = _text("")
+    """Certificates to trust with mqtts. "" = the system's."""
+    discovery: bool = True
+    """Whether Home Assistant is told of the keywords."""
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    port: int = _number(0, 0, 65535)
+    """Where Prometheus may ask. 0 = nowhere."""
+    host: str = "127.0.0.1"
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that edgekws.toml can say. Only the command line and the daemon see this; parts take plain values."""
@@ -102,6 +126,8 @@ class Settings:
     """Options by keyword; a keyword that is not here has the defaults."""
     store: StoreSettings = field(default_factory=StoreSettings)
     sinks: SinkSettings = SinkSettings()
+    mqtt: MqttSettings = MqttSettings()
+    metrics: MetricsSettings = MetricsSettings()
     learning: LearningSettings = LearningSettings()
 
 
@@ -193,7 +219,7 @@ class _Reader:
                 raise self.bad(where, value, accepted)
             return value if kind is int else float(typing.cast(float, value))
         if kind is str:
-            return self.text(where, value, empty=False)
+            return self.text(where, value, empty=metadata.get("empty", False))
         if kind is Path:
             return self.directory(where, value)
         if kind == tuple[str, ...]:

@@ -93,6 +93,8 @@ class Status:
             "gaps": self.gaps,
             "lost_s": round(self.lost_s, 1),
             "dropped": self.dropped,
+            "hops": self.hops,
+            "busy_s": round(self.busy_s, 3),
         }
 
 

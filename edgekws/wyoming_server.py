@@ -75,7 +75,7 @@ class WyomingServer:
         self._loading = asyncio.Lock()
         self._clients: set[_Client] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._complaints = Complaints()
+        self.complaints = Complaints()
 
     async def serve(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None, announce: str | None = None) -> None:
         """`ready` is told the port, which the system chose where it was 0. `announce` is a name for mDNS ("" = from the hardware address).
@@ -146,7 +146,7 @@ class WyomingServer:
         if len(self._clients) >= CLIENTS:
             idlest = min(self._clients, key=lambda one: one.active_s)
             if self.clock() - idlest.active_s < IDLE_S:
-                self._complaints.say(f"wyoming: {CLIENTS} clients are connected, so {client.name} was refused", kind="full")
+                self.complaints.say(f"wyoming: {CLIENTS} clients are connected, so {client.name} was refused", kind="full")
                 await client.refuse(f"{CLIENTS} clients are connected, which is all that may be")
                 return
             self._clients.discard(idlest)
@@ -226,7 +226,7 @@ class _Client:
         if self._names and not self._names & set(self._server.keywords):
             known = ", ".join(f'"{one}"' for one in self._server.keywords)
             text = f"none of {sorted(self._names)} is enrolled, so nothing will wake. Enrolled: {known}"
-            log.warning("wyoming: %s: %s", self.name, text)
+            self._server.complaints.say(f"wyoming: {self.name}: {text}", kind="names")
             await self._tell("error", text=text)
 
     async def _start(self, format: tuple[int, int, int]) -> None:

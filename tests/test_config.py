@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from edgekws import config
@@ -38,6 +39,8 @@ def test_the_shipped_file_names_every_key_and_no_other():
         settings.detector,
         settings.store,
         settings.sinks,
+        settings.mqtt,
+        settings.metrics,
         settings.learning,
         settings.keyword["hey snips"],
     )
@@ -93,6 +96,10 @@ def test_values_reach_their_fields(tmp_path):
         ('[sinks]\ncommand = "reboot"', 'sinks.command = "reboot". Accepted: a list of strings'),
         ("[sinks]\ncommand = [1]", "sinks.command[0] = 1. Accepted: text"),
         ('[audio]\nsource = ""', 'audio.source = "". Accepted: text, not empty'),
+        ("[sinks]\nsocket = 1", "sinks.socket = 1. Accepted: true or false"),
+        ("[mqtt]\nurl = 1883", "mqtt.url = 1883. Accepted: text"),
+        ('[mqtt]\npassword = "x"', 'unknown key "mqtt.password"'),
+        ("[metrics]\nport = 65536", "metrics.port = 65536. Accepted: a whole number from 0 to 65535"),
         ("keyword = 3", "keyword = 3. Accepted: a table: [keyword]"),
         ("[keyword]\nalexa = true", 'keyword."alexa" = true. Accepted: a table'),
         ('[keyword."alexa"]\nonly_enrolled = "yes"', 'only_enrolled = "yes". Accepted: true or false'),
@@ -147,12 +154,33 @@ _SCALARS = st.one_of(
         ['"\\u0000"', '"~nobody-of-that-name/x"', "1979-05-27", "07:32:00", "[]", "[[]]", "{}", "{ a = 1 }", '["", 1]', "0x" + "f" * 300]
     ),
 )
-_TABLES = st.sampled_from(["audio", "model", "detector", "store", "sinks", 'keyword."hey snips"', 'keyword.""', "keyword", "elsewhere"])
+_TABLES = st.sampled_from(
+    ["audio", "model", "detector", "store", "sinks", "mqtt", "metrics", 'keyword."hey snips"', 'keyword.""', "keyword", "elsewhere"]
+)
 _KEYS = st.sampled_from(
-    ["source", "id", "engine", "refractory_s", "threshold_offset", "only_enrolled", "root", "events_max", "command", "command_timeout_s"]
+    [
+        "source",
+        "id",
+        "engine",
+        "refractory_s",
+        "threshold_offset",
+        "only_enrolled",
+        "root",
+        "events_max",
+        "command",
+        "command_timeout_s",
+        "socket",
+        "url",
+        "site",
+        "ca_file",
+        "discovery",
+        "port",
+        "host",
+    ]
 )
 
 
+@hypothesis_settings(deadline=None)  # a busy machine is no defect
 @given(_TABLES, _KEYS, _SCALARS)
 def test_any_value_anywhere_gives_settings_or_one_line(table, key, value):
     try:
@@ -162,6 +190,7 @@ def test_any_value_anywhere_gives_settings_or_one_line(table, key, value):
         assert len(str(error)) < 400
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_gives_settings_or_a_config_error(text):
     with contextlib.suppress(ConfigError):

@@ -17,7 +17,7 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
-    ("control", "evaluation", "promotion", "wyoming_server"),
+    ("control", "evaluation", "metrics", "mqtt", "promotion", "wyoming_server"),
     ("training",),
     ("bench", "daemon", "doctor", "watch"),
     ("cli",),

@@ -1,0 +1,256 @@
+"""DELIVER to an MQTT broker: Rhasspy's Hermes messages, and an event entity a keyword in Home Assistant. The only module that knows paho.
+
+    hermes/hotword/KEYWORD/detected            each wake, as Rhasspy wants it; hermes/hotword/toggleOff and toggleOn are obeyed
+    edgekws/SITE/wake/KEYWORD                  each wake, as `edgekws run --json` prints it
+    edgekws/SITE/status                        online or offline, retained; the broker itself says offline when we are gone
+    homeassistant/event/edgekws_SITE/…/config  what Home Assistant makes entities of, retained
+
+While the broker is away wakes wait in memory, up to a bound; what finds no room is counted and said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from edgekws import __version__
+from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.sinks import Complaints, as_json
+from edgekws.values import Event
+
+log = logging.getLogger(__name__)
+
+QUEUE_WAKES = 1000
+KEEPALIVE_S = 30
+RETRY_S = (1, 10)  # between attempts to connect: the first, the longest
+CLOSE_S = 3.0  # for what waits to go out
+PORTS = {"mqtt": 1883, "mqtts": 8883}
+TOGGLES = ("hermes/hotword/toggleOff", "hermes/hotword/toggleOn")
+
+
+class MqttSink:
+    """Connects, and connects again, on paho's own thread; `deliver` never waits.
+
+    Raises:
+        ConfigError: the URL, the site or the CA file cannot be used.
+        EdgekwsError: the package is not installed.
+    """
+
+    def __init__(self, url: str, site: str, keywords: Sequence[str], *, ca_file: str = "", discovery: bool = True, model: str = "") -> None:
+        """`site` "" is this machine's name. User name and password come from systemd's credentials or the environment."""
+        self._host, port, tls = _address(url)
+        self._site = site or socket.gethostname().split(".")[0] or "edgekws"
+        if not re.fullmatch(r"[\w.-]{1,64}", self._site):
+            raise ConfigError(f"mqtt.site = {self._site!a}. Accepted: 1 to 64 letters, digits, dots, - and _")
+        try:
+            from paho.mqtt.client import Client
+            from paho.mqtt.enums import CallbackAPIVersion
+        except ImportError as error:
+            raise EdgekwsError("the package paho-mqtt is not installed. Try: pip install 'edgekws[mqtt]'") from error
+        self.dropped = 0
+        """Wakes that found the queue full."""
+        self._model, self._discovery = model, discovery
+        self._keywords = dict.fromkeys(keywords)
+        self._off: set[str] = set()  # reasons why Rhasspy wants no wakes
+        self._sent = self._acknowledged = 0
+        self._counting = threading.Lock()
+        self._complaints = Complaints()
+        # A name of its own each time: two clients of one name throw each other out without end.
+        self._client = Client(CallbackAPIVersion.VERSION2, f"edgekws-{os.urandom(6).hex()}")
+        self._client.will_set(f"{self._base}/status", "offline", qos=1, retain=True)
+        self._client.reconnect_delay_set(*RETRY_S)
+        user, password = _credential("mqtt-username"), _credential("mqtt-password")
+        if user:
+            self._client.username_pw_set(user, password or None)
+        if tls:
+            try:
+                self._client.tls_set_context(ssl.create_default_context(cafile=ca_file or None))
+            except OSError as error:
+                raise ConfigError(f"mqtt.ca_file = {ca_file!a}: no certificates can be read from it ({error.strerror or error})") from error
+        elif password and self._host not in ("localhost", "127.0.0.1", "::1"):
+            log.warning("mqtt: the password goes to %s unencrypted. Accepted is mqtts:// too", self._host)
+        self._client.on_connect = self._connected
+        self._client.on_connect_fail = self._failed
+        self._client.on_disconnect = self._disconnected
+        self._client.on_publish = self._published
+        self._client.on_message = self._told
+        self._client.connect_async(self._host, port, KEEPALIVE_S)
+        self._client.loop_start()
+
+    @property
+    def _base(self) -> str:
+        return f"edgekws/{self._site}"
+
+    def deliver(self, event: Event) -> None:
+        """Raises EdgekwsError when the broker was away for too long."""
+        if event.kind != "wake":
+            return
+        if self._waiting() >= 2 * QUEUE_WAKES:
+            self.dropped += 1
+            raise EdgekwsError(f"mqtt: {self._host} is away and {QUEUE_WAKES} wakes wait for it: {self.dropped} dropped")
+        if event.keyword not in self._keywords:  # enrolled since
+            self._keywords[event.keyword] = None
+            self._announce(event.keyword)
+        hermes = {
+            "modelId": event.keyword,
+            "modelVersion": event.model,
+            "modelType": "personal" if event.speaker else "universal",
+            "currentSensitivity": round(event.threshold, 4),
+            "siteId": self._site,
+            "sessionId": None,
+            "sendAudioCaptured": None,
+            "lang": None,
+            "customEntities": None,
+        }
+        if not self._off:
+            self._publish(f"hermes/hotword/{_level(event.keyword)}/detected", json.dumps(hermes, ensure_ascii=False))
+        told = {"event_type": "wake", **json.loads(as_json(event))}
+        self._publish(f"{self._base}/wake/{_slug(event.keyword)}", json.dumps(told, ensure_ascii=False))
+
+    def close(self) -> None:
+        """What waits goes out if the broker is there; what does not is said."""
+        if self._client.is_connected():
+            self._publish(f"{self._base}/status", "offline", retain=True)
+        end_s = time.monotonic() + CLOSE_S
+        while self._waiting() and self._client.is_connected() and time.monotonic() < end_s:
+            time.sleep(0.01)
+        if left := self._waiting():
+            log.warning("mqtt: %s is away, so %d messages are lost", self._host, left)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    # On paho's thread; an exception there would end it, and with it the connection.
+
+    def _connected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._complaints.say(
+                f"mqtt: {self._host} refuses us: {reason}. Credentials are mqtt-username and mqtt-password", kind="refused"
+            )
+            return
+        log.info("mqtt: connected to %s", self._host)
+        self._off.clear()
+        self._publish(f"{self._base}/status", "online", retain=True)
+        client.subscribe([(topic, 1) for topic in TOGGLES])
+        if self._discovery:
+            client.subscribe(f"homeassistant/event/{self._node}/+/config", 1)
+            for keyword in list(self._keywords):
+                self._announce(keyword)
+
+    def _failed(self, *_: Any) -> None:
+        self._away("cannot be reached")
+
+    def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._away(f"went away ({reason})")
+
+    def _away(self, why: str) -> None:
+        self._complaints.say(f"mqtt: {self._host} {why}; wakes wait for it", kind="away")
+
+    def _published(self, *_: Any) -> None:
+        with self._counting:
+            self._acknowledged += 1
+
+    def _told(self, client: Any, data: Any, message: Any) -> None:
+        if message.topic in TOGGLES:
+            try:
+                told = json.loads(message.payload)
+                if told["siteId"] == self._site:
+                    reason = str(told.get("reason", ""))[:100]
+                    (self._off.add if message.topic == TOGGLES[0] else self._off.discard)(reason)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                self._complaints.say(f"mqtt: {message.topic}: not understood", kind="toggle")
+        elif message.payload and message.topic not in {self._config_topic(keyword) for keyword in self._keywords}:
+            self._publish(message.topic, "", retain=True)  # of a keyword that is no longer enrolled
+
+    # On either thread.
+
+    def _announce(self, keyword: str) -> None:
+        if not self._discovery:
+            return
+        name = f"edgekws {self._site}"
+        config = {
+            "name": keyword,
+            "unique_id": f"{self._node}_{_slug(keyword)}",
+            "state_topic": f"{self._base}/wake/{_slug(keyword)}",
+            "event_types": ["wake"],
+            "icon": "mdi:account-voice",
+            "qos": 1,
+            "availability_topic": f"{self._base}/status",
+            "device": {
+                "identifiers": [self._node],
+                "name": name,
+                "manufacturer": "edgekws",
+                "model": self._model,
+                "sw_version": __version__,
+            },
+            "origin": {"name": "edgekws", "sw_version": __version__},
+        }
+        self._publish(self._config_topic(keyword), json.dumps(config, ensure_ascii=False), retain=True)
+
+    @property
+    def _node(self) -> str:
+        return f"edgekws_{_slug(self._site)}"
+
+    def _config_topic(self, keyword: str) -> str:
+        return f"homeassistant/event/{self._node}/{_slug(keyword)}/config"
+
+    def _publish(self, topic: str, text: str, *, retain: bool = False) -> None:
+        with self._counting:
+            self._sent += 1
+        self._client.publish(topic, text.encode(errors="replace"), qos=1, retain=retain)
+
+    def _waiting(self) -> int:
+        """Messages that the broker has not acknowledged."""
+        return self._sent - self._acknowledged
+
+
+def _address(url: str) -> tuple[str, int, bool]:
+    """Host, port and whether by TLS."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
+        host.encode("idna")
+        if parts.username is not None or parts.password is not None:
+            raise ConfigError(
+                "mqtt.url: a password does not belong in a file that others read. Put it in the credential mqtt-password, see docs"
+            )
+        if not host or parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise ConfigError(f"mqtt.url = {url[:80]!a}. Accepted: mqtt://HOST, mqtts://HOST, or with :PORT") from None
+    return host, port, parts.scheme == "mqtts"
+
+
+def _credential(name: str) -> str:
+    """From systemd (LoadCredential=), else from EDGEKWS_MQTT_USERNAME or EDGEKWS_MQTT_PASSWORD; "" = none."""
+    if folder := os.environ.get("CREDENTIALS_DIRECTORY"):
+        try:
+            return (Path(folder) / name).read_text().rstrip("\n")
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the credential {name} cannot be read ({error})") from error
+    return os.environ.get("EDGEKWS_" + name.upper().replace("-", "_"), "")
+
+
+def _level(name: str) -> str:
+    """One level of a topic."""
+    return re.sub(r"[/+#\s]+", "_", name)
+
+
+def _slug(name: str) -> str:
+    """Letters, digits, - and _, as Home Assistant wants it; never the same for two names."""
+    if re.fullmatch("[A-Za-z0-9 -]+", name):
+        return name.replace(" ", "_")
+    return f"{re.sub('[^A-Za-z0-9-]+', '_', name)}_{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:6]}"

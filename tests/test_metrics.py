@@ -1,0 +1,98 @@
+"""Figures for Prometheus, read as Prometheus reads them."""
+
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+
+pytest.importorskip("prometheus_client")
+from prometheus_client.parser import text_string_to_metric_families
+
+from edgekws.daemon import Status
+from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.metrics import Metrics
+from edgekws.values import Event
+
+
+def wake(keyword):
+    return Event(keyword, "ann", 1.25, 0.7, 1000.5, 4.2, 3.0, "edge-1")
+
+
+def scrape(port):
+    """(name, labels) → value"""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+    return {(one.name, tuple(sorted(one.labels.items()))): one.value for one in samples}
+
+
+def test_wakes_gaps_and_level_are_there_for_prometheus():
+    status = Status()
+    status.heard(np.full(1280, 3277, np.int16))
+    status.source, status.model, status.gaps, status.lost_s, status.hops, status.busy_s = "mic:x", "edge-1", 2, 1.5, 100, 0.25
+    metrics = Metrics("127.0.0.1", 0, status.report)
+    for keyword in ("alexa", 'quote " and\nline', "alexa"):
+        metrics.deliver(wake(keyword))
+    metrics.deliver(Event("", "", 0.0, 0.0, 0.0, 0.0, 0.0, "edge-1", "gap"))
+    found = scrape(metrics.port)
+
+    assert found["edgekws_wakes_total", (("keyword", "alexa"),)] == 2
+    assert found["edgekws_wakes_total", (("keyword", 'quote " and\nline'),)] == 1
+    assert found["edgekws_wake_latency_seconds_count", ()] == 3
+    assert found["edgekws_wake_latency_seconds_bucket", (("le", "0.005"),)] == 3
+    assert (found["edgekws_listening", ()], found["edgekws_level_dbfs", ()]) == (1, -20.0)
+    counters = {name: found[f"edgekws_{name}_total", ()] for name in ("gaps", "lost_seconds", "hops", "busy_seconds", "dropped_events")}
+    assert counters == {"gaps": 2, "lost_seconds": 1.5, "hops": 100, "busy_seconds": 0.25, "dropped_events": 0}
+    metrics.close()
+    assert any(name == "edgekws_info" and ("model", "edge-1") in labels for name, labels in found)
+
+
+def test_before_the_first_sample_there_is_a_page_too():
+    metrics = Metrics("127.0.0.1", 0, Status().report)
+    found = scrape(metrics.port)
+    metrics.close()
+
+    assert (found["edgekws_listening", ()], found["edgekws_level_dbfs", ()]) == (0, float("-inf"))
+    with pytest.raises(OSError):
+        scrape(metrics.port)
+
+
+def test_an_address_that_cannot_be_had_is_a_configuration_error():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match=r"cannot listen on 127.0.0.1 port"):
+            Metrics("127.0.0.1", taken.getsockname()[1], Status().report)
+    with pytest.raises(ConfigError, match="cannot listen on no such host port 9"):
+        Metrics("no such host", 9, Status().report)
+
+
+def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(EdgekwsError, match=r"pip install 'edgekws\[metrics\]'"):
+        Metrics("127.0.0.1", 0, Status().report)
+
+
+def test_a_running_listener_has_the_page(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "edgekws.toml"
+    config.write_text(f'[store]\nroot = "{tmp_path / "state"}"\n[metrics]\nport = {port}\n')
+    command = [sys.executable, "-m", "edgekws", "run", "--source", "stdin:", "--config", str(config)]
+    listener = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert any(b"listening to" in line for line in listener.stderr)  # ends if the listener dies
+        listener.stdin.write(bytes(64_000))
+        listener.stdin.flush()
+        while not (found := scrape(port))["edgekws_hops_total", ()]:
+            pass
+    finally:
+        listener.stdin.close()
+        listener.wait(30)
+
+    assert found["edgekws_audio_seconds_total", ()] == 2.0
+    assert listener.returncode == 0
