@@ -1,0 +1,119 @@
+"""The computing side of benchmarks/onda.py, on made-up lives whose answers are known."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import onda
+
+
+def lives(arm, recalls, *, network="edge", condition="room", compression=1.0, **facts):
+    """A row for each user, in order."""
+    common = {"keyword": "alexa", "seed": 0, "network": network, "arm": arm, "compression": compression, "condition": condition}
+    common |= {"takes": 20, "fa_per_hour": 0.0, "parameters": 300_000, "file_kb": 1200.0, "gate": None if arm == "before" else "promoted"}
+    common |= {"train_ms_per_step": 50.0, "round_cpu_s": 15.0, "round_s": 20.0, "network_us_per_hop": 48.0, "pseudo_positives": 30}
+    return [{**common, "user": f"u{i}", "recall_at_0.5": recall, "deployed_recall": recall, **facts} for i, recall in enumerate(recalls)]
+
+
+def hybrid(recalls, compression=10.0, **facts):
+    smaller = {"parameters": round(400_000 / compression), "train_ms_per_step": 20.0, "network_us_per_hop": 16.0}
+    return lives("onda1-hap", recalls, compression=compression, **{**smaller, **facts})
+
+
+def claim(rows, words):
+    """The only line that begins so: what was measured, and whether it is met."""
+    (found,) = [line for line in onda.claims(rows) if line[0].startswith(words)]
+    return found[3], found[4]
+
+
+def test_the_compression_is_that_of_the_smallest_version_within_a_point_of_recall():
+    whole = lives("weights-only", [0.9, 0.8, 0.7], network="ds-cnn-l", parameters=400_000)
+    rows = whole + hybrid([0.895, 0.795, 0.695], 10.0) + hybrid([0.85, 0.75, 0.65], 20.0)
+
+    measured, met = claim(rows, "parameters against weights-only ds-cnn-l at equal recall, room")
+    assert measured.startswith("10.0x (edge 10x") and met == "met"
+
+
+def test_a_compression_that_costs_recall_falls_short():
+    rows = lives("weights-only", [0.9, 0.8], network="ds-cnn-l", parameters=400_000) + hybrid([0.7, 0.6], 20.0)
+
+    measured, met = claim(rows, "parameters against weights-only ds-cnn-l at equal recall, room")
+    assert "recall -20.0 points" in measured and met == "**falls short**: no size is within a point of recall"
+
+
+def test_the_recall_gained_counts_those_who_started_low_from_their_own_networks_start():
+    other_network = lives("before", [0.1, 0.1, 0.1], network="ds-cnn-l")
+    rows = lives("before", [0.5, 0.6, 0.95]) + other_network + hybrid([0.7, 0.8, 0.95])
+
+    measured, met = claim(rows, "recall gained where the start is below 0.8, room")
+    assert measured.startswith("+20.0 points") and "2 users" in measured and met == "met"
+
+
+def test_what_the_gate_refused_gains_nothing():
+    rows = lives("before", [0.5, 0.5]) + hybrid([0.7, 0.7], gate="of 9 held-out recordings it loses 1")
+
+    assert "refused left as it was +0.0" in claim(rows, "recall gained where the start is below 0.8, room")[0]
+
+
+def test_a_ratio_of_time_is_the_weights_only_versions_over_the_hybrids():
+    rows = lives("weights-only", [0.9, 0.9]) + hybrid([0.9, 0.9], round_cpu_s=20.0)
+
+    assert claim(rows, "training time per step")[0].startswith("2.50x")
+    assert claim(rows, "network time per hop")[0].startswith("3.00x")
+    assert claim(rows, "whole round, weights-only edge") == ("0.75x (0.75 to 0.75), 2 users", "**falls short**: 0.75x")
+
+
+def test_users_worse_after_promotion_are_named_and_refused_ones_are_not():
+    rows = lives("before", [0.9, 0.9, 0.9]) + hybrid([0.2, 0.85, 0.9])
+    measured, met = claim(rows, "lives worse after promotion, room")
+    assert measured == "1 of 3 promoted lives (0 refused): u0 0.90 → 0.20 of 20" and met == "**falls short**: 1"
+
+    rows = lives("before", [0.9]) + hybrid([0.2], gate="refused")
+    assert claim(rows, "lives worse after promotion, room")[0] == "0 of 0 promoted lives (1 refused)"
+
+
+def test_false_accepts_are_those_of_what_listens_after_the_gate():
+    rows = lives("before", [0.9, 0.9], fa_per_hour=0.1)
+    rows += hybrid([0.9], fa_per_hour=0.2) + [{**one, "user": "u1", "gate": "refused"} for one in hybrid([0.9], fa_per_hour=9.0)]
+
+    measured, met = claim(rows, "false accepts an hour, deployed threshold, whatever listens")
+    assert measured.startswith("0.15 ") and "0 of 2 users above 2" in measured and met == "met"
+
+
+def test_one_user_above_two_an_hour_falls_short_whatever_the_mean_is():
+    rows = lives("before", [0.9] * 10) + hybrid([0.9] * 9)
+    rows += [{**one, "user": "u9"} for one in hybrid([0.9], fa_per_hour=2.5)]
+
+    assert claim(rows, "false accepts an hour, deployed threshold, promoted")[1] == "**falls short**: 0.25, 1 above 2"
+
+
+def test_the_interval_is_over_users_not_over_their_seeds():
+    """Two users who differ: whatever the number of seeds, a bootstrap draws one of them twice in half of all cases."""
+    rows = [{**one, "seed": seed} for seed in range(50) for one in lives("before", [0.0, 1.0])]
+    values = onda.by_user([(row, row) for row in rows], lambda a, b: a["recall_at_0.5"])
+
+    assert values.tolist() == [0.0, 1.0] and onda.interval(values) == (0.0, 1.0)
+    assert onda.interval(np.full(5, 0.3)) == pytest.approx((0.3, 0.3))
+
+
+def test_who_is_worse_is_as_the_trial_has_it():
+    trial = pytest.importorskip("edgekws.training.trial", reason="needs torch")
+    for after in np.linspace(0, 1, 21):
+        row, before = {"deployed_recall": after, "takes": 20}, {"deployed_recall": 0.8, "takes": 20}
+        assert onda.significantly_worse(row, before) == trial.significantly_worse(row, before)
+
+
+def test_the_report_and_the_pictures_are_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{"user": "x", "keyword": "alexa", "seed": 0, "network": "edge", "arm": "before", "refused": "too quiet"}]
+    for condition in onda.CONDITIONS:
+        rows += lives("before", [0.5, 0.9], condition=condition) + hybrid([0.7, 0.9], condition=condition)
+    text = onda.report(rows)
+    onda.plot(rows, [tmp_path / "a.svg", tmp_path / "a.png"])
+
+    assert "2 lives (user, room, network) of 2 users" in text and "1 lives ended at enrolment" in text
+    assert "| edge | onda1-hap | 10 | 2 | 2 | 40 000 |" in text
+    assert (tmp_path / "a.svg").stat().st_size > 10_000 and (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
