@@ -132,10 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument("action", choices=("list", "play", "confirm", "reject", "purge"), nargs="?", default="list")
     clips.add_argument("clip", nargs="?", type=int, metavar="ID")
     clips.add_argument("--last", action="store_true", help="the last wake's, instead of ID")
-    clips.add_argument("--label", help="positive, between or negative")
-    clips.add_argument("--state", help="quarantined, admitted, confirmed or rejected")
+    for name, values in (
+        ("--label", ("positive", "between", "negative")),
+        ("--state", ("quarantined", "admitted", "confirmed", "rejected")),
+    ):
+        clips.add_argument(name, choices=values, help="list or purge these only")
     clips.add_argument("--keyword", metavar="K", help="list or purge its clips only")
-    clips.add_argument("--older-than", metavar="TIME", help="purge: 30s, 15m, 1h, 2d, or a date; else all")
+    clips.add_argument("--older-than", metavar="TIME", help="list or purge these only: 30s, 15m, 1h, 2d, or a date")
     clips.add_argument("--out", type=Path, metavar="FILE", help="play: write a WAV file instead")
     clips.add_argument("--json", action="store_true")
 
@@ -666,7 +669,7 @@ def _log(options: argparse.Namespace) -> int:
         events = store.events(since_s=since_s, after=after)
         for event in events:
             after = event.id
-            if options.all or event.kind in ("wake", "model", "round"):
+            if options.all or event.kind in ("wake", "model", "round", "reject"):
                 print(as_json(event) if options.json else as_line(event, date=True))
         if events:
             continue
@@ -864,12 +867,13 @@ def _clips(options: argparse.Namespace) -> int:
     one = options.action in ("play", "confirm", "reject")
     if one == (options.clip is None and not options.last) or (options.clip is not None and options.last):
         raise UsageError(f"clips {options.action} takes {'an ID or --last' if one else 'no ID'}. Try: edgekws clips list")
-    if options.action == "purge":
+    if not one:
         before_s = _since(options.older_than, time.time(), "--older-than") if options.older_than else None
-        print(f"{store.purge_clips(before_s=before_s, keyword=options.keyword)} clips deleted, their audio overwritten")
-        return 0
-    if options.action == "list":
-        found = store.clips(options.label, options.state, options.keyword)
+        if options.action == "purge":
+            gone = store.purge_clips(options.label, options.state, options.keyword, before_s=before_s)
+            print(f"{gone} clips deleted, their audio overwritten")
+            return 0
+        found = store.clips(options.label, options.state, options.keyword, before_s=before_s)
         _print_clips(found, options.json)
         if not found:
             _say("no such clip is kept")

@@ -183,7 +183,8 @@ def listen(
     except EdgekwsError as error:
         tell("stop", at, error=str(error))
         raise
-    tell("stop", at, audio_s=round(audio / SAMPLE_RATE_HZ, 2), wakes=wakes)
+    learned = {} if pipeline.labels is None else {"clips": {**pipeline.labels.counts, "lost": delivery.clips_dropped}}
+    tell("stop", at, audio_s=round(audio / SAMPLE_RATE_HZ, 2), wakes=wakes, **learned)
     manager.tell("STOPPING=1")
     return Heard(audio / SAMPLE_RATE_HZ, wakes, gaps, lost / SAMPLE_RATE_HZ)
 

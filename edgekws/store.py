@@ -252,11 +252,13 @@ class Store:
             self._delete_clips(self._rows(f"ORDER BY {WORTH}, id LIMIT 1"))
         return replace(clip, id=number)
 
-    def clips(self, label: str | None = None, state: str | None = None, keyword: str | None = None) -> list[Clip]:
-        """Those that are all of what is given, in the order they came. The keyword "" is the room."""
-        wanted = {name: value for name, value in (("label", label), ("state", state), ("keyword", keyword)) if value is not None}
-        where = " AND ".join(f"{name} = ?" for name in wanted) or "1"
-        return self._rows(f"WHERE {where} ORDER BY id", *wanted.values())
+    def clips(
+        self, label: str | None = None, state: str | None = None, keyword: str | None = None, *, before_s: float | None = None
+    ) -> list[Clip]:
+        """Those that are all of what is given, in the order they came. The keyword "" is the room; `before_s` is since the epoch."""
+        wanted = {"label = ?": label, "state = ?": state, "keyword = ?": keyword, "time_s < ?": before_s}
+        wanted = {test: value for test, value in wanted.items() if value is not None}
+        return self._rows(f"WHERE {' AND '.join(wanted) or '1'} ORDER BY id", *wanted.values())
 
     def clip(self, id: int) -> Clip:
         """Raises StoreError when there is none (any more)."""
@@ -321,9 +323,11 @@ class Store:
         clips = self._rows("WHERE event = ?", wake.id)
         return wake, self.reject_clip(clips[0].id) if clips else None
 
-    def purge_clips(self, *, before_s: float | None = None, keyword: str | None = None) -> int:
-        """Delete all clips, or those from before a time (epoch) or of a keyword, after writing over their audio. How many."""
-        clips = [one for one in self.clips(keyword=keyword) if before_s is None or one.time_s < before_s]
+    def purge_clips(
+        self, label: str | None = None, state: str | None = None, keyword: str | None = None, *, before_s: float | None = None
+    ) -> int:
+        """Delete those that are all of what is given, so without anything given all, after writing over their audio. How many."""
+        clips = self.clips(label, state, keyword, before_s=before_s)
         self._delete_clips(clips)
         return len(clips)
 
@@ -397,7 +401,7 @@ class Store:
         return sorted(found, key=lambda one: (one.keyword, one.speaker))
 
     def remove_enrolment(self, keyword: str, speaker: str | None = None) -> list[Enrolment]:
-        """Delete a speaker's recordings of a keyword, or everybody's. What was deleted."""
+        """Delete a speaker's recordings of a keyword, or everybody's, and the clips that it heard of them. What was deleted."""
         gone = [one for one in self.enrolments() if one.keyword == keyword and speaker in (None, one.speaker)]
         for one in gone:
             folder = self._enrolment(one.keyword, one.speaker)
@@ -407,6 +411,8 @@ class Store:
                 with contextlib.suppress(OSError):  # other speakers are left
                     folder.parent.rmdir()
                 os.utime(self.root / "enrolments")
+        if gone and (self.root / "edgekws.db").exists():
+            self._delete_clips([one for one in self.clips(keyword=keyword) if speaker in (None, one.speaker)])
         if gone:  # A voice is not kept in the cache either.
             with _told(self.root / "prototypes"):
                 shutil.rmtree(self.root / "prototypes", ignore_errors=True)

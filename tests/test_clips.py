@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import soundfile
 from edgekws import store as store_module
 from edgekws.cli import main
 from edgekws.errors import StoreError
+from edgekws.sinks import QUEUE_CLIPS, Delivery
 from edgekws.store import Store
 from edgekws.values import SAMPLE_RATE_HZ, Clip, Event
 
@@ -248,19 +250,18 @@ def test_audio_without_a_row_is_deleted_when_the_database_opens(store, caplog):
 
 def test_another_process_that_opens_the_store_leaves_a_clip_alone_that_is_being_written(store, monkeypatch):
     """It waits until the row is there."""
-    opened = subprocess.Popen
+    others = [threading.Thread(target=lambda: Store(store.root).clips())]  # to a file lock it is as another process
 
     def write(path, samples):
         real(path, samples)
-        script = f"from pathlib import Path; from edgekws.store import Store; Store(Path({str(store.root)!r})).clips()"
-        processes.append(opened([sys.executable, "-c", script]))
-        with pytest.raises(subprocess.TimeoutExpired):
-            processes[0].wait(2)
+        others[0].start()
+        others[0].join(0.5)
+        assert others[0].is_alive()
 
-    real, processes = store_module.write_wav, []
+    real = store_module.write_wav
     monkeypatch.setattr(store_module, "write_wav", write)
     kept = store.add_clip(CLIP, SOUND)
-    processes[0].wait(30)
+    others[0].join()
 
     assert len(store.clip_samples(kept)) == len(SOUND)
 
@@ -338,6 +339,58 @@ def test_a_full_disk_costs_the_new_clip_only_and_a_purge_still_works(small_disk)
     store.close()
 
 
+def test_a_voice_that_is_no_longer_enrolled_is_not_kept_in_clips_either(store):
+    for keyword, speaker in (("hey", "ann"), ("hey", "bob"), ("ho", "ann")):
+        store.save_enrolment(keyword, speaker, [SOUND])
+        store.add_clip(dataclasses.replace(CLIP, keyword=keyword, speaker=speaker), SOUND)
+    store.remove_enrolment("hey", "ann")
+
+    assert [(one.keyword, one.speaker) for one in store.clips()] == [("hey", "bob"), ("ho", "ann")]
+    store.remove_enrolment("hey")
+    assert [one.keyword for one in store.clips()] == ["ho"] and len(files(store)) == 1
+
+
+# On the way from the listener to the store.
+
+
+def test_a_disk_that_stalls_costs_clips_and_neither_time_nor_events():
+    stalled, told = threading.Event(), []
+
+    class Told:
+        def deliver(self, event):
+            told.append(event)
+
+        def close(self):
+            pass
+
+    delivery = Delivery([Told()], keep=lambda clip, samples: stalled.wait(30))
+    for _ in range(100):
+        delivery.put_clip(CLIP, SOUND)  # returns at once
+    delivery.put(WAKE)
+    stalled.set()
+    delivery.close()
+
+    assert told == [WAKE] and delivery.clips_dropped == 100 - QUEUE_CLIPS
+
+
+def test_a_clip_that_cannot_be_kept_is_counted_and_the_next_ones_are_tried(caplog):
+    """A full disk, from the third clip to the fifth."""
+    tried = []
+
+    def keep(clip, samples):
+        tried.append(clip)
+        if 3 <= len(tried) <= 5:
+            raise StoreError("no room")
+
+    delivery = Delivery([], keep=keep)
+    for _ in range(QUEUE_CLIPS + 5):
+        delivery.put_clip(CLIP, SOUND, wait=True)
+    delivery.close()
+
+    assert (len(tried), delivery.clips_dropped) == (QUEUE_CLIPS + 5, 3)
+    assert [record.message for record in caplog.records] == ["no room"]
+
+
 # The whole way.
 
 
@@ -385,6 +438,8 @@ def test_listening_keeps_wakes_and_the_room(config, recording, capsys, tmp_path)
 def test_the_same_recording_again_is_kept_once(config, recording, capsys):
     main(["run", "--source", f"file:{recording}", "--config", str(config)])
     before = [one for one in listed(config, capsys) if one["keyword"]]
+    stop = Store(config.parent / "state").events()[-1].extra["clips"]
+    assert stop == {"cut": len(listed(config, capsys)), "too_many": 0, "alike": 0, "lost": 0}
     for _ in range(2):
         main(["run", "--source", f"file:{recording}", "--config", str(config)])
 
@@ -401,6 +456,10 @@ def test_the_user_can_say_that_was_wrong_and_play_it_and_delete_it(config, recor
     assert (rejected["label"], rejected["state"], rejected["reason"]) == ("negative", "confirmed", "rejected by the user")
     assert (confirmed["id"], confirmed["state"]) == (1, "confirmed")
     assert soundfile.info(out).duration == rejected["duration_s"]
+    main(["clips", "purge", "--older-than", "1h", "--config", str(config)])
+    main(["clips", "purge", "--keyword", "other", "--config", str(config)])
+    main(["clips", "purge", "--state", "confirmed", "--config", str(config)])
+    assert {one["state"] for one in listed(config, capsys)} == {"quarantined"}
     main(["clips", "purge", "--config", str(config)])
     assert listed(config, capsys) == [] and list((tmp_path / "state" / "clips").glob("*")) == []
 
