@@ -353,7 +353,7 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
 
 def made_corpus(folder: Path, minutes: int = 8) -> Path:
     """Synthetic speech for the stream and for the test, and noise, as a corpus; its users are those of text-to-speech."""
-    from edgekws.audio.files import write_wav
+    from edgekws.store import write_wav
     from edgekws.training import material
 
     rows = [["path", "kind", "label", "speaker", "split"]]

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a clone to a wake: a virtual environment in .venv, edgekws in it, then `edgekws demo`. Arguments go to that command.
+# From a clone to a wake, and to a version that has learned: a virtual environment in .venv, edgekws in it, then `edgekws demo`.
+# Arguments go to that command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/setup.sh
@@ -7,4 +8,7 @@ cd "$(dirname "$0")/.."
 debian_packages libportaudio2 # the microphone; without it the demo plays its bundled stream only
 virtual_environment .venv
 .venv/bin/pip install --quiet --disable-pip-version-check .
+# To learn from the room it needs PyTorch; exact, so that a CPU build (2.13.0+cpu) that is there is taken. Without it the demo is shorter.
+.venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 && .venv/bin/pip install --quiet --disable-pip-version-check '.[train]' ||
+  echo "PyTorch could not be installed, going on without learning" >&2
 exec .venv/bin/edgekws demo "$@"

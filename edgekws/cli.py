@@ -965,6 +965,7 @@ def _demo(options: argparse.Namespace) -> int:
             f"{hits} of {len(found)} spoken keywords heard, {len(wakes) - hits} false wakes,"
             f" {heard.audio_s:.0f} s of audio in {took_s:.2f} s of time"
         )
+        _demo_life(settings, folder)
         if options.listen or (sys.stdout is not None and sys.stdout.isatty()):
             try:
                 source = open_source("mic:default")
@@ -977,6 +978,62 @@ def _demo(options: argparse.Namespace) -> int:
         else:
             _say("stdout is no terminal, so this is the end; --listen goes on with the microphone")
         return 0 if hits == len(found) == len(wakes) else 1
+
+
+def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bool:
+    """Some minutes in a noisy room, a round on what was kept there, and both versions in one table; whether a new one went live.
+
+    steps: of training, None = as `edgekws adapt` takes.
+    """
+    from edgekws.pseudo_labels import PseudoLabels
+    from edgekws.sinks import StoreSink
+
+    try:
+        from edgekws.training import adaptation
+    except ImportError as error:
+        _say(f"to see it learn from a noisy room too, {error.name} is needed. Try: pip install 'edgekws[train]'")
+        return False
+    truth = json.loads((folder / "room.json").read_text())
+
+    def listen(part: str, keep: bool = False) -> tuple[int, int, Model]:
+        """Takes heard, false wakes, by which model."""
+        from edgekws.audio import open_source
+
+        pipeline, model, store = _listener(settings, None)
+        if keep:  # minutes stand for a day here, so a day's caps do not hold, and the room is taken whenever it is clear
+            most = dict.fromkeys(("positive", "between", "negative"), 1000)
+            pipeline.labels = PseudoLabels(pipeline.detector.enrolled, per_hour=most, per_day=most, room_growth=1.0)
+        stored = StoreSink(store)
+        before = max((event.id for event in store.events()), default=0)
+        _listen(open_source(f"file:{folder / f'room-{part}.opus'}"), pipeline, model.id, [stored], keep=stored.keep)
+        wakes = [event.stream_s for event in _store(settings).events(after=before) if event.kind == "wake"]
+        heard = sum(any(one["start_s"] < at <= one["end_s"] + 0.5 for at in wakes) for one in truth[part])
+        return heard, len(wakes) - heard, model
+
+    start_s = time.monotonic()
+    heard, false, _ = listen("live", keep=True)
+    store = _store(settings)
+    kinds = [(clip.label, bool(clip.keyword)) for clip in store.clips()]
+    _say(
+        f"five minutes in a noisy room: {heard} of {len(truth['live'])} heard, {false} false wakes; kept to learn from: "
+        f"{kinds.count(('positive', True))} wakes, {kinds.count(('between', True))} moments that nearly woke, "
+        f"{kinds.count(('negative', True))} near misses, {kinds.count(('negative', False))} pieces of the room"
+    )
+    rows = [("before", *listen("test"))]
+    outcome, live = adaptation.run(store, settings.model.id, steps=steps, say=lambda line: _say(f"  {line}"))
+    facts = adaptation.report(outcome, live)
+    if live is not None:
+        rows.append(("after", *listen("test")))
+    store.close()
+    lines = [("", "heard", "false wakes", "parameters", "file", "a hop")]
+    for (name, heard, false, model), us in zip(rows, (facts["cpu_us_per_hop_before"], facts["cpu_us_per_hop"]), strict=False):
+        size = f"{(model.path / 'model.onnx').stat().st_size / 1000:.0f} kB"
+        lines.append((name, f"{heard} of {len(truth['test'])}", str(false), f"{model.parameters:,}", size, f"{us:.0f} µs"))
+    _say(f"live: {live.id} listens, {time.monotonic() - start_s:.0f} s after the room began" if live else f"not live: {outcome.reason}")
+    _say("in the same room, takes that nothing has heard:")
+    for line in lines:
+        print("  ".join(f"{cell:<12}" for cell in line).rstrip())
+    return live is not None
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -343,13 +343,37 @@ def test_watch_moves_on_a_terminal_and_leaves_it_as_it_was(enrolled):
     assert b"\x1b[?25h\x1b[?1049l" in shown and b"Traceback" not in shown
 
 
-def test_the_demo_hears_every_keyword_and_leaves_nothing_behind(enrolled, tmp_path):
+def test_the_demo_hears_every_keyword_says_what_learning_needs_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "without").mkdir()  # a stand-in for an environment without PyTorch, which the tests' own has
+    (tmp_path / "without" / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     cli = Edgekws(tmp_path / "state")
+    cli.env["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "without"), str(Path(edgekws.__file__).parent.parent)])
     done = cli("demo")
 
     assert len(re.findall(r"open sesame .* latency", done.stdout)) == len(TRUTH["spoken"])
     assert "5 of 5 spoken keywords heard, 0 false wakes" in done.stderr and "--listen" in done.stderr
+    assert "torch is needed. Try: pip install 'edgekws[train]'" in done.stderr
     assert not cli.root.exists()
+
+
+def test_the_demo_lives_in_a_room_and_a_round_that_learned_too_little_goes_not_live(enrolled, tmp_path, capsys):
+    """With two steps of training what is left after pruning hears nothing: the gate must say so, and the table has one version only."""
+    pytest.importorskip("torch")
+    from edgekws import cli
+    from edgekws.config import Settings, StoreSettings
+    from edgekws.store import Store
+
+    root = shutil.copytree(enrolled.root, tmp_path / "state")
+    assert cli._demo_life(Settings(store=StoreSettings(root=root)), DEMO, steps=2) is False
+
+    out, err = capsys.readouterr()
+    heard, of = map(int, re.search(r"noisy room: (\d+) of (\d+) heard, 0 false wakes", err).groups())
+    assert 0.4 * of <= heard <= 0.75 * of and f"kept to learn from: {heard} wakes" in err
+    assert "not live: " in err and "loses" in err
+    assert re.search(r"^before +\d+ of 12 +0 +325,312 +1306 kB +\d+ µs$", out, re.MULTILINE) and "after" not in out
+    store = Store(root)
+    assert store.current_model() is None
+    assert [event.extra["what"] for event in store.events() if event.kind == "round"] == ["started", "refused"]
 
 
 def test_help_needs_nothing_heavy():

@@ -138,6 +138,7 @@ def run(
     target: Target | None = None,
     promote: bool = True,
     seed: int = 0,
+    steps: int | None = None,
     asked_by: str = "by hand",
     say: Callable[[str], object] = lambda line: None,
     step_done: Callable[[int, int], object] = lambda done, total: None,
@@ -148,6 +149,7 @@ def run(
     Args:
         model: the configured factory network, by name or path.
         promote: False leaves everything as it is, whatever the gate says.
+        steps: of training, None = the recipe's.
 
     Raises:
         StoreError: another round is under way, or the state directory cannot be read or written.
@@ -173,6 +175,7 @@ def run(
                 incumbent=load_model(current) if current else None,
                 judge=load_model(find_model(family)) if family else None,
                 seed=seed,
+                steps=steps,
                 say=say,
                 step_done=step_done,
             )

@@ -597,7 +597,10 @@ def adapt(
     start_s, start_cpu_s = time.monotonic(), time.process_time()
     torch.set_num_threads(1)  # two wait for each other on a loaded machine: a round took 190 s of CPU time instead of 40
     admitted, rejected, wrong = _admit(snapshot, judge)
-    say(f"{len(admitted)} of {len(snapshot.positives)} pseudo-positives admitted, {len(snapshot.ambience)} pieces of the room")
+    say(
+        f"{len(admitted)} pseudo-positives admitted, of {len(snapshot.positives)} wakes and {len(snapshot.doubtful)} moments that"
+        f" nearly woke; {len(snapshot.ambience)} pieces of the room"
+    )
     round_ = _Round(factory, snapshot, admitted if pseudo else [], wrong, say)
     total = (STEPS["weights-only"] if recipe != "onda1" else 0) + ((steps or STEPS[recipe]) if recipe != "weights-only" else 0)
     done = 0
