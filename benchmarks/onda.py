@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,8 +110,9 @@ def _times(values: np.ndarray) -> str:
     return f"{np.median(values):.2f}x ({low:.2f} to {high:.2f}), {len(values)} users"
 
 
-def _verdict(met: bool, falls_short: str) -> str:
-    return "met" if met else f"**falls short**: {falls_short}"
+def _verdict(met: bool, falls_short: str, *, sure: bool = True) -> str:
+    """`sure`: the whole interval meets it too."""
+    return f"**falls short**: {falls_short}" if not met else "met" if sure else "met, though not by all of its interval"
 
 
 def claims(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
@@ -168,7 +170,8 @@ def _compression(rows: Sequence[Row], baseline: str, published: str, asked: floa
         equal, smaller, lost, bytes_, name = max(tried, key=lambda one: (one[0], one[1] if one[0] else one[2].mean()))
         text = f"{smaller:.1f}x ({name}; {bytes_:.1f}x in bytes), recall {_points(lost)}"
         short = "no size is within a point of recall" if not equal else f"{smaller:.1f}x"
-        out.append((what, published, f"≥ {asked:g}x", text, _verdict(equal and smaller >= asked, short)))
+        sure = interval(lost)[0] >= -POINT
+        out.append((what, published, f"≥ {asked:g}x", text, _verdict(equal and smaller >= asked, short, sure=sure)))
     return out
 
 
@@ -187,13 +190,15 @@ def _recall(
         values = by_user(low, gain)
         stays = by_user(low, lambda a, b: gain(live(a, b), b))
         text = f"{_points(values)}; with what the gate refused left as it was {100 * stays.mean():+.1f}"
-        out.append((what, "up to +19.2", "≥ +15 points", text, _verdict(values.mean() >= 0.15, f"{100 * values.mean():+.1f}")))
+        sure = interval(values)[0] >= 0.15
+        out.append((what, "up to +19.2", "≥ +15 points", text, _verdict(values.mean() >= 0.15, f"{100 * values.mean():+.1f}", sure=sure)))
     else:
         out.append((what, "up to +19.2", "≥ +15 points", "nobody starts below", "not measured"))
     what = f"recall gained by pseudo-labels against enrolment-only, {name}"
     if enrol_only:
         values = by_user(enrol_only, gain)
-        out.append((what, "-", "≥ +5 points", _points(values), _verdict(values.mean() >= 0.05, f"{100 * values.mean():+.1f}")))
+        met, sure = values.mean() >= 0.05, interval(values)[0] >= 0.05
+        out.append((what, "-", "≥ +5 points", _points(values), _verdict(met, f"{100 * values.mean():+.1f}", sure=sure)))
     else:
         out.append((what, "-", "≥ +5 points", "no enrolment-only beside it", "not measured"))
     return out
@@ -216,7 +221,7 @@ def _ratios(group: tuple[str, float], mine: Sequence[Row], whole: Sequence[Row])
             middle = float(np.median(values))
             out.append(
                 (f"{what}, weights-only {other} over {group[0]} {group[1]:g}x", published, f"≥ {asked:g}x", _times(values))
-                + (_verdict(middle >= asked, f"{middle:.2f}x"),)
+                + (_verdict(middle >= asked, f"{middle:.2f}x", sure=interval(values, np.median)[0] >= asked),)
             )
     return out
 
@@ -295,7 +300,8 @@ def report(rows: Sequence[Row]) -> str:
             _markdown([["what", "OnDA", "asked", "measured", ""], *claims(rows)]),
             "## Each arm over all its lives",
             _markdown(arms(rows)),
-            "Arms that lived other lives than their neighbours cannot be compared line by line; the table above pairs them.",
+            "Arms that lived other lives than their neighbours cannot be compared line by line; the table above pairs them."
+            f" Who starts below {LOW_START} is told by the takes that the gain is measured on, which flatters it.",
         ]
     )
 
@@ -402,9 +408,7 @@ def main() -> None:
     if options.short:
         rows = short(options.corpus)
     else:
-        from edgekws.training import trial
-
-        rows = [row for path in options.rows for row in trial.saved(path)]
+        rows = [json.loads(line) for path in options.rows for line in path.read_text(encoding="utf-8").splitlines()]
     if not measured(rows):
         raise SystemExit("there is no life in these rows")
     text = report(rows)
