@@ -18,7 +18,7 @@ from edgekws.errors import StoreError
 from edgekws.model import Model, find_model, load_model
 from edgekws.power.conditions import free_memory_mb, hottest_c
 from edgekws.store import Store
-from edgekws.training.round import LEAST_HELD, Moment, Outcome, Snapshot, Target, Voice, adapt
+from edgekws.training.round import LEAST_HELD, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of
 from edgekws.values import Clip, Event
 
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
@@ -54,12 +54,13 @@ class Board:
 
 def why_not(store: Store, board: Board, now_s: float) -> tuple[str | None, str]:
     """Why there should be no round now, None if there should be; and what speaks for one."""
-    rounds = [e for e in _events(store, "round") if e.extra.get("what") in ("promoted", "refused")]
+    # A clock that was set back must not stop rounds for good: one that was in its future does not count.
+    rounds = [e for e in _events(store, "round") if e.extra.get("what") in ("promoted", "refused") and e.time_s <= now_s]
     last_s = rounds[-1].time_s if rounds else 0.0
     clips = [clip for clip in store.clips() if clip.state != "rejected"]
     new = [clip for clip in clips if clip.label == "positive" and clip.time_s > last_s]
     room = [clip for clip in clips if clip.label == "negative" and not clip.keyword]
-    if 0 <= now_s - last_s < BETWEEN_ROUNDS_S:  # a clock that was set back must not stop rounds for good
+    if now_s - last_s < BETWEEN_ROUNDS_S:
         return f"the last round was {(now_s - last_s) / 3600:.1f} h ago, the next is due after {BETWEEN_ROUNDS_S / 3600:.0f} h", ""
     if len(new) < NEW_POSITIVES:
         return f"{len(new)} wakes were kept since the last round, {NEW_POSITIVES} are enough", ""
@@ -102,9 +103,13 @@ def _events(store: Store, kind: str) -> list[Event]:
 
 
 def snapshot(store: Store, say: Callable[[str], object] = lambda line: None) -> tuple[Snapshot, dict[int, Clip]]:
-    """What a round learns from, and the clips by id. A clip that cannot be read is said and left out."""
+    """What a round learns from, and the clips by id. A clip that cannot be read is said and left out.
+
+    Clips of what is not enrolled (any more) are left out too: nothing could judge them.
+    """
     voices = [Voice(e.keyword, e.speaker, e.recordings(), e.only_enrolled, e.id) for e in store.enrolments()]
-    clips = [clip for clip in store.clips() if clip.state != "rejected"]
+    known_as = {("", ""), *((one.keyword, one.speaker) for one in voices)}
+    clips = [clip for clip in store.clips() if clip.state != "rejected" and (clip.keyword, clip.speaker) in known_as]
     parts: dict[str, list[Clip]] = {"positive": [], "ambience": [], "near": [], "doubtful": []}
     for clip in clips:
         if clip.label == "negative":
@@ -152,13 +157,15 @@ def run(
         steps: of training, None = the recipe's.
 
     Raises:
+        UsageError: no such recipe or criterion, or a target out of reach.
         StoreError: another round is under way, or the state directory cannot be read or written.
         EdgekwsError: nothing is enrolled, or training failed. Nothing was changed.
     """
+    criterion_of(recipe, criterion)
     factory = load_model(find_model(model))
     family = JUDGE.get(factory.network) if factory.path == find_model(factory.network) else None
-    current = store.current_model()
     with store.round_folder() as folder:
+        current = store.current_model()
         _tell_of_the_killed(store, now)
         _note(store, "started", now(), reason=asked_by)
         try:
@@ -179,7 +186,8 @@ def run(
                 say=say,
                 step_done=step_done,
             )
-            _mark(store, clips, outcome)
+            if family and promote:
+                _mark(store, clips, outcome)
             cost = outcome.facts["cost"]
             facts: dict[str, Any] = {"recipe": recipe, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
             if not outcome.passed or not promote:
@@ -221,9 +229,11 @@ def _note(store: Store, what: str, now_s: float, **facts: Any) -> None:
 
 def _tell_of_the_killed(store: Store, now: Callable[[], float]) -> None:
     """A round that began and never said how it ended was killed, or the power went."""
-    rounds = _events(store, "round")
+    rounds = [event for event in _events(store, "round") if event.extra.get("what") != "skipped"]
     if rounds and rounds[-1].extra.get("what") == "started":
-        _note(store, "cut short", now(), reason="it was killed, or the power went; nothing was changed")
+        current = store.current_model()  # a round may be killed right after the promotion
+        listens = current.name if current else "the configured model"
+        _note(store, "cut short", now(), reason=f"it was killed, or the power went; {listens} goes on listening")
 
 
 def skipped(store: Store, reason: str, now_s: float) -> None:

@@ -198,7 +198,7 @@ def finetune(
         step_done: called after each step with its number; may wait, or raise to give up.
 
     Raises:
-        EdgekwsError: the loss is not a number any more, or the embedding has collapsed.
+        EdgekwsError: the loss or its gradient is not a number any more.
     """
     torch.set_num_threads(1)
     batches, loss = Batches(lessons, seed), Loss(lessons, teacher_weight)
@@ -210,11 +210,12 @@ def finetune(
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 10) * (0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
         value = loss(network, batches.draw())
-        if not bool(torch.isfinite(value)):
-            raise EdgekwsError(f"training gave up at step {step + 1} of {steps}: the loss is {float(value.detach())}. Nothing was changed")
         optimiser.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        size = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for what, number in (("loss", value.detach()), ("gradient", size)):
+            if not bool(torch.isfinite(number)):
+                raise EdgekwsError(f"training gave up at step {step + 1} of {steps}: the {what} is {float(number)}. Nothing was changed")
         optimiser.step()
         step_done(step + 1)
     network.requires_grad_(False).eval()

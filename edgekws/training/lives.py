@@ -135,6 +135,9 @@ class Room:
         for row in _rows(corpus):
             if row["kind"] == "noise" and row["split"] not in TRAIN_NOISE_FOLDS:
                 kinds.setdefault(row["label"], []).append(corpus / row["path"])
+        kinds = {kind: paths for kind, paths in kinds.items() if len(paths) > 1}
+        if not kinds:
+            raise EdgekwsError(f"{corpus}: no kind of noise has two recordings outside of {' and '.join(TRAIN_NOISE_FOLDS)}. Add some")
         self.noise = sorted(kinds)[int(rng.integers(len(kinds)))]
         paths = sorted(kinds[self.noise])
         self.snr_db = snr_db
@@ -235,6 +238,8 @@ def _stream(person: Person, live: Sequence[np.ndarray], corpus: Path, rng: np.ra
             samples = at_level(_read(corpus / row["path"]), LEVEL_DBFS)
             step = round(rng.uniform(15, 40) * SAMPLE_RATE_HZ)
             pieces += [samples[first : first + step] for first in range(0, len(samples), step)]
+    if not pieces:
+        raise EdgekwsError(f"{corpus}: no negatives under {' or '.join(TRAIN_NEGATIVES)} to live among. Add some")
     pieces = [pieces[i] for i in rng.permutation(len(pieces))]
     total = np.cumsum([len(piece) for piece in pieces])
     pieces = pieces[: int(np.searchsorted(total, LIVE_MINUTES * 60 * SAMPLE_RATE_HZ)) + 1]

@@ -32,9 +32,8 @@ CRITERIA = ("hap", "taylor", "fisher", "l1", "bn", "random")
 DATA_AWARE = ("hap", "taylor", "fisher")
 PROBES = 16  # a probe costs four to five training steps
 ROUND_TO = 8
-KEPT_SHARE = (
-    1 / 8
-)  # of a layer's channels stay at least: scores are of one channel at a time, and say nothing of a layer that is nearly gone
+# Of a layer's channels that stay at least: scores are of one channel at a time, and say nothing of a layer that is nearly gone.
+KEPT_SHARE = 1 / 8
 
 Widths = dict[int, int]
 """Number of a convolution, in the order of the data → its output channels."""

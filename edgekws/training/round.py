@@ -37,7 +37,7 @@ from edgekws.store import ADAPTED, load_enrolled, save_enrolled
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import NOISE_DB, Batches, Example, Lesson, Lessons, Loss, Sound, finetune, mix, steps_of, windows_of
 from edgekws.training.networks import Network
-from edgekws.training.prune import Widths, channel_scores, choose_widths, latency_cost, parameter_cost, prune
+from edgekws.training.prune import CRITERIA, Widths, channel_scores, choose_widths, latency_cost, parameter_cost, prune
 from edgekws.training.quantise import version
 from edgekws.values import HOP_MS, HOP_SAMPLES, Enrolled
 
@@ -554,6 +554,19 @@ def step_cpu_s(models: Sequence[Model], hops: int = 200, repeats: int = 15) -> l
     return lowest
 
 
+def criterion_of(recipe: str, criterion: str | None) -> str:
+    """What a recipe prunes by; "" if it does not.
+
+    Raises:
+        UsageError: no such recipe or criterion.
+    """
+    if recipe not in RECIPES:
+        raise UsageError(f'no recipe "{recipe}". Accepted: {", ".join(RECIPES)}')
+    if criterion is not None and criterion not in CRITERIA:
+        raise UsageError(f'no criterion "{criterion}". Accepted: {", ".join(CRITERIA)}')
+    return criterion or {"onda1": "hap", "onda2": "l1"}.get(recipe, "")
+
+
 def adapt(
     factory: Model,
     snapshot: Snapshot,
@@ -581,6 +594,7 @@ def adapt(
         starts: packaged networks whose embedding space is the factory's: pruning starts from the smallest that is larger than the target.
         incumbent: the version in use; None = the factory's.
         judge: gives a second opinion on pseudo-positives that no person confirmed; None = all are taken as they are.
+        steps: of each fine-tuning; None = as many as the recipe has.
         pseudo: False leaves the pseudo-positives out, for comparison.
         int8: try the candidate in INT8 too, and keep that where it is as good and not slower here.
         scratch: the pruned network's shape from random weights, for comparison.
@@ -591,9 +605,7 @@ def adapt(
         UsageError: no such recipe or criterion, or a target out of reach.
         EdgekwsError: training failed; nothing was changed.
     """
-    if recipe not in RECIPES:
-        raise UsageError(f'no recipe "{recipe}". Accepted: {", ".join(RECIPES)}')
-    criterion = criterion or {"onda1": "hap", "onda2": "l1"}.get(recipe, "")
+    criterion = criterion_of(recipe, criterion)
     start_s, start_cpu_s = time.monotonic(), time.process_time()
     torch.set_num_threads(1)  # two wait for each other on a loaded machine: a round took 190 s of CPU time instead of 40
     admitted, rejected, wrong = _admit(snapshot, judge)
@@ -602,16 +614,17 @@ def adapt(
         f" nearly woke; {len(snapshot.ambience)} pieces of the room"
     )
     round_ = _Round(factory, snapshot, admitted if pseudo else [], wrong, say)
-    total = (STEPS["weights-only"] if recipe != "onda1" else 0) + ((steps or STEPS[recipe]) if recipe != "weights-only" else 0)
+    before, after = steps or STEPS["weights-only"], steps or STEPS[recipe]  # pruning
+    total = (before if recipe != "onda1" else 0) + (after if recipe != "weights-only" else 0)
     done = 0
 
     def train(network: Network, lessons: Lessons, count: int, lr: float, weight: float) -> float:
         nonlocal done
-        before = done
+        first = done
 
         def tell(step: int) -> None:
             nonlocal done
-            done = before + step
+            done = first + step
             step_done(done, total)
 
         return finetune(network, lessons, steps=count, lr=lr, seed=seed, teacher_weight=weight, step_done=tell)
@@ -620,9 +633,8 @@ def adapt(
     network, name = copy.deepcopy(round_.network), factory.network
     train_s, trained = 0.0, 0
     if recipe != "onda1":
-        count = STEPS["weights-only"] if recipe == "onda2" else (steps or STEPS[recipe])
-        say(f"fine-tuning {name}, {count} steps")
-        train_s, trained = train(network, lessons, count, LR_FULL, TEACHER_FULL), count
+        say(f"fine-tuning {name}, {before} steps")
+        train_s, trained = train(network, lessons, before, LR_FULL, TEACHER_FULL), before
     if recipe != "weights-only":
         if recipe == "onda2":
             lessons = round_.lessons(network)
@@ -638,10 +650,8 @@ def adapt(
         network = prune(whole, worth, target.widths(whole, worth, factory))
         if scratch:
             network = fresh(network.spec, seed)
-        count = steps or STEPS[recipe]
-        say(f"fine-tuning what is left, {network.parameter_count()} parameters, {count} steps")
-        seconds = train(network, lessons, count, LR_PRUNED, TEACHER_PRUNED)
-        train_s, trained = seconds, count  # of a step of the network that goes live
+        say(f"fine-tuning what is left, {network.parameter_count()} parameters, {after} steps")
+        train_s, trained = train(network, lessons, after, LR_PRUNED, TEACHER_PRUNED), after  # of a step of the network that goes live
     say("calibrating and testing on what was held out")
     facts: dict[str, Any] = {
         "parent": factory.id,
@@ -657,8 +667,8 @@ def adapt(
         "created_s": round(time.time(), 3),
     }
     model, enrolled = round_.write(network, out, id, name, facts)
-    before = _in_use(round_, incumbent)
-    new, old = round_.hear(by_network(network), enrolled), round_.hear(by_network(before[0]), before[1])
+    used, listened = _in_use(round_, incumbent)
+    new, old = round_.hear(by_network(network), enrolled), round_.hear(by_network(used), listened)
     costs = step_cpu_s([model, incumbent or factory])
     same = model.raw["spec"] == (incumbent or factory).raw["spec"]  # one network with other weights costs the same, whatever was measured
     reasons = verdict(new, old, _collapse(network, round_.held[0]), () if same else costs)

@@ -24,7 +24,7 @@ from edgekws.power import Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled
 from edgekws.training.adaptation import JUDGE, STARTS
 from edgekws.training.export import load_network
-from edgekws.training.lives import ROOMS_DB, Life, Person, corpus_people, lead, measure, spoken_people, test_speech
+from edgekws.training.lives import ROOMS_DB, SPOKEN_KEYWORDS, Life, Person, corpus_people, lead, measure, spoken_people, test_speech
 from edgekws.training.material import to_int16
 from edgekws.training.round import Target, adapt, step_cpu_s
 
@@ -56,8 +56,10 @@ def room_db(condition: str) -> float:
 
 def people(corpus: Path, keywords: Sequence[str] | None, count: int | None) -> list[Person]:
     """Users of the corpus and of text-to-speech in turns over the keywords, so that a few are already a mixture."""
-    everyone = [*corpus_people(corpus), *spoken_people()]
-    known = list(dict.fromkeys(one.keyword for one in everyone))
+    everyone = corpus_people(corpus)
+    if not keywords or set(keywords) & set(SPOKEN_KEYWORDS):
+        everyone += spoken_people()
+    known = list(dict.fromkeys([*(one.keyword for one in everyone), *SPOKEN_KEYWORDS]))
     if wrong := [keyword for keyword in keywords or () if keyword not in known]:
         raise UsageError(f'nobody says "{wrong[0]}" often enough. There are: {", ".join(known)}')
     everyone = [one for one in everyone if not keywords or one.keyword in keywords]
@@ -93,12 +95,15 @@ def run(
         done: lives, as `life_of` names them, that need not be run again.
 
     Raises:
-        UsageError: no such arm or network.
+        UsageError: no such arm, network or keyword, or a compression below 1.
+        EdgekwsError: a corpus that nobody can live in.
     """
     if wrong := [arm for arm in arms if arm not in ARMS]:
         raise UsageError(f'no arm "{wrong[0]}". Accepted: {", ".join(ARMS)}')
     if wrong := [name for name in networks if name not in JUDGE]:
         raise UsageError(f'no network "{wrong[0]}" to adapt. Accepted: {", ".join(JUDGE)}')
+    if not min(compressions, default=1.0) >= 1:
+        raise UsageError(f"no compression {min(compressions):g}. Accepted: from 1 on, parameters before over parameters after")
     chosen = people(corpus, keywords, users)
     if not chosen:
         raise EdgekwsError(
@@ -206,8 +211,15 @@ def life_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def saved(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run; [] if there is no such file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The rows of an earlier run; [] if there is no such file. Raises EdgekwsError for a file of something else."""
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        list(map(life_of, rows))
+    except (ValueError, TypeError, KeyError) as error:
+        raise EdgekwsError(f"{path}: not rows of bench adaptation, or cut short. Mend its last line, or give another --save") from error
+    return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

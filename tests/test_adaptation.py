@@ -1,0 +1,291 @@
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from edgekws.cli import main
+from edgekws.errors import EdgekwsError, StoreError
+from edgekws.model import find_model, load_model
+from edgekws.store import Store
+from edgekws.values import Clip, Event
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torch_pruning")
+from test_round import ENDS_S as SPOKEN_S  # noqa: E402
+from test_round import KEYWORD, SPEAKER, TAKES, ambience, moments  # noqa: E402
+
+from edgekws.training import adaptation  # noqa: E402
+from edgekws.training import round as rounds  # noqa: E402
+from edgekws.training.adaptation import Board, skipped, snapshot, why_not  # noqa: E402
+
+torch.set_num_threads(1)
+IDLE = Board(0.1, 50.0, 8000.0)
+DAY_S = 86_400.0
+
+
+def make_state(folder, positives=8):
+    """Settings and a state directory in which the demo's speaker has enrolled, woken it, and lived in a room. The settings' path."""
+    root = folder / "state"
+    config = folder / "edgekws.toml"
+    config.write_text(f'[store]\nroot = "{root}"\n[model]\nid = "edge-small"\n')
+    store = Store(root)
+    store.save_enrolment(KEYWORD, SPEAKER, TAKES)
+    now_s = time.time() - 3600
+    for i, one in enumerate(moments(SPOKEN_S, positives)):
+        clip = Clip("positive", KEYWORD, SPEAKER, 1.0, one.decided_sample, 0.0, "woke", model="edge-small", time_s=now_s + i)
+        store.add_clip(clip, one.samples)
+    for i, piece in enumerate(ambience(4)):
+        store.add_clip(Clip("negative", "", "", -3.0, len(piece), 0.0, "the room", time_s=now_s + i), piece)
+    store.close()
+    return config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_state(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def config(made, tmp_path):
+    """Each test its own copy."""
+    shutil.copytree(made.parent / "state", tmp_path / "state")
+    path = tmp_path / "edgekws.toml"
+    path.write_text(made.read_text().replace(str(made.parent), str(tmp_path)))
+    return path
+
+
+@pytest.fixture
+def store(config):
+    with contextlib.closing(Store(config.parent / "state")) as one:
+        yield one
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Little replay, two steps, and a gate that says what it is told: what follows it is tested here."""
+    few = rounds.replay()[:2]
+    monkeypatch.setattr(rounds, "replay", lambda: few)
+    monkeypatch.setitem(rounds.STEPS, "weights-only", 2)
+    reasons = []
+    monkeypatch.setattr(rounds, "verdict", lambda *heard: list(reasons))
+    return reasons
+
+
+def said(store):
+    return [event.extra["what"] for event in store.events(limit=10**6) if event.kind == "round"]
+
+
+def everything(root):
+    """All that listening reads, and the clips' rows."""
+    with contextlib.closing(Store(root)) as store:
+        files = {p: p.read_bytes() for p in sorted((root / "models").rglob("*")) if p.is_file()} if (root / "models").exists() else {}
+        return files, store.current_model(), store.previous_model(), store.clips(), store.enrolments()
+
+
+def test_what_the_gate_lets_pass_goes_live(config, store, quick, capsys):
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+    shown = capsys.readouterr()
+    live = load_model(store.current_model())
+
+    assert live.id.startswith("0001-") and live.raw["parent"] == load_model(find_model("edge-small")).id
+    assert said(store) == ["started", "promoted"]
+    assert [clip.state for clip in store.clips(label="positive")].count("admitted") >= 6
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["before", "after", f"{live.id}:", "live:"]
+    assert "step 2 of 2" in shown.err
+    assert not (store.root / "round").exists()
+
+
+def test_what_the_gate_refuses_leaves_all_versions_as_they_were_and_a_dry_run_everything(config, store, quick, capsys):
+    before = everything(store.root)
+    assert main(["adapt", "--recipe", "weights-only", "--dry-run", "--json", "--config", str(config)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+
+    assert (facts["promoted"], facts["passed"]) == (False, True)
+    assert {"reason", "model", "parameters", "admitted", "rejected", "held_out", "round_s", "cpu_us_per_hop"} <= set(facts)
+    assert everything(store.root) == before
+
+    quick.append("it is worse")
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "not live: it is worse"
+    assert everything(store.root)[:3] == before[:3]
+    assert said(store) == ["started", "tried", "started", "refused"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--recipe", "onda3"], 'no recipe "onda3". Accepted: weights-only, onda1, onda2'),
+        (["--criterion", "size"], 'no criterion "size". Accepted: hap, taylor, fisher, l1, bn, random'),
+        (["--target", "bytes=3"], 'no target "bytes=3". Accepted: params='),
+    ],
+)
+def test_wrong_usage_is_one_line_and_no_round(config, store, capsys, options, words):
+    assert main(["adapt", *options, "--config", str(config)]) == 2
+    shown = capsys.readouterr()
+
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1 and words in shown.err
+    assert said(store) == []
+
+
+def test_a_second_round_at_the_same_time_says_so(config, store, capsys):
+    with store.round_folder():
+        assert main(["adapt", "--config", str(config)]) == 1
+
+    assert "another round of adaptation is under way. Wait for its end" in capsys.readouterr().err
+    assert said(store) == []
+
+
+def test_nothing_enrolled_is_a_clear_error_that_the_log_keeps(tmp_path):
+    with contextlib.closing(Store(tmp_path)) as store:
+        with pytest.raises(EdgekwsError, match="nothing usable is enrolled"):
+            adaptation.run(store, "edge-small")
+        assert said(store) == ["started", "failed"]
+
+
+def test_a_clip_that_is_cut_short_is_left_out_and_so_is_what_nobody_enrolled(store):
+    broken = store.clips(label="positive")[2]
+    path = store.root / "clips" / broken.file
+    path.write_bytes(path.read_bytes()[:3000])
+    store.add_clip(dataclasses.replace(broken, speaker="gone", event=0), TAKES[0])
+    told = []
+    found, known = snapshot(store, told.append)
+
+    assert len(found.positives) == 7 and broken.id not in known
+    assert len(told) == 1 and told[0].startswith("left out: ") and broken.file in told[0]
+    assert len(found.ambience) == 4
+
+
+def test_a_damaged_version_in_use_is_named_and_nothing_is_changed(config, store, quick):
+    live = store.promote(find_model("edge-small"), "0001-old")
+    graph = live / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1000])
+    before = everything(store.root)
+
+    with pytest.raises(EdgekwsError, match="0001-old"):
+        adaptation.run(store, "edge-small", recipe="weights-only")
+    assert everything(store.root) == before
+    assert said(store) == ["started", "failed"]
+
+
+def test_a_round_that_is_interrupted_leaves_no_trace_but_a_row(store, quick):
+    before = everything(store.root)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adaptation.run(store, "edge-small", recipe="weights-only", step_done=stop)
+    assert everything(store.root) == before
+    assert [event.extra.get("reason") for event in store.events()] == ["by hand", "interrupted"]
+    assert not (store.root / "round").exists()
+
+
+def test_a_round_that_was_killed_is_told_by_the_next_also_after_one_that_was_skipped(store):
+    store.add_event(round_event("started", 1000.0))
+    (store.root / "round").mkdir()
+    (store.root / "round" / "half").write_text("of a model")
+    skipped(store, "the machine is busy", 2000.0)
+    skipped(store, "the machine is busy", 3000.0)  # not the same line twice
+    store.remove_enrolment(KEYWORD)
+
+    with pytest.raises(EdgekwsError, match="nothing usable"):
+        adaptation.run(store, "edge-small")
+    assert said(store) == ["started", "skipped", "cut short", "started", "failed"]
+    assert "the configured model goes on listening" in store.events()[2].extra["reason"]
+    assert not (store.root / "round").exists()
+
+
+def test_a_full_disk_is_one_clear_error_and_costs_nothing_that_was_there(made, tmp_path, quick):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    try:
+        root = shutil.copytree(made.parent / "state", disk / "state")
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(b"\0" * (free.f_bavail * free.f_frsize - 200_000))  # room for events, not for a model
+        before = everything(root)
+        with contextlib.closing(Store(root)) as store, pytest.raises(StoreError, match=r"No space left.*Free space"):
+            adaptation.run(store, "edge-small", recipe="weights-only")
+        (disk / "filler").unlink()
+
+        assert everything(root) == before
+        with contextlib.closing(Store(root)) as store:
+            assert said(store) == ["started", "failed"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# Knowing when.
+
+
+def round_event(what, time_s):
+    return Event("", "", 0.0, 0.0, time_s, 0.0, 0.0, "", "round", extra={"what": what})
+
+
+class Kept:
+    """Of a store what `why_not` reads, so that a thousand clips need no audio."""
+
+    def __init__(self, positives=20, room=40, between=0, wrong=0, score=1.0, time_s=1000.0, events=(), older=()):
+        def clip(label, keyword, state="quarantined"):
+            return Clip(label, keyword, "", score, 0, 1.0, "", state, time_s=time_s)
+
+        self._clips = [*older, *(clip("positive", "k") for _ in range(positives)), *(clip("negative", "") for _ in range(room))]
+        self._clips += [clip("between", "k") for _ in range(between)] + [clip("negative", "k", "confirmed") for _ in range(wrong)]
+        self._events = [dataclasses.replace(event, id=i + 1) for i, event in enumerate(events)]
+
+    def clips(self):
+        return self._clips
+
+    def events(self, after=0):
+        return [event for event in self._events if event.id > after]
+
+
+LAST = [round_event("promoted", 500.0)]
+OLDER = [Clip("positive", "k", "", 1.4, 0, 1.0, "", time_s=100.0)] * 9
+
+
+@pytest.mark.parametrize(
+    ("kept", "board", "now_s", "reason"),
+    [
+        (Kept(events=LAST), IDLE, 500.0 + 3600, "the last round was 1.0 h ago, the next is due after 20 h"),
+        (Kept(positives=11), IDLE, DAY_S, "11 wakes were kept since the last round, 12 are enough"),
+        (Kept(time_s=400.0, events=LAST), IDLE, DAY_S, "0 wakes were kept since the last round"),
+        (Kept(room=29), IDLE, DAY_S, "29 pieces of the room were kept, 30 are enough"),
+        (Kept(events=LAST), IDLE, DAY_S, "nothing asks for it"),
+        (Kept(), Board(0.9, 50.0, 8000.0), DAY_S, "the machine is busy (load 0.9 a core, accepted 0.7)"),
+        (Kept(), Board(0.1, 80.0, 8000.0), DAY_S, "the machine is hot (80 °C, accepted 75)"),
+        (Kept(), Board(0.1, 50.0, 500.0), DAY_S, "memory is short (500 MB free, wanted 1500)"),
+    ],
+)
+def test_there_is_no_round_without_data_need_and_an_idle_machine(kept, board, now_s, reason):
+    assert why_not(kept, board, now_s)[0].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked_by"),
+    [
+        (Kept(), "it was never adapted to this room"),
+        (Kept(wrong=2, events=LAST), "2 wakes were called wrong"),
+        (Kept(between=10, events=LAST), "10 moments nearly woke, beside 20 wakes"),
+        (Kept(events=LAST, older=OLDER), "wakes score 0.4 lower than before the last round"),
+        (Kept(events=[round_event("promoted", 9 * DAY_S)]), "it was never adapted to this room"),  # the clock was set back
+    ],
+)
+def test_a_round_has_a_reason(kept, asked_by):
+    assert why_not(kept, IDLE, DAY_S) == (None, asked_by)
+    assert why_not(kept, Board(None, None, None), DAY_S) == (None, asked_by)  # what cannot be read stops nothing
+
+
+def test_if_needed_says_why_there_is_no_round(config, store, capsys):
+    assert main(["adapt", "--if-needed", "--config", str(config)]) == 0
+    assert capsys.readouterr().out == "no round: 8 wakes were kept since the last round, 12 are enough\n"
+    assert main(["adapt", "--if-needed", "--json", "--config", str(config)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"promoted": False, "skipped": "8 wakes were kept since the last round, 12 are enough"}
+    assert said(store) == ["skipped"]

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+
+from edgekws.engines import load_engine
+from edgekws.errors import UsageError
+from edgekws.frontend import N_MELS
+from edgekws.model import find_model, load_model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torch_pruning")
+from test_networks import noise_hops  # noqa: E402
+
+from edgekws.training import prune as pruning  # noqa: E402
+from edgekws.training.export import load_network, save_model  # noqa: E402
+from edgekws.training.networks import Network, Residual  # noqa: E402
+from edgekws.training.prune import CRITERIA, channel_scores, choose_widths, groups, parameter_cost, prune  # noqa: E402
+
+torch.set_num_threads(1)
+TINY = {
+    "input": "mel",
+    "step_dim": 3,
+    "window_steps": 2,
+    "segments": 2,
+    "layers": [[40, 4, 2, 1, 4, 1, 1, True], [4, 3, 1, 1, 1, 1, 1, True]],
+}
+
+
+def tiny():
+    torch.manual_seed(3)
+    return Network(dict(TINY), norm=False)
+
+
+def a_loss(network):
+    """Curved in every weight."""
+    frames = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 16, N_MELS)).astype(np.float32))
+    return lambda number: network.steps(frames + number).square().mean()
+
+
+class Cut:
+    """A shipped network and a quarter of it."""
+
+    def __init__(self, name):
+        self.whole = load_network(load_model(find_model(name)))
+        self.scores = channel_scores(self.whole, "l1", lambda number: None)
+        self.target = self.whole.parameter_count() / 4
+        self.groups = groups(self.whole)
+        self.widths = choose_widths(self.whole, self.scores, parameter_cost(self.whole), self.target)
+        self.network = prune(self.whole, self.scores, self.widths)
+
+
+@pytest.fixture(scope="module", params=["edge-small", "ds-cnn-l"])
+def cut(request):
+    return Cut(request.param)
+
+
+@torch.no_grad()
+def masked(cut):
+    """The whole network with the weights of the channels that went at zero: what a cut one must equal, made another way."""
+    network = load_network_copy(cut.whole)
+    for group in cut.groups:
+        worth = sum(cut.scores[i] for i in group).numpy()
+        gone = np.argsort(worth, kind="stable")[: len(worth) - cut.widths[group[0]]].tolist()
+        for i in group:
+            conv = network.convs()[i].conv
+            conv.weight[gone] = 0
+            conv.bias[gone] = 0
+    return network
+
+
+def load_network_copy(network):
+    other = Network(dict(network.spec), norm=False).eval()
+    other.load_state_dict(network.state_dict())
+    return other
+
+
+@torch.no_grad()
+def test_a_cut_network_says_what_the_whole_one_says_with_those_channels_at_zero(cut):
+    frames = torch.from_numpy(noise_hops().reshape(1, -1, N_MELS))
+
+    assert float((cut.network(frames) - masked(cut)(frames)).abs().max()) <= 1e-5
+    assert float((cut.network(frames) - cut.whole(frames)).abs().max()) > 1e-3
+
+
+def test_the_widths_meet_the_target_and_cost_what_the_network_counts(cut):
+    cost = parameter_cost(cut.whole)
+    full = {i: conv.spec.c_out for i, conv in enumerate(cut.whole.convs())}
+
+    assert cost(full) == cut.whole.parameter_count()
+    assert cost(cut.widths) == cut.network.parameter_count() <= cut.target
+    assert {i: conv.spec.c_out for i, conv in enumerate(cut.network.convs())} == cut.widths
+    assert all(width % 8 == 0 or width == full[i] for i, width in cut.widths.items())
+
+
+@torch.no_grad()
+def test_a_cut_network_streams_what_it_says_of_the_whole_window_and_its_embedding_is_as_long(cut, tmp_path):
+    hops = noise_hops()
+    whole = cut.network(torch.from_numpy(hops.reshape(1, -1, N_MELS)))[0].numpy()
+    states, streamed = cut.network.initial_states(), []
+    for hop in hops:
+        embedding, states = cut.network.step(torch.from_numpy(hop[None]), states)
+        streamed.append(embedding[0, 0].numpy())
+    engine = load_engine(save_model(cut.network, tmp_path / "cut", id="1", name="cut", golden_frames=hops, facts={}), "onnxruntime")
+    by_runtime = np.stack([engine.step(hop) for hop in hops])
+
+    assert cut.network.dim == cut.whole.dim == engine.dim
+    assert np.abs(np.stack(streamed) - whole).max() <= 1e-5
+    assert np.abs(by_runtime - whole).max() <= 1e-4
+
+
+def test_what_must_go_together_is_one_group(cut):
+    """The ends of a residual; a depthwise convolution and the one before it."""
+    numbers = {id(conv): i for i, conv in enumerate(cut.whole.convs())}
+    together = {i: set(group) for group in cut.groups for i in group}
+    last = None
+    for layer in cut.whole.layers:
+        convs = list(layer.inner) if isinstance(layer, Residual) else [layer]
+        if isinstance(layer, Residual) or convs[0].spec.groups > 1:
+            assert together[numbers[id(convs[-1])]] == together[last]
+        last = numbers[id(convs[-1])]
+
+    assert sorted(i for group in cut.groups for i in group) == sorted(numbers.values())
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_each_criterion_gives_each_channel_a_score_and_the_same_seed_the_same(criterion):
+    network = tiny()
+    found = channel_scores(network, criterion, a_loss(network), seed=5)
+
+    assert [tuple(one.shape) for one in found] == [(4,), (3,)]
+    assert all(torch.isfinite(one).all() and (one >= 0).all() for one in found)
+    for one, other in zip(found, channel_scores(network, criterion, a_loss(network), seed=5), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_hap_is_the_exact_trace_of_the_hessian(monkeypatch):
+    """To a fifth with 1000 probes: one is off by about the trace itself."""
+    network = tiny()
+    loss = a_loss(network)
+    weights = [conv.conv.weight for conv in network.convs()]
+    gradients = torch.autograd.grad(loss(0), weights, create_graph=True)
+    exact = []
+    for weight, gradient in zip(weights, gradients, strict=True):
+        flat = gradient.flatten()
+        diagonal = [torch.autograd.grad(flat[i], weight, retain_graph=True)[0].flatten()[i] for i in range(len(flat))]
+        trace = torch.stack(diagonal).reshape(len(weight), -1).sum(1)
+        exact.append(trace.clamp(min=0) * weight.detach().flatten(1).pow(2).mean(1))
+    monkeypatch.setattr(pruning, "PROBES", 1000)
+    found = channel_scores(network, "hap", loss, batches=1, seed=1)
+
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=0.2, atol=float(other.detach().max()) * 0.05)
+
+
+def test_taylor_is_what_the_loss_loses_to_first_order_and_fisher_its_square():
+    network = tiny()
+    loss = a_loss(network)
+    weights = [conv.conv.weight for conv in network.convs()]
+    lost = [(w * g).flatten(1).sum(1).abs() for w, g in zip(weights, torch.autograd.grad(loss(0), weights), strict=True)]
+    squared = [(w * g).square().flatten(1).sum(1) for w, g in zip(weights, torch.autograd.grad(loss(0), weights), strict=True)]
+
+    for criterion, wanted in (("taylor", lost), ("fisher", squared)):
+        for one, other in zip(channel_scores(network, criterion, loss, batches=1), wanted, strict=True):
+            torch.testing.assert_close(one, other.detach())
+
+
+def test_what_cannot_be_is_wrong_usage():
+    network = load_network(load_model(find_model("edge-small")))
+    scores = channel_scores(network, "l1", lambda number: None)
+
+    with pytest.raises(UsageError, match=r'no criterion "size". Accepted: hap, taylor') as wrong:
+        channel_scores(network, "size", lambda number: None)
+    with pytest.raises(UsageError, match=r"the narrowest network costs \d+, more than the target of 100. Give a larger target"):
+        choose_widths(network, scores, parameter_cost(network), 100)
+    assert wrong.value.exit_code == 2

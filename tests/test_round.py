@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgekws
+from edgekws.audio import read_recording
+from edgekws.engines import load_engine
+from edgekws.errors import EnrolmentError, UsageError
+from edgekws.model import find_model, golden, load_model
+from edgekws.store import ADAPTED, load_enrolled
+from edgekws.values import HOP_SAMPLES
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torch_pruning")
+from edgekws.training import round as rounds  # noqa: E402
+from edgekws.training.round import Heard, Moment, Snapshot, Target, Trial, Voice, adapt, verdict  # noqa: E402
+
+torch.set_num_threads(1)
+DEMO = Path(edgekws.__file__).parent / "demo"
+STREAM = read_recording(DEMO / "stream.flac")
+TRUTH = json.loads((DEMO / "truth.json").read_text())
+TAKES = [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
+KEYWORD, SPEAKER = TRUTH["keyword"], "slt"
+ENDS_S = [one["end_s"] for one in TRUTH["spoken"]]
+OTHER_S = [one["start_s"] - 0.8 for one in TRUTH["spoken"]]  # where other words are said
+
+
+def moments(ends_s, count, first_id=1):
+    """Clips as the listener cuts them, the same few words again and again, softer or louder and under other noise."""
+    found = []
+    for i in range(count):
+        rng = np.random.default_rng([i, 7])
+        decided = round(ends_s[i % len(ends_s)] * 16_000) // HOP_SAMPLES * HOP_SAMPLES + 2 * HOP_SAMPLES
+        first = max(0, decided - 38 * HOP_SAMPLES)
+        samples = STREAM[first : decided + 6 * HOP_SAMPLES].astype(np.float32) * rng.uniform(0.5, 1.2)
+        samples = np.clip(np.round(samples + rng.standard_normal(len(samples)) * 60), -32768, 32767).astype(np.int16)
+        found.append(Moment(samples, decided - first, KEYWORD, SPEAKER, id=first_id + i))
+    return found
+
+
+def ambience(count):
+    """The stream without its keyword under noise, six seconds each."""
+    talk = np.concatenate([STREAM[round((end + 0.3) * 16_000) : round((end + 3.5) * 16_000)] for end in ENDS_S[:-1]]).astype(np.float32)
+    rng = np.random.default_rng(3)
+    return [np.round(np.roll(talk, 16_000 * i)[:96_000] + rng.standard_normal(96_000) * 100).astype(np.int16) for i in range(count)]
+
+
+def heard_before(positives):
+    return Snapshot([Voice(KEYWORD, SPEAKER, TAKES, id="a")], positives, ambience(4))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_replay():
+    """Four of the minutes of shipped speech: an hour of it is most of a round's time."""
+    few = rounds.replay()[:4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "replay", lambda: few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def factory():
+    return load_model(find_model("edge-small"))
+
+
+@pytest.fixture(scope="module")
+def snapshot():
+    """Thirteen wakes; four of them, three in ten, were other words."""
+    return heard_before([*moments(ENDS_S, 9), *moments(OTHER_S, 4, first_id=101)])
+
+
+@pytest.fixture(scope="module")
+def outcome(factory, snapshot, tmp_path_factory):
+    told = []
+    made = adapt(
+        factory,
+        snapshot,
+        tmp_path_factory.mktemp("round") / "candidate",
+        id="0001-test",
+        recipe="onda2",
+        target=Target("params", 0.6),
+        judge=load_model(find_model("ds-cnn-l")),
+        steps=3,
+        step_done=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(done, 6) for done in (1, 2, 3, 4, 5, 6)]
+    return made
+
+
+def test_a_round_ends_in_a_model_directory_that_any_engine_can_step(outcome):
+    model = load_model(outcome.model.path)  # every hash is checked
+    frames, embeddings = golden(model)
+    engine = load_engine(model, "onnxruntime")
+
+    assert {"model.onnx", "parity.npz", "negatives.npz", ADAPTED} <= set(model.raw["files"])
+    assert np.abs(np.stack([engine.step(hop) for hop in frames]) - embeddings).max() <= 1e-4
+    assert list(load_enrolled(model.path / ADAPTED)) == ["a False"]
+
+
+def test_a_version_says_where_it_comes_from(outcome, factory, snapshot):
+    raw = outcome.model.raw
+
+    assert (raw["parent"], raw["data_sha256"]) == (factory.id, snapshot.sha256())
+    assert outcome.model.parameters <= 0.6 * factory.parameters
+    assert raw["spec"]["layers"] != factory.raw["spec"]["layers"]
+    assert outcome.model.dim == factory.dim
+    assert raw["recipe"] == {"name": "onda2", "criterion": "l1", "start": "edge-small", "steps": 3, "seed": 0}
+    assert raw["gate"]["promoted"] == outcome.passed == (not raw["gate"]["reasons"])
+    assert raw["cost"]["cpu_us_per_hop"] > 0 and raw["cost"]["train_ms_per_step"] > 0
+    assert set(raw["metrics"]["held_out"]) == {"new", "old"}
+
+
+def test_a_second_network_throws_wrong_words_out(outcome):
+    """Three in ten of what was kept as the keyword were other words."""
+    assert sum(one.id > 100 for one in outcome.rejected) >= 3
+    assert sum(one.id < 100 for one in outcome.admitted) >= 7
+
+
+def test_what_passes_hears_no_less_than_before(outcome):
+    held = outcome.facts["metrics"]["held_out"]
+    worse = [kind for kind, one in held["new"]["recall"].items() if one["heard"] < held["old"]["recall"][kind]["heard"]]
+
+    assert not (outcome.passed and worse)
+
+
+def test_with_too_few_wakes_to_hold_out_nothing_passes(factory, tmp_path):
+    made = adapt(factory, heard_before(moments(ENDS_S, 3)), tmp_path / "candidate", id="1", recipe="weights-only", steps=1)
+
+    assert not made.passed
+    assert "only 1 pseudo-positives could be held out, with fewer than 4 nobody can tell" in made.reason
+
+
+def test_wrong_usage_is_said_before_anything_is_computed(factory, tmp_path):
+    nothing = Snapshot([])
+    for options, words in (
+        ({"recipe": "onda3"}, 'no recipe "onda3". Accepted: weights-only, onda1, onda2'),
+        ({"criterion": "size"}, 'no criterion "size". Accepted: hap'),
+        ({"recipe": "weights-only", "criterion": "size"}, 'no criterion "size"'),
+    ):
+        with pytest.raises(UsageError, match=words):
+            adapt(factory, nothing, tmp_path / "candidate", id="1", **options)
+    with pytest.raises(EnrolmentError, match="nothing usable is enrolled"):
+        adapt(factory, nothing, tmp_path / "candidate", id="1")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["params", "params=0", "params=-1", "params=nan", "params=inf", "bytes=3", "latency_ms=", ""])
+def test_a_target_is_a_share_a_number_or_a_time(text):
+    with pytest.raises(UsageError, match=r"Accepted: params=0\.1"):
+        Target.parse(text)
+    assert str(Target.parse("latency_ms=0.02")) == "latency_ms=0.02"
+    assert Target.parse("params=5000").parameters(None) == 5000
+
+
+# The gate.
+
+
+def heard(pseudo, room=(True,) * 8, false_accepts=0, hours=1.0):
+    trials = [Trial(1.0 if yes else -1.0, kind) for kind, all_of in (("pseudo", pseudo), ("room", room)) for yes in all_of]
+    return Heard(tuple(trials), false_accepts, hours)
+
+
+HALF = (True, False) * 4
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "collapse", "cost", "reason"),
+    [
+        (heard((False,) * 4 + (True,) * 4), heard((True,) * 5 + (False,) * 3), 0.1, (), r"\(pseudo\) it loses 4 .* and gains 3"),
+        (heard(HALF, (True,) * 7 + (False,)), heard(HALF), 0.1, (), r"of 8 held-out recordings \(room\) it loses 1"),
+        (heard(HALF, false_accepts=2), heard(HALF, false_accepts=1), 0.1, (), r"2 false accepts in 1.0 held-out hours, accepted are 1"),
+        (heard(HALF), heard(HALF), 0.96, (), "its embedding has collapsed"),
+        (heard(HALF), heard(HALF), float("nan"), (), "its embedding has collapsed"),
+        (heard(HALF), heard(HALF), 0.1, (120e-6, 100e-6), "a hop takes 120 µs of CPU time, with the version in use 100"),
+        (heard((True,) * 3), heard((True,) * 3), 0.1, (), "only 3 pseudo-positives could be held out"),
+    ],
+)
+def test_the_gate_refuses_what_is_worse(new, old, collapse, cost, reason):
+    (said,) = verdict(new, old, collapse, cost)
+
+    assert re.search(reason, said)
+
+
+def test_the_gate_lets_pass_what_is_as_good_or_better():
+    assert verdict(heard(HALF), heard(HALF), 0.1, (110e-6, 100e-6)) == []
+    assert verdict(heard((True,) * 8), heard(HALF, false_accepts=3), 0.5) == []
+    assert verdict(heard(HALF, false_accepts=3), heard(HALF, false_accepts=3), 0.5) == []
+
+
+def test_the_data_has_another_hash_when_a_sample_differs(snapshot):
+    other = dataclasses.replace(snapshot, ambience=[piece + np.int16(1) for piece in snapshot.ambience])
+
+    assert snapshot.sha256() == dataclasses.replace(snapshot).sha256() != other.sha256()

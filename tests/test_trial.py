@@ -1,0 +1,140 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from edgekws.cli import main
+from edgekws.errors import EdgekwsError, UsageError
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torch_pruning")
+soundfile = pytest.importorskip("soundfile")
+from test_round import ENDS_S, STREAM, TAKES, ambience  # noqa: E402
+
+from edgekws.training import trial  # noqa: E402
+
+torch.set_num_threads(1)
+# `edgekws bench adaptation --json`, as it is promised.
+KEYS = {
+    "user",
+    "keyword",
+    "network",
+    "arm",
+    "compression",
+    "parameters",
+    "file_kb",
+    "seed",
+    "condition",
+    "recall_at_0.5",
+    "recall_interval",
+}
+KEYS |= {"gate", "train_ms_per_step", "round_s", "cpu_s_per_audio_hour", "energy_j"}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return make_corpus(tmp_path / "corpus")
+
+
+def make_corpus(root, noises=2):
+    """One user with six takes, a little speech to live among, a little to be tested on, one kind of noise."""
+    rows = []
+
+    def add(path, kind, label, speaker, split, samples):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / path, samples, 16_000)
+        rows.append([path, kind, label, speaker, 0, split, len(samples) / 16_000, ""])
+
+    for i, take in enumerate(TAKES):
+        add(f"kw/e{i}.wav", "keyword", "open sesame", "slt", "enrol", take)
+    for i in range(6):
+        end = round(ENDS_S[i % 5] * 16_000)
+        add(f"kw/t{i}.wav", "keyword", "open sesame", "slt", "test", STREAM[end - 20_000 : end + 4000])
+    add("neg/nathalie/0.wav", "negative", "talk", "", "negative", np.concatenate(ambience(4)))
+    add("neg/other/0.wav", "negative", "talk", "", "negative", np.concatenate(ambience(6)[4:]))
+    hum = (np.random.default_rng(0).standard_normal((max(noises, 1), 32_000)) * 500).astype(np.int16)
+    for i in range(noises):
+        add(f"noise/{i}.wav", "noise", "hum", "", "fold5", hum[i])
+    with (root / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "kind", "label", "speaker", "take", "split", "duration_s", "source_repo"])
+        table.writerows(rows)
+    return root
+
+
+def bench(corpus, *options):
+    return main(["bench", "adaptation", "--corpus", str(corpus), "--networks", "edge-small", "--keyword", "open sesame", *options])
+
+
+def test_a_life_gives_the_rows_that_are_promised_and_is_not_lived_again(corpus, tmp_path, capsys):
+    """Only `before`, so that nothing is trained; what a round does is in test_round.py."""
+    path = tmp_path / "rows.jsonl"
+    assert bench(corpus, "--arms", "before", "--condition", "noise10", "--save", str(path), "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+
+    assert [row["condition"] for row in rows] == ["room", "clean"]
+    assert all(set(row) >= KEYS for row in rows)
+    assert {(row["user"], row["arm"], row["gate"], row["snr_db"], row["noise"]) for row in rows} == {("slt", "before", None, 10.0, "hum")}
+    assert trial.saved(path) == rows
+
+    assert bench(corpus, "--arms", "before", "--condition", "noise10", "--save", str(path)) == 0
+    shown = capsys.readouterr()
+    assert trial.saved(path) == rows
+    assert "life 1" not in shown.err and shown.out.startswith("network")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--arms", "onda9"], 'no arm "onda9". Accepted: before, enrol-only'),
+        (["--networks", "resnet"], 'no network "resnet" to adapt. Accepted: edge'),
+        (["--condition", "room"], 'no condition "room" to live in. Accepted: noise10, noise5, noise0'),
+        (["--keyword", "abracadabra"], 'nobody says "abracadabra" often enough. There are: open sesame, hey snips, hey snapdragon'),
+        (["--compression", "0.5"], "no compression 0.5. Accepted: from 1 on"),
+    ],
+)
+def test_what_cannot_be_is_wrong_usage(corpus, capsys, options, words):
+    assert main(["bench", "adaptation", "--corpus", str(corpus), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_corpus_that_nobody_can_live_in_is_said(tmp_path):
+    corpus = make_corpus(tmp_path / "quiet", noises=1)
+
+    with pytest.raises(EdgekwsError, match="no kind of noise has two recordings outside of fold1 and fold2"):
+        list(trial.run(corpus, arms=["before"], networks=["edge-small"], keywords=["open sesame"]))
+    with pytest.raises(EdgekwsError, match=r"manifest\.csv: No such file.*Give a corpus"):
+        list(trial.run(tmp_path / "nowhere", keywords=["open sesame"]))
+
+
+def test_a_file_of_rows_that_was_cut_short_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert trial.saved(path) == []
+    path.write_text('{"user": "a", "keyword": "k", "network": "edge", "seed": 0}\n{"user": "a", "keyw')
+
+    with pytest.raises(EdgekwsError, match=r"rows\.jsonl: not rows of bench adaptation, or cut short"):
+        trial.saved(path)
+
+
+def row(arm, recall, takes=40, gate=None):
+    facts = {"recall_at_0.5": recall, "deployed_recall": recall, "fa_per_hour": 0.0, "parameters": 10, "gate": gate, "takes": takes}
+    common = {"user": "u", "keyword": "k", "network": "edge", "seed": 0, "arm": arm, "compression": 1.0, "condition": "room"}
+    return {**common, **facts, "train_ms_per_step": None, "round_s": None, "network_us_per_hop": 1.0}
+
+
+def test_worse_is_what_chance_does_not_explain():
+    before = row("before", 0.8)
+
+    assert trial.significantly_worse(row("random", 0.5, gate="promoted"), before)
+    assert not trial.significantly_worse(row("random", 0.75, gate="promoted"), before)
+    assert not trial.significantly_worse(row("random", 0.1), None)
+    lines = trial.table([before, row("random", 0.5, gate="promoted"), {**row("scratch", 0.5), "gate": "it is worse"}]).splitlines()
+    assert [line.split()[11] for line in lines] == ["worse", "0", "1", "0"]
+    assert [line.split()[10] for line in lines] == ["refused", "0", "0", "1"]
+
+
+def test_a_room_is_one_of_three():
+    assert trial.room_db("noise0") == 0.0
+    with pytest.raises(UsageError, match="no condition"):
+        trial.room_db("quiet")
