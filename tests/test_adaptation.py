@@ -2,8 +2,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -26,6 +29,17 @@ from edgekws.training.adaptation import Board, skipped, snapshot, why_not  # noq
 torch.set_num_threads(1)
 IDLE = Board(0.1, 50.0, 8000.0)
 DAY_S = 86_400.0
+# A real `edgekws adapt` but for a short replay, few steps, and a gate that lets everything pass: what comes after it is what dies here.
+CHILD = """
+import sys
+from edgekws.training import round as rounds
+few = rounds.replay()[:2]
+rounds.replay = lambda: few
+rounds.verdict = lambda *heard: []
+rounds.STEPS.update({"weights-only": 2})
+from edgekws.cli import main
+sys.exit(main(["adapt", "--recipe", "weights-only", "--json", "--config", sys.argv[1]]))
+"""
 
 
 def make_state(folder, positives=8):
@@ -220,6 +234,55 @@ def test_a_full_disk_is_one_clear_error_and_costs_nothing_that_was_there(made, t
             assert said(store) == ["started", "failed"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def killed_rounds(config, count, seed):
+    """Kill so many rounds, each at a random moment after its first word; what is left of each, WRONG where that may not be."""
+    rng = random.Random(seed)
+    root = config.parent / "state"
+    took_s = 0.0
+    for number in range(count + 1):  # the first is let run, so that it is known how long one takes
+        with contextlib.closing(Store(root)) as store:
+            before, events = store.current_model(), len(said(store))
+        start_s = time.monotonic()
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if number == 0:
+            code = child.wait()
+            took_s = time.monotonic() - start_s
+            if code:
+                yield f"WRONG: a round that nobody killed ends with {code}"
+            continue
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(rng.uniform(0.2, 1.05) * took_s)
+            took_s = min(took_s, time.monotonic() - start_s)  # the first one read everything from the disk
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        with contextlib.closing(Store(root)) as store:
+            now, log = store.current_model(), said(store)
+            try:
+                load_model(now)
+            except EdgekwsError as error:
+                yield f"WRONG: {error}"
+                continue
+        died = log[events:]
+        if list(root.glob("*damaged*")):
+            yield "WRONG: the database was damaged"
+        elif "started" in log[:events][-1:] and died and died[0] != "cut short":
+            yield "WRONG: nobody said that the round before was killed"
+        elif now != before and not (died and died[-1] in ("started", "promoted")):
+            yield "WRONG: another version without a round"
+        else:
+            yield f"{'the new version listens' if now != before else 'the version from before listens'}, the log ends with {log[-1]}"
+
+
+def test_a_round_may_be_killed_at_any_moment(config):
+    """Three here; `benchmarks/kill_round.py 200` does more."""
+    found = list(killed_rounds(config, 3, seed=1))
+
+    assert len(found) == 3
+    assert [what for what in found if what.startswith("WRONG")] == []
+    with contextlib.closing(Store(config.parent / "state")) as store, store.round_folder() as folder:
+        assert list(folder.iterdir()) == []
 
 
 # Knowing when.
