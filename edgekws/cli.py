@@ -514,7 +514,7 @@ def _wyoming(options: argparse.Namespace) -> int:
     settings = load_settings(options.config)
     store = _store(settings)
     version = _version(settings, store, _model(settings, store, options.model))
-    enrolled = version.detector.enrolled
+    enrolled, backend = version.detector.enrolled, _backend(settings, store)
     manager = ServiceManager()
 
     def ready(port: int) -> None:
@@ -523,7 +523,7 @@ def _wyoming(options: argparse.Namespace) -> int:
 
     async def serve(delivery: Delivery) -> None:
         def new_engine() -> Engine:
-            return load_engine(version.model, settings.model.engine, fall_back=True)
+            return load_engine(version.model, backend, fall_back=True)
 
         server = WyomingServer(enrolled, new_engine, delivery, version.model.id, settings.detector.refractory_s)
         task = asyncio.ensure_future(server.serve(host, port, ready, options.zeroconf))
@@ -1105,7 +1105,7 @@ def _adapt(options: argparse.Namespace) -> int:
     for who, name in (("old", "before"), ("new", "after")):
         held = facts["held_out"][who]
         recall = ", ".join(f"{one['heard']} of {one['of']} {kind}" for kind, one in held["recall"].items())
-        print(f"{name:<7} {recall}; {held['false_accepts']} false accepts in {held['hours']} h, all held out")
+        print(f"{name:<7} {recall}; {held['false_accepts']} false accepts in {held['hours']} h held out")
     print(
         f"{facts['model']}: {facts['parameters']} parameters, {facts['cpu_us_per_hop']} µs a hop (before {facts['cpu_us_per_hop_before']})"
     )
