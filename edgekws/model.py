@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -160,10 +161,10 @@ def graph(model: Model, *, gpu: bool = False) -> tuple[Path, str]:
     return model.path / "model.onnx", "fp32"
 
 
-def rewrite_manifest(path: Path) -> None:
-    """After a file was put into a model directory that is still being made: hash all of them again."""
+def rewrite_manifest(path: Path, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """After a file was put into a model directory that is still being made: hash all of them again. `facts` are added."""
     raw = json.loads((path / "manifest.json").read_text())
-    write_manifest(path, {name: value for name, value in raw.items() if name not in ("files", "format")})
+    write_manifest(path, {**{name: value for name, value in raw.items() if name not in ("files", "format")}, **facts})
 
 
 def golden(model: Model) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,7 @@ def test_the_recall_gained_counts_those_who_started_low_from_their_own_networks_
 
 
 def test_what_the_gate_refused_gains_nothing():
-    rows = lives("before", [0.5, 0.5]) + hybrid([0.7, 0.7], gate="of 9 held-out recordings it loses 1")
+    rows = lives("before", [0.5, 0.5]) + hybrid([0.7, 0.7], gate="of 9 recordings to test on it loses 1")
 
     assert "refused left as it was +0.0" in claim(rows, "recall gained where the start is below 0.8, room")[0]
 

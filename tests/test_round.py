@@ -171,7 +171,7 @@ HALF = (True, False) * 4
     ("new", "old", "collapse", "cost", "reason"),
     [
         (heard((False,) * 4 + (True,) * 4), heard((True,) * 5 + (False,) * 3), 0.1, (), r"\(pseudo\) it loses 4 .* and gains 3"),
-        (heard(HALF, (True,) * 7 + (False,)), heard(HALF), 0.1, (), r"of 8 held-out recordings \(room\) it loses 1"),
+        (heard(HALF, (True,) * 7 + (False,)), heard(HALF), 0.1, (), r"of 8 recordings to test on \(room\) it loses 1"),
         (heard(HALF, false_accepts=2), heard(HALF, false_accepts=1), 0.1, (), r"2 false accepts in 1.0 held-out hours, accepted are 1"),
         (heard(HALF), heard(HALF), 0.96, (), "its embedding has collapsed"),
         (heard(HALF), heard(HALF), float("nan"), (), "its embedding has collapsed"),
