@@ -5,11 +5,14 @@ What a model or a keyword *is* lives in its manifest and in the store; here is o
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import json
 import math
 import os
 import sys
+import textwrap
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,85 +37,117 @@ def _number(default: _T, low: float, high: float) -> _T:
     return field(default=default, metadata={"range": (low, high)})
 
 
+def _text(default: str) -> str:
+    """Text that may be empty."""
+    return field(default=default, metadata={"empty": True})
+
+
+# What follows is said once: `python -m edgekws.config` makes docs/configuration.md and deploy/edgekws.toml of these strings.
+
+
 @dataclass(frozen=True)
 class AudioSettings:
+    """What is listened to."""
+
     source: str = "mic:default"
-    """mic:NAME, file:PATH or stdin:"""
+    """mic:default, mic:NAME (any part of a name that `edgekws devices` prints), file:PATH, or stdin: (raw 16-bit mono at 16 kHz)."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
+    """The network, and what runs it. A version that was promoted (`edgekws adapt`, `edgekws models promote`) goes before `id`."""
+
     id: str = "edge"
-    """A built-in model's name, or the path of a model directory."""
+    """A built-in model (`edgekws models list`), or the path of a model directory."""
     engine: str = "auto"
-    """auto: what `bench --all` found to cost least here, else the first that runs and reproduces the model's golden embeddings."""
+    """auto: the engine that `edgekws bench --all` found to cost least here, else the first that runs and reproduces the model's golden
+    embeddings. `edgekws doctor` says which ones run."""
 
 
 @dataclass(frozen=True)
 class DetectorSettings:
+    """When a keyword wakes."""
+
     refractory_s: float = _number(2.0, 0.0, 60.0)
-    """Quiet time of a keyword after it woke."""
+    """Seconds in which a keyword that woke does not wake again."""
     threshold_offset: float = _number(0.0, -3.0, 3.0)
-    """Added to every keyword's threshold. A score is -log10 of false wakes an hour: 0.3 halves the expected ones, -0.3 doubles them."""
+    """Added to every keyword's threshold. A score is -log10 of false wakes an hour: 0.3 halves the false wakes that one expects and misses
+    more, 1 makes them a tenth; -0.3 doubles them. `edgekws watch` shows each score beside its threshold."""
 
 
 @dataclass(frozen=True)
 class KeywordSettings:
+    """Options of one keyword, by its name; all may be left out."""
+
     enabled: bool = True
+    """Whether it is listened for."""
     only_enrolled: bool | None = None
-    """Whether only enrolled speakers may wake it. None: as chosen at enrolment."""
+    """Whether only the enrolled speakers wake it. Left out: as chosen at enrolment."""
     threshold_offset: float = _number(0.0, -3.0, 3.0)
-    """Added to this keyword's threshold, on top of [detector] threshold_offset."""
+    """Added to this keyword's threshold, on top of that of [detector]."""
 
 
 @dataclass(frozen=True)
 class StoreSettings:
+    """What is kept: events, enrolled recordings, clips and model versions."""
+
     root: Path = field(default_factory=default_root)
-    """State directory, absolute; "" in the file is the default."""
+    """State directory, absolute. "" = $STATE_DIRECTORY (systemd sets it), else ~/.local/state/edgekws."""
     events_max: int = _number(100_000, 1, 10_000_000)
     """Older events are deleted."""
 
 
 @dataclass(frozen=True)
 class SinkSettings:
+    """Who is told of a wake, beside the journal and the database."""
+
     command: tuple[str, ...] = ()
-    """Program and arguments, run without a shell at each event with the event as JSON on its stdin. () = none."""
+    """A program and its arguments, run without a shell at each wake, with the event as one line of JSON on its stdin. [] = none."""
     command_timeout_s: float = _number(10.0, 0.1, 3600.0)
+    """It is killed after this many seconds."""
     socket: bool = False
-    """Events as JSON lines, and commands, on a Unix socket."""
-
-
-@dataclass(frozen=True)
-class LearningSettings:
-    keep_audio: bool = True
-    """Short clips of wakes, near misses and the room, to learn from. False keeps none."""
-    audio_max_mb: int = _number(200, 1, 1_000_000)
-    audio_max_days: int = _number(30, 1, 3650)
-    """What is older, or too much, is deleted: what a person confirmed last."""
-
-
-def _text(default: str) -> str:
-    """Text that may be empty."""
-    return field(default=default, metadata={"empty": True})
+    """Every event goes out as a line of JSON on a Unix socket, which also answers {"command": "status"} and {"command": "reject"} (that
+    last wake was wrong). It is control.sock in $RUNTIME_DIRECTORY (systemd: /run/edgekws), else in the state directory; only the user and
+    the group may use it."""
 
 
 @dataclass(frozen=True)
 class MqttSettings:
+    """Wakes to an MQTT broker: Hermes messages for Rhasspy, and an event entity for each keyword in Home Assistant
+    (docs/home-assistant.md). User name and password are never in this file: systemd's credentials mqtt-username and mqtt-password, else
+    EDGEKWS_MQTT_USERNAME and EDGEKWS_MQTT_PASSWORD."""
+
     url: str = _text("")
-    """mqtt://HOST or mqtts://HOST, with :PORT where it is another. "" = no MQTT."""
+    """mqtt://HOST or mqtts://HOST (TLS), with :PORT where it is another than 1883 or 8883. "" = no MQTT."""
     site: str = _text("")
-    """Name of this device in topics. "" = the host's name."""
+    """The name of this device in topics: letters, digits, dots, - and _. "" = the host's name."""
     ca_file: str = _text("")
-    """Certificates to trust with mqtts. "" = the system's."""
+    """With mqtts: the certificates to trust, in a file. "" = the system's."""
     discovery: bool = True
-    """Whether Home Assistant is told of the keywords."""
+    """Whether Home Assistant is told of the keywords (homeassistant/event/...)."""
 
 
 @dataclass(frozen=True)
 class MetricsSettings:
+    """Figures for Prometheus, at http://HOST:PORT/metrics."""
+
     port: int = _number(0, 0, 65535)
-    """Where Prometheus may ask. 0 = nowhere."""
+    """0 = none."""
     host: str = "127.0.0.1"
+    """The address to listen on. Loopback: nobody else may ask."""
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """What the listener keeps to learn from. It stays on this device, below the state directory, which only its owner may read."""
+
+    keep_audio: bool = True
+    """Whether short clips are kept: 3.5 s around each wake and near miss, and now and then 10 s of the room. `edgekws clips` lists, plays
+    and deletes them. false: none, and nothing is learned beyond the enrolled recordings."""
+    audio_max_mb: int = _number(200, 1, 1_000_000)
+    """What is more is deleted, what you confirmed last."""
+    audio_max_days: int = _number(30, 1, 3650)
+    """What is older is deleted."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +157,13 @@ class Settings:
     audio: AudioSettings = AudioSettings()
     model: ModelSettings = ModelSettings()
     detector: DetectorSettings = DetectorSettings()
-    keyword: Mapping[str, KeywordSettings] = field(default_factory=lambda: MappingProxyType({}))
-    """Options by keyword; a keyword that is not here has the defaults."""
     store: StoreSettings = field(default_factory=StoreSettings)
     sinks: SinkSettings = SinkSettings()
     mqtt: MqttSettings = MqttSettings()
     metrics: MetricsSettings = MetricsSettings()
     learning: LearningSettings = LearningSettings()
+    keyword: Mapping[str, KeywordSettings] = field(default_factory=lambda: MappingProxyType({}))
+    """Options by keyword; a keyword that is not here has the defaults."""
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -210,10 +245,10 @@ class _Reader:
 
     def value(self, where: str, kind: object, metadata: Mapping[str, Any], value: object) -> object:
         """The value as the field's type; None = take the default."""
+        accepted = _accepted(kind, metadata)
         if kind in (int, float):
             low, high = metadata["range"]
             number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-            accepted = f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
             # Compared as it is: an integer of 400 digits has no float.
             if not number or not low <= typing.cast(float, value) <= high:
                 raise self.bad(where, value, accepted)
@@ -224,15 +259,15 @@ class _Reader:
             return self.directory(where, value)
         if kind == tuple[str, ...]:
             if not isinstance(value, list):
-                raise self.bad(where, value, 'a list of strings, such as ["notify-send", "wake"]')
+                raise self.bad(where, value, accepted)
             return tuple(self.text(f"{where}[{i}]", one, empty=i > 0) for i, one in enumerate(value))
         if not isinstance(value, bool):  # bool, bool | None
-            raise self.bad(where, value, "true or false")
+            raise self.bad(where, value, accepted)
         return value
 
     def text(self, where: str, value: object, *, empty: bool) -> str:
         if not isinstance(value, str) or "\0" in value or not (value or empty):
-            raise self.bad(where, value, "text" if empty else "text, not empty")
+            raise self.bad(where, value, _accepted(str, {"empty": empty}))
         return value
 
     def directory(self, where: str, value: object) -> Path | None:
@@ -241,7 +276,7 @@ class _Reader:
             return None
         path = Path(os.path.expanduser(text))
         if not path.is_absolute():
-            raise self.bad(where, value, 'an absolute path, or "" for the default')
+            raise self.bad(where, value, _accepted(Path, {}))
         return path
 
     def unknown(self, key: str, known: typing.Iterable[str], prefix: str = "") -> ConfigError:
@@ -251,6 +286,19 @@ class _Reader:
 
     def bad(self, where: str, value: object, accepted: str) -> ConfigError:
         return ConfigError(f"{self.name}: {_short(where)} = {_short(_toml(value))}. Accepted: {accepted}")
+
+
+def _accepted(kind: object, metadata: Mapping[str, Any]) -> str:
+    """What a key of this type may be, in words."""
+    if kind is int:
+        return "a whole number from {} to {}".format(*metadata["range"])
+    if kind is float:
+        return "a number from {:g} to {:g}".format(*metadata["range"])
+    if kind is str:
+        return "text" if metadata.get("empty") else "text, not empty"
+    if kind is Path:
+        return 'an absolute path, or "" for the default'
+    return 'a list of strings, such as ["notify-send", "wake"]' if kind == tuple[str, ...] else "true or false"
 
 
 def _toml(value: object) -> str:
@@ -270,3 +318,76 @@ def _short(text: str) -> str:
     """One printable line of at most 80 characters."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:200])
     return line if len(line) <= 80 and len(text) <= 200 else line[:77] + "…"
+
+
+# The page and the file that are made of what stands above.
+
+PAGE = "docs/configuration.md"
+FILE = "deploy/edgekws.toml"
+EXAMPLE = 'keyword."hey snips"'
+INTRODUCTION = """\
+# Configuration
+
+Made from edgekws/config.py by `python -m edgekws.config`, as deploy/edgekws.toml is; do not edit it here.
+
+The file is `--config FILE`, else /etc/edgekws/edgekws.toml; without one the defaults hold. An unknown key, a wrong type or a value out of
+range is an error with exit code 2 that names the key, the value and what is accepted. `sudo systemctl reload edgekws` takes up [model],
+[detector] and [keyword] while it listens; what changed elsewhere takes effect at the next start, and the journal says so."""
+
+
+def _sections() -> list[tuple[str, str, list[tuple[str, str, str, str]]]]:
+    """Name and meaning of each section with its keys: name, default as TOML ("" = none), what is accepted, meaning."""
+    meanings: dict[str, str] = {}
+    for one in ast.parse(Path(__file__).read_text("utf-8")).body:
+        if isinstance(one, ast.ClassDef):
+            for at, text in zip(one.body, one.body[1:], strict=False):
+                if isinstance(at, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                    meanings[f"{one.name}.{ast.unparse(at.target)}"] = " ".join(str(text.value.value).split())
+    found = []
+    for name, kind in typing.get_type_hints(Settings).items():
+        kind = KeywordSettings if name == "keyword" else kind
+        hints, keys = typing.get_type_hints(kind), []
+        for key in dataclasses.fields(kind):
+            default = "" if key.default is dataclasses.MISSING else key.default  # [store] root has a factory
+            written = "" if default is None else json.dumps(default, ensure_ascii=False)
+            keys.append((key.name, written, _accepted(hints[key.name], key.metadata), meanings[f"{kind.__name__}.{key.name}"]))
+        found.append((EXAMPLE if name == "keyword" else name, " ".join((kind.__doc__ or "").split()), keys))
+    return found
+
+
+def page() -> str:
+    """The configuration reference, Markdown."""
+    lines = [INTRODUCTION]
+    for name, meaning, keys in _sections():
+        lines += ["", f"## [{name}]", "", meaning, "", "| key | default | accepted | meaning |", "|---|---|---|---|"]
+        for key, default, accepted, text in keys:
+            cells = (f"`{key}`", f"`{default}`" if default else "left out", accepted, text)
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def example() -> str:
+    """edgekws.toml with every key at its default, and its meaning above it."""
+
+    def comment(text: str) -> list[str]:
+        return textwrap.wrap(text, 150, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False)
+
+    lines = [
+        "# edgekws: every key with its default. Copy to /etc/edgekws/edgekws.toml, or pass it with --config.",
+        "# An unknown key, a wrong type or a value out of range is an error that says what is accepted.",
+    ]
+    for name, meaning, keys in _sections():
+        example = "# " if name == EXAMPLE else ""
+        lines += ["", *comment(meaning), f"{example}[{name}]"]
+        for key, default, accepted, text in keys:
+            span = f" ({accepted.split(' from ')[1]})" if " from " in accepted else ""
+            if example:
+                lines.append(f"# {key} = {default or 'true'}  # {text}{span}")
+            else:
+                lines += [*comment(text + span), f"{key} = {default}"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    for path, text in ((PAGE, page()), (FILE, example())):
+        (Path(__file__).parent.parent / path).write_text(text, "utf-8")
