@@ -45,11 +45,13 @@ class Status:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.source = self.model = ""
-        self.hops = self.wakes = self.gaps = self.dropped = 0
+        self.hops = self.wakes = self.gaps = 0
         self.audio_s = self.lost_s = 0.0
         self.busy_s = 0.0
         """Time spent on the samples, of all hops."""
         self.last_wake: Event | None = None
+        self.delivery: Delivery | None = None
+        """Whose losses are told."""
         self._clock = clock
         self._heard_s = float("-inf")
         self._recent: deque[np.ndarray] = deque(maxlen=LEVEL_HOPS)
@@ -70,18 +72,24 @@ class Status:
         rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
         return round(float(20 * np.log10(rms / 32768)), 1) if rms else None
 
+    def dropped(self) -> dict[str, int]:
+        """Events that did not arrive, by where: "queue" is the one before all sinks."""
+        return self.delivery.drops() if self.delivery else {"queue": 0}
+
     def line(self) -> str:
         """For people, as `systemctl status` shows it."""
         level = self.level_dbfs()
         last = self.last_wake
         woke = f', the last "{last.keyword}" at {time.strftime("%H:%M:%S", time.localtime(last.time_s))}' if last else ""
         heard = f"level {'silence' if level is None else f'{level} dBFS'}, {self.wakes} wakes{woke}"
-        lost = f"{self.gaps} gaps of {self.lost_s:.1f} s in all, {self.dropped} events dropped"
+        drops = {name: count for name, count in self.dropped().items() if count}
+        where = f" ({', '.join(f'{name} {count}' for name, count in drops.items())})" if drops else ""
+        lost = f"{self.gaps} gaps of {self.lost_s:.1f} s in all, {sum(drops.values())} events dropped{where}"
         return f"listening to {self.source} with {self.model}, {heard}, {lost}"
 
     def report(self) -> dict[str, object]:
         """As the control socket tells it."""
-        last = self.last_wake
+        last, drops = self.last_wake, self.dropped()
         return {
             "listening": self.listening(),
             "source": self.source,
@@ -92,7 +100,9 @@ class Status:
             "wakes": self.wakes,
             "gaps": self.gaps,
             "lost_s": round(self.lost_s, 1),
-            "dropped": self.dropped,
+            "dropped": sum(drops.values()),
+            "dropped_by": drops,
+            "clips_dropped": self.delivery.clips_dropped if self.delivery else 0,
             "hops": self.hops,
             "busy_s": round(self.busy_s, 3),
         }
@@ -141,7 +151,7 @@ def listen(
         manager.tell(f"STATUS=deaf since {time.strftime('%H:%M:%S', time.localtime(now()))}: {why}")
 
     status = status or Status()
-    status.source, status.model = source.uri, model
+    status.source, status.model, status.delivery = source.uri, model, delivery
     at = 0
     source.on_deaf = deaf
     tell("start", at, source=source.uri)
@@ -175,7 +185,7 @@ def listen(
             audio += len(chunk.samples)
             at = chunk.first_sample + len(chunk.samples)
             status.hops, status.audio_s = pipeline.hops, audio / SAMPLE_RATE_HZ
-            status.model, status.dropped = model, delivery.dropped
+            status.model = model
             status.busy_s += clock() - arrived
             manager.progress(pipeline.hops, status.line)
         if pipeline.labels is not None:

@@ -83,6 +83,12 @@ class _Facts:
             ("edgekws_lost_seconds", "Audio that the gaps took", "lost_s"),
             ("edgekws_hops", "Steps of the network", "hops"),
             ("edgekws_busy_seconds", "Time spent on the audio, of all hops", "busy_s"),
-            ("edgekws_dropped_events", "Events that found a queue full", "dropped"),
+            ("edgekws_dropped_clips", "Clips to learn from that could not be kept", "clips_dropped"),
         ):
             yield CounterMetricFamily(name, text, value=float(facts[key]))
+        dropped = CounterMetricFamily(
+            "edgekws_dropped_events", "Events that did not arrive: a queue was full, or a sink failed", labels=["by"]
+        )
+        for name, count in facts["dropped_by"].items():
+            dropped.add_metric([name], float(count))
+        yield dropped

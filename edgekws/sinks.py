@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -63,6 +64,7 @@ class Delivery:
         self._keep = keep
         self._clips = threading.Semaphore(QUEUE_CLIPS)
         self._sinks = list(sinks)
+        self._lost = {_name(sink): 0 for sink in sinks}
         self._on_failure = on_failure
         self._queue: Queue[Event | tuple[Clip, np.ndarray] | None] = Queue(queue_events)
         self._failure: BaseException | None = None
@@ -91,6 +93,10 @@ class Delivery:
         self.clips_dropped += 1
         self._complaints.say(f"the disk is too slow: {self.clips_dropped} clips were not kept", kind="clips")
 
+    def drops(self) -> dict[str, int]:
+        """Events that did not arrive, by where: in the queue before all sinks, or in a sink that was full or broken. For any thread."""
+        return {"queue": self.dropped, **self._lost}
+
     def close(self) -> None:
         """Deliver what waits, close the sinks; raise what broke one of them."""
         self._queue.put(None)
@@ -118,6 +124,7 @@ class Delivery:
         try:
             call(*event)
         except EdgekwsError as error:
+            self._lost[_name(sink)] += len(event)
             self._complaints.say(str(error), kind=type(sink).__name__)
         except BaseException as error:
             if not isinstance(error, OSError):  # a closed pipe, a full disk behind stdout
@@ -125,6 +132,11 @@ class Delivery:
             self._sinks.remove(sink)
             self._failure = error
             self._on_failure()
+
+
+def _name(sink: Sink) -> str:
+    """mqtt, command, store ..."""
+    return re.sub("Sink|Socket", "", type(sink).__name__).lower()
 
 
 class Complaints:

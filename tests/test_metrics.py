@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgekws.daemon import Status
 from edgekws.errors import ConfigError, EdgekwsError
 from edgekws.metrics import Metrics
+from edgekws.sinks import Delivery
 from edgekws.values import Event
 
 
@@ -44,10 +45,34 @@ def test_wakes_gaps_and_level_are_there_for_prometheus():
     assert found["edgekws_wake_latency_seconds_count", ()] == 3
     assert found["edgekws_wake_latency_seconds_bucket", (("le", "0.005"),)] == 3
     assert (found["edgekws_listening", ()], found["edgekws_level_dbfs", ()]) == (1, -20.0)
-    counters = {name: found[f"edgekws_{name}_total", ()] for name in ("gaps", "lost_seconds", "hops", "busy_seconds", "dropped_events")}
-    assert counters == {"gaps": 2, "lost_seconds": 1.5, "hops": 100, "busy_seconds": 0.25, "dropped_events": 0}
+    counters = {name: found[f"edgekws_{name}_total", ()] for name in ("gaps", "lost_seconds", "hops", "busy_seconds", "dropped_clips")}
+    assert counters == {"gaps": 2, "lost_seconds": 1.5, "hops": 100, "busy_seconds": 0.25, "dropped_clips": 0}
     metrics.close()
     assert any(name == "edgekws_info" and ("model", "edge-1") in labels for name, labels in found)
+
+
+def test_what_a_sink_lost_is_counted_by_its_name():
+    class FullSink:
+        def deliver(self, event):
+            raise EdgekwsError("no room")
+
+        def close(self):
+            pass
+
+    status, full = Status(), FullSink()
+    metrics = Metrics("127.0.0.1", 0, status.report)
+    status.delivery = Delivery([full, metrics])
+    for _ in range(3):
+        status.delivery.put(wake("alexa"))
+    while (found := scrape(metrics.port)).get(("edgekws_wakes_total", (("keyword", "alexa"),))) != 3:
+        pass
+    line, report = status.line(), status.report()
+    status.delivery.close()
+
+    by = {labels: value for (name, labels), value in found.items() if name == "edgekws_dropped_events_total"}
+    assert by == {(("by", "queue"),): 0, (("by", "full"),): 3, (("by", "metrics"),): 0}
+    assert (report["dropped"], report["dropped_by"]) == (3, {"queue": 0, "full": 3, "metrics": 0})
+    assert line.endswith("3 events dropped (full 3)")
 
 
 def test_before_the_first_sample_there_is_a_page_too():

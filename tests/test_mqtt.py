@@ -188,7 +188,7 @@ def test_a_broker_that_is_away_for_too_long_costs_wakes_that_are_counted_and_sai
         delivery.put(wake(i))
     delivery.close()
 
-    assert away.dropped == 20
+    assert delivery.drops() == {"queue": 0, "mqtt": 20}
     assert "127.0.0.1 is away and 10 wakes wait for it: 1 dropped" in caplog.text
     assert "20 messages are lost" in caplog.text
 
