@@ -193,7 +193,8 @@ class PseudoLabels:
             self._taken.setdefault((one.label, one.keyword), deque()).append(one.end_sample)
             reason = "woke" if one.label == "positive" else f"{-one.margin:.2f} below the threshold"
             self.counts["cut"] += 1
-            clip = Clip(one.label, one.keyword, one.speaker, one.score, decided, len(samples) / SAMPLE_RATE_HZ, reason)
+            threshold = one.score - one.margin
+            clip = Clip(one.label, one.keyword, one.speaker, one.score, decided, len(samples) / SAMPLE_RATE_HZ, reason, threshold=threshold)
             cuts.append(Cut(clip, samples, one.end_sample))
         return cuts
 

@@ -78,6 +78,12 @@ CREATE TABLE clips (
     file TEXT NOT NULL                     -- in clips/
 )
 """,
+    # Of a clip from before, the threshold of its keyword's last wake is the best that is known.
+    """
+ALTER TABLE clips ADD COLUMN threshold REAL NOT NULL DEFAULT 0;
+UPDATE clips SET threshold = coalesce(
+    (SELECT threshold FROM events WHERE kind = 'wake' AND keyword = clips.keyword ORDER BY id DESC LIMIT 1), 0)
+""",
 )
 ADAPTED = "adapted.npz"  # in a model version that was adapted here: what it listens for, by enrolment
 SCHEMA = len(MIGRATIONS)  # user_version of the database
@@ -128,11 +134,16 @@ class Store:
         clips_max_mb: int = 200,
         clips_max_days: int = 30,
         *,
+        read_only: bool = False,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`now` is the wall's clock, which may be set at any time, and `clock` one that only goes forward."""
+        """`now` is the wall's clock, which may be set at any time, and `clock` one that only goes forward.
+
+        read_only: events and clips are only looked at, and nothing is made, mended or deleted; a database that is not there is empty.
+        """
         self.root = root
+        self._read_only = read_only
         self._path = os.fspath(root)  # for what is asked at every hop: joining a Path costs more than the look
         self._events_max = events_max
         self._clips_max_bytes = clips_max_mb * 1_000_000
@@ -186,8 +197,8 @@ class Store:
                     if self._db is not None and (not path.exists() or path.stat().st_ino != self._inode):
                         self.close()
                     if self._db is None:
-                        self._db = self._open(path)
-                        self._inode = path.stat().st_ino
+                        self._db = _look_at(path) if self._read_only else self._open(path)
+                        self._inode = path.stat().st_ino if path.exists() else 0
                     cursor = self._db.execute(sql, values)
                     return cursor.fetchall(), int(cursor.lastrowid or 0)
             except sqlite3.Error as error:
@@ -253,12 +264,21 @@ class Store:
         return replace(clip, id=number)
 
     def clips(
-        self, label: str | None = None, state: str | None = None, keyword: str | None = None, *, before_s: float | None = None
+        self,
+        label: str | None = None,
+        state: str | None = None,
+        keyword: str | None = None,
+        *,
+        before_s: float | None = None,
+        newest: int = -1,
     ) -> list[Clip]:
-        """Those that are all of what is given, in the order they came. The keyword "" is the room; `before_s` is since the epoch."""
+        """Those that are all of what is given, in the order they came. The keyword "" is the room; `before_s` is since the epoch.
+
+        newest: no more than so many, the last; -1 = all.
+        """
         wanted = {"label = ?": label, "state = ?": state, "keyword = ?": keyword, "time_s < ?": before_s}
         wanted = {test: value for test, value in wanted.items() if value is not None}
-        return self._rows(f"WHERE {' AND '.join(wanted) or '1'} ORDER BY id", *wanted.values())
+        return self._rows(f"WHERE {' AND '.join(wanted) or '1'} ORDER BY id DESC LIMIT ?", *wanted.values(), newest)[::-1]
 
     def clip(self, id: int) -> Clip:
         """Raises StoreError when there is none (any more)."""
@@ -317,7 +337,14 @@ class Store:
         rows = self._execute("SELECT id FROM events WHERE kind = 'wake' ORDER BY id DESC LIMIT 1")[0]
         if not rows:
             raise StoreError("nothing woke yet, so there is nothing to reject")
-        (wake,) = self.events(after=rows[0][0] - 1, limit=1)
+        return self.reject_wake(rows[0][0])
+
+    def reject_wake(self, id: int) -> tuple[Event, Clip | None]:
+        """The same of any wake, by the id of its event. Raises StoreError where that is no wake, or is not known any more."""
+        found = self.events(after=id - 1, limit=1)
+        if not found or found[0].id != id or found[0].kind != "wake":
+            raise StoreError(f"there is no wake {id}. Try: edgekws log --json")
+        (wake,) = found
         if not self._execute("SELECT 1 FROM events WHERE kind = 'reject' AND extra = ?", _wake(wake.id))[0]:
             self.add_event(replace(wake, kind="reject", time_s=self._now(), extra={"wake": wake.id}, id=0))
         clips = self._rows("WHERE event = ?", wake.id)
@@ -670,6 +697,28 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _look_at(path: Path) -> sqlite3.Connection:
+    """The database as it is, which is not written to; an empty one where there is none."""
+    if not path.exists():
+        db = sqlite3.connect(":memory:")
+        for statements in MIGRATIONS:
+            db.executescript(statements)
+        return db
+    # Whoever may not write beside the file cannot take part in its locks: then it is read as a file that nobody changes.
+    alone = "" if os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True, timeout=BUSY_S, check_same_thread=False)
+    try:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    except BaseException:
+        db.close()
+        raise
+    if version != SCHEMA:
+        db.close()
+        todo = "Upgrade edgekws" if version > SCHEMA else "`edgekws log` brings it up to date"
+        raise StoreError(f"{path}: schema {version}, and this edgekws reads {SCHEMA}. {todo}")
+    return db
+
+
 def _is_damage(error: BaseException) -> bool:
     """Of SQLite's errors these two come as the bare class: "malformed" and "not a database"."""
     return type(error) is sqlite3.DatabaseError
@@ -798,6 +847,8 @@ def _told(path: Path) -> Iterator[None]:
 def _advice(reason: str) -> str:
     if re.search("full|No space|quota", reason):
         return "Free space on that disk, or name another [store] root in edgekws.toml; what was there is untouched"
+    if re.search("malformed|not a database", reason):
+        return "It is damaged: the next `edgekws run` or `edgekws log` puts it aside and begins a new one"
     if re.search("locked", reason):
         return "Another program holds it; end that, or try again"
     return "Accepted is a directory that this user may write: run edgekws as its owner, or name another [store] root in edgekws.toml"

@@ -105,3 +105,5 @@ class Clip:
     """Row in the store; 0 = not stored."""
     file: str = ""
     """Its name in the store."""
+    threshold: float = 0.0
+    """What the score was short of or reached; 0 in a clip of the room."""

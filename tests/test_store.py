@@ -150,9 +150,44 @@ def test_a_database_of_a_later_version_is_refused_and_left_alone(tmp_path):
     db.execute("PRAGMA user_version = 7")
     db.close()
 
-    with pytest.raises(StoreError, match="schema 7, this edgekws reads up to 2"):
+    with pytest.raises(StoreError, match="schema 7, this edgekws reads up to 3"):
         Store(tmp_path).add_event(WAKE)
     assert not list(tmp_path.glob("*damaged*"))
+
+
+def everything_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".db-shm"}
+
+
+def test_whoever_only_looks_sees_what_is_there_and_changes_nothing(tmp_path, store):
+    for _ in range(3):
+        store.add_event(WAKE)
+    (store.root / "clips").mkdir()
+    (store.root / "clips" / "orphan.wav").write_bytes(b"a clip whose row is still to be written")
+    before = everything_in(store.root)
+    looking = Store(store.root, read_only=True)
+
+    assert looking.events() == store.events()
+    assert looking.clips() == []
+    with pytest.raises(StoreError, match="readonly"):
+        looking.add_event(WAKE)
+    assert everything_in(store.root) == before
+    looking.close()
+
+
+def test_where_there_is_nothing_a_look_finds_nothing_and_makes_nothing(tmp_path):
+    looking = Store(tmp_path / "state", read_only=True)
+
+    assert (looking.events(), looking.clips(), looking.last_event()) == ([], [], 0)
+    assert not looking.root.exists()
+
+
+def test_whoever_only_looks_mends_no_damaged_database(tmp_path):
+    (tmp_path / "edgekws.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match=r"not a database\. It is damaged: the next `edgekws run`"):
+        Store(tmp_path, read_only=True).events()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["edgekws.db"]
 
 
 @pytest.fixture
