@@ -349,19 +349,25 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
     from edgekws.promotion import Updates, boot
 
     own = _store(settings)  # for the thread beside the listener
-
-    def load(reread: bool) -> Version:
-        nonlocal settings
-        if reread:
-            settings = _reread(settings, options.config)
-        return _version(settings, own, _model(settings, own, options.model))
-
+    load = _loader(settings, options, own)
     if options.model is not None:
         version = load(False)
     else:
         version = boot(store, lambda path: _version(settings, store, load_model(path or find_model(settings.model.id))))
     updates = Updates(version, load, own, follows_promotion=options.model is None)
     return Pipeline(version.engine, version.detector), updates
+
+
+def _loader(settings: Settings, options: argparse.Namespace, store: Store) -> Callable[[bool], Version]:
+    """What should listen by now; called with True from settings that are read again."""
+
+    def load(reread: bool) -> Version:
+        nonlocal settings
+        if reread:
+            settings = _reread(settings, options.config)
+        return _version(settings, store, _model(settings, store, options.model))
+
+    return load
 
 
 def _reread(old: Settings, config: Path | None) -> Settings:
@@ -513,32 +519,36 @@ def _wyoming(options: argparse.Namespace) -> int:
         )
     settings = load_settings(options.config)
     store = _store(settings)
-    version = _version(settings, store, _model(settings, store, options.model))
-    enrolled, backend = version.detector.enrolled, _backend(settings, store)
+    own = _store(settings)  # for the thread beside the server
     manager = ServiceManager()
 
-    def ready(port: int) -> None:
-        _say(f"serving {_names(enrolled)} with {version.model.id} on tcp://{host}:{port}")
-        manager.tell("READY=1", f"STATUS=serving on tcp://{host}:{port}")
+    def stamp() -> object:
+        return (own.model_stamp() if options.model is None else None), own.enrolment_stamp()
+
+    def new_engine(model: Model) -> Engine:
+        return load_engine(model, _backend(settings, own), fall_back=True)
 
     async def serve(delivery: Delivery) -> None:
-        def new_engine() -> Engine:
-            return load_engine(version.model, backend, fall_back=True)
+        server = WyomingServer(_loader(settings, options, own), stamp, new_engine, delivery)
 
-        server = WyomingServer(enrolled, new_engine, delivery, version.model.id, settings.detector.refractory_s)
+        def ready(port: int) -> None:
+            _say(f"serving {_names(server.version.detector.enrolled)} with {server.version.model.id} on tcp://{host}:{port}")
+            manager.tell("READY=1", f"STATUS=serving on tcp://{host}:{port}")
+
         task = asyncio.ensure_future(server.serve(host, port, ready, options.zeroconf))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    version.engine.close()
     delivery = Delivery([LineSink(sys.stdout, json=options.json), StoreSink(store)])
     try:
         asyncio.run(serve(delivery))
     finally:
         manager.tell("STOPPING=1")
         delivery.close()
+        own.close()
     return 0
 
 

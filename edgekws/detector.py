@@ -79,6 +79,10 @@ class Detector:
             self._quiet_until[keyword] = end_sample + self._refractory_samples
         return list(best.values())
 
+    def anew(self) -> Detector:
+        """The same keywords, for another stream."""
+        return Detector(self.enrolled, self._refractory_samples / SAMPLE_RATE_HZ)
+
     def take_over(self, old: Detector) -> None:
         """Go on where another one stops: its refractory times hold."""
         self._quiet_until = dict(old._quiet_until)

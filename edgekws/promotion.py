@@ -474,6 +474,7 @@ def worse(events: Sequence[Event], model: str, now_s: float, stream_s: float, en
         stream_s: seconds of the stream heard by now.
         enrolled_s: when each keyword was enrolled; the wakes of one that is newer than the version say nothing about it.
     """
+    events = [event for event in events if "client" not in event.extra]  # the wake service has streams of its own, and is not watched
     heard = [event for event in events if event.kind in ("start", "stop", "wake", "gap") or event.extra.get("what") == "live"]
     first = len(heard)
     while first and heard[first - 1].model == model:

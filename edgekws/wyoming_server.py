@@ -3,29 +3,32 @@
     describe → info          detect (names) → audio-start → audio-chunk … → detection … → audio-stop → not-detected if nothing woke
     ping → pong
 
-Each connection has a stream, a network's state and names of its own. Frames are read here and not by the library: it waits for as many
-bytes as a client announces, and takes junk for the end.
+Each connection has a stream, a network's state and names of its own. A version that is promoted, and what is enrolled, is taken up while
+they last. Frames are read here and not by the library: it waits for as many bytes as a client announces, and takes junk for the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgekws import __version__
 from edgekws.audio.resampling import To16k, mono
-from edgekws.detector import Detector
 from edgekws.engines import Engine
 from edgekws.errors import EdgekwsError
+from edgekws.model import Model
 from edgekws.pipeline import Pipeline
+from edgekws.promotion import CALM_HOPS, LOOK_AROUND_S, PATIENCE_HOPS, Newcomer, Version, flaw
 from edgekws.sinks import Complaints, Delivery
-from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk, Detection, Enrolled, Event
+from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk, Detection, Event
 
 log = logging.getLogger(__name__)
 
@@ -54,28 +57,44 @@ class WyomingServer:
 
     def __init__(
         self,
-        enrolled: Sequence[Enrolled],
-        new_engine: Callable[[], Engine],
+        load: Callable[[bool], Version],
+        stamp: Callable[[], object],
+        new_engine: Callable[[Model], Engine],
         delivery: Delivery,
-        model: str,
-        refractory_s: float,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`new_engine` is called for each stream beyond those that already ended; `delivery` gets each wake and stays open."""
+        """
+        Args:
+            load: gives what should be served by now, with True from settings that are read again. On a thread of its own.
+            stamp: differs when what `load` gives does. Asked once a second.
+            new_engine: called for each stream beyond those that already ended.
+            delivery: gets each wake and stays open.
+        """
         try:
             import wyoming  # noqa: F401
         except ImportError as error:
             raise EdgekwsError("the package wyoming is not installed. Try: pip install 'edgekws[wyoming]'") from error
-        self._enrolled = tuple(enrolled)
-        self.keywords = tuple(dict.fromkeys(one.keyword for one in enrolled))
-        self.delivery, self.model, self.clock = delivery, model, clock
-        self._new_engine, self._refractory_s = new_engine, refractory_s
-        self._idle: list[Engine] = []
+        self._load, self._stamp, self._new_engine = load, stamp, new_engine
+        self._seen = stamp()
+        self.version = load(False)
+        """What streams that begin now are given; the others go over to it."""
+        self._idle: list[Engine] = [self.version.engine]
+        self.delivery, self.clock = delivery, clock
         self._loading = asyncio.Lock()
+        self._reread = asyncio.Event()
         self._clients: set[_Client] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.complaints = Complaints()
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(one.keyword for one in self.version.detector.enrolled))
+
+    def reload(self) -> None:
+        """Read settings, enrolments and model again."""
+        self._reread.set()
 
     async def serve(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None, announce: str | None = None) -> None:
         """`ready` is told the port, which the system chose where it was 0. `announce` is a name for mDNS ("" = from the hardware address).
@@ -94,7 +113,11 @@ class WyomingServer:
             if announce is not None:
                 await _announce(host, port, announce)
             ready(port)
-            await server.serve_forever()
+            following = asyncio.ensure_future(self._follow())
+            try:
+                await server.serve_forever()
+            finally:
+                following.cancel()
         finally:
             server.close()
             for client in self._clients:
@@ -104,6 +127,41 @@ class WyomingServer:
             for engine in self._idle:
                 engine.close()
 
+    async def _follow(self) -> None:
+        """Take up what is promoted or enrolled from now on. What has a flaw is said, and the version in use stays."""
+        last = self._seen
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._reread.wait(), LOOK_AROUND_S)
+            reread, now = self._reread.is_set(), self._stamp()
+            self._reread.clear()
+            # It must stay so for a look, because `edgekws enroll` makes the prototypes after the recordings.
+            settled, last = now == last, now
+            if not reread and (now == self._seen or not settled):
+                continue
+            self._seen = now
+            try:
+                version, reason = await asyncio.to_thread(self._newer, reread)
+            except Exception as error:  # whatever a damaged file makes NumPy, zipfile or a vendor's library raise
+                known = isinstance(error, EdgekwsError)
+                log.error("wyoming: %s goes on: %s", self.version.model.id, error, exc_info=None if known else error)
+                continue
+            if reason is not None:
+                version.engine.close()
+                log.error("wyoming: %s is refused, %s goes on: %s", version.model.id, self.version.model.id, reason)
+                continue
+            before, self.version = self.version, version
+            for engine in self._idle:
+                engine.close()
+            self._idle = [version.engine]
+            what = f"before it {before.model.id}" if before.model.id != version.model.id else "with what was read again"
+            heard = ", ".join(f'"{one}"' for one in self.keywords)
+            log.warning("wyoming: %s serves %s now, %s", version.model.id, heard, what)
+
+    def _newer(self, reread: bool) -> tuple[Version, str | None]:
+        version = self._load(reread)
+        return version, flaw(version) if version.model.path != self.version.model.path else None
+
     def info(self) -> dict[str, Any]:
         """What Home Assistant shows: one program with a model a keyword."""
         from wyoming.info import Attribution, Info, WakeModel, WakeProgram
@@ -111,27 +169,25 @@ class WyomingServer:
         whose = Attribution(name="edgekws", url="")
         common: dict[str, Any] = {"attribution": whose, "installed": True}
         models = [
-            WakeModel(name=keyword, description=keyword, phrase=keyword, languages=[], version=self.model, **common)
+            WakeModel(name=keyword, description=keyword, phrase=keyword, languages=[], version=self.version.model.id, **common)
             for keyword in self.keywords
         ]
         program = WakeProgram(name="edgekws", description="edgekws wake words", version=__version__, models=models, **common)
         return Info(wake=[program]).event().data
 
-    async def take_engine(self) -> Engine:
-        """One with zero states; to be given back."""
+    async def take(self) -> tuple[Version, Version]:
+        """What is served now, and the same with an engine and a detector of a stream's own; to be given back."""
         async with self._loading:  # 12 ms on a thread, one after the other
-            engine = self._idle.pop() if self._idle else await asyncio.to_thread(self._new_engine)
+            served = self.version
+            engine = self._idle.pop() if self._idle else await asyncio.to_thread(self._new_engine, served.model)
         engine.reset()
-        return engine
+        return served, replace(served, engine=engine, detector=served.detector.anew())
 
-    def give_back(self, engine: Engine) -> None:
-        if len(self._idle) < SPARE:
+    def give_back(self, served: Version, engine: Engine) -> None:
+        if served is self.version and len(self._idle) < SPARE:
             self._idle.append(engine)
         else:
             engine.close()
-
-    def pipeline(self, engine: Engine) -> Pipeline:
-        return Pipeline(engine, Detector(self._enrolled, self._refractory_s))
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -168,7 +224,8 @@ class _Client:
         self._server = server
         self._names: frozenset[str] | None = None  # None = all
         self._context: object = None
-        self._engine: Engine | None = None
+        self._pipeline: Pipeline | None = None
+        self._newcomer: Newcomer | None = None
         self._woke = False
 
     async def run(self) -> None:
@@ -206,7 +263,7 @@ class _Client:
         elif frame.type == "audio-start":
             await self._start(_format(data))
         elif frame.type == "audio-stop":
-            if self._engine is not None:
+            if self._pipeline is not None:
                 await self._feed(self._to_16k.flush(), None)
                 if not self._woke:
                     await self._tell("not-detected", **self._told())
@@ -231,8 +288,9 @@ class _Client:
 
     async def _start(self, format: tuple[int, int, int]) -> None:
         self._stop()
-        self._engine = await self._server.take_engine()
-        self._pipeline = self._server.pipeline(self._engine)
+        self._served, own = await self._server.take()
+        self._offered = self._served
+        self._pipeline = Pipeline(own.engine, own.detector)
         self._set(format)
         self._heard = 0  # samples at 16 kHz
         self._woke = False
@@ -242,13 +300,42 @@ class _Client:
         self._to_16k = To16k(format[0])
 
     def _stop(self) -> None:
-        if self._engine is not None:
-            self._server.give_back(self._engine)
-            self._engine = None
+        if self._pipeline is not None:
+            self._server.give_back(self._served, self._pipeline.engine)
+            self._pipeline = None
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        if self._newcomer is not None:
+            self._server.give_back(self._offered, self._newcomer.version.engine)
+            self._newcomer = None
+
+    async def _renew(self, pipeline: Pipeline) -> None:
+        """In the middle of a stream: go over to what is served now, when neither hears a word. Refractory times hold."""
+        if self._offered is not self._server.version:
+            self._dismiss()
+            try:
+                self._offered, own = await self._server.take()
+                self._newcomer, self._since = Newcomer(own), pipeline.hops
+            except EdgekwsError as error:  # no engine, as memory is short: what listens goes on
+                self._offered = self._server.version
+                self._server.complaints.say(f"wyoming: {self.name}: goes on with {self._served.model.id}: {error}", kind="newcomer")
+        if (newcomer := self._newcomer) is None:  # gone over to, or refused for this stream
+            return
+        newcomer.follow(list(pipeline.recent))
+        if newcomer.calm_hops >= CALM_HOPS and newcomer.flaw is None:
+            self._newcomer = None
+            self._server.give_back(self._served, pipeline.engine)
+            pipeline.replace(newcomer.version.engine, newcomer.version.detector)
+            self._served = self._offered
+        elif newcomer.flaw is not None or pipeline.hops - self._since > PATIENCE_HOPS:
+            why = newcomer.flaw or f"it was not below its threshold for {CALM_HOPS} hops in a row within {PATIENCE_HOPS}"
+            self._server.complaints.say(f"wyoming: {self.name}: goes on with {self._served.model.id}: {why}", kind="newcomer")
+            self._dismiss()
 
     async def _hear(self, payload: bytes, data: dict[str, Any]) -> None:
         format = rate_hz, width, channels = _format(data)
-        if self._engine is None:
+        if self._pipeline is None:
             await self._start(format)
         elif format != self._format:
             await self._feed(self._to_16k.flush(), None)
@@ -265,9 +352,13 @@ class _Client:
 
     async def _feed(self, samples: np.ndarray, at_ms: int | None) -> None:
         """int16 at 16 kHz, about a hop; then it is somebody else's turn."""
+        pipeline = self._pipeline
+        assert pipeline is not None
+        if self._newcomer is not None or self._offered is not self._server.version:
+            await self._renew(pipeline)
         arrived_s = time.perf_counter()
         if len(samples):
-            found = self._pipeline.feed(AudioChunk(samples, self._heard))
+            found = pipeline.feed(AudioChunk(samples, self._heard))
             self._heard += len(samples)
             for one in found:
                 if self._names is None or one.keyword in self._names:
@@ -279,7 +370,7 @@ class _Client:
 
     def _remember(self, one: Detection, latency_ms: float) -> None:
         stream_s = one.end_sample / SAMPLE_RATE_HZ
-        facts = (one.keyword, one.speaker, one.score, one.threshold, time.time(), stream_s, latency_ms, self._server.model)
+        facts = (one.keyword, one.speaker, one.score, one.threshold, time.time(), stream_s, latency_ms, self._served.model.id)
         self._server.delivery.put(Event(*facts, extra={"client": self.name}))
 
     def _told(self) -> dict[str, object]:

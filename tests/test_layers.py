@@ -17,9 +17,9 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
-    ("control", "evaluation", "metrics", "mqtt", "promotion", "wyoming_server"),
+    ("control", "evaluation", "metrics", "mqtt", "promotion"),
     ("training",),
-    ("bench", "daemon", "doctor", "watch"),
+    ("bench", "daemon", "doctor", "watch", "wyoming_server"),
     ("cli",),
     ("__main__",),
 )

@@ -555,6 +555,17 @@ def test_a_keyword_that_came_after_the_version_does_not_count_against_it():
     assert worse(events, "new", 180_000.0, 86400.0, {"computer": 0.0}) is not None
 
 
+def test_wakes_of_the_wake_service_s_clients_say_nothing_about_the_listener():
+    """They come with the place in their own stream, which would make hours of every change from one to the other."""
+    own = day("old", 10, 0.0) + day("new", 60, 90_000.0)
+    others = [Event("hey", "", 1.0, 0.5, 90_000.0 + i, 5.0, 0.0, "new", extra={"client": "10.0.0.2:1234"}) for i in range(1000)]
+    quiet = day("old", 10, 0.0) + day("new", 10, 90_000.0)
+
+    assert worse(quiet + others, "new", 90_000 + 86400.0, 86400.0, {}) is None
+    mixed = sorted(own + others, key=lambda event: event.time_s)
+    assert worse(mixed, "new", 90_000 + 86400.0, 86400.0, {}) == worse(own, "new", 90_000 + 86400.0, 86400.0, {}) is not None
+
+
 def test_three_rejections_by_the_user_in_two_hours_are_enough():
     rejects = [Event("hey", "", 1.0, 0.5, 90_000.0 + i, 0.0, 0.0, "new", "reject") for i in range(3)]
     events = day("old", 10, 0.0) + day("new", 1, 90_000.0, 2.0)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from wyoming.ping import Ping, Pong
 from wyoming.wake import Detect, Detection, NotDetected
 
 import edgekws
+from edgekws.store import Store
 from edgekws.wyoming_server import CLIENTS, LINE_BYTES, PAYLOAD_BYTES
 
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -38,7 +40,8 @@ class Service:
 
     def __init__(self, root, *options):
         command = [sys.executable, "-m", "edgekws"]
-        env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
+        self.root = root
+        self.env = env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
         takes = sorted(map(str, DEMO.glob("enrol-*.flac")))
         subprocess.run([*command, "enroll", KEYWORD, "--speaker", "ann", *takes], env=env, check=True, capture_output=True, timeout=120)
         self.process = subprocess.Popen(
@@ -53,6 +56,14 @@ class Service:
                 self.port = int(found[1])
                 return
         raise AssertionError("it did not start")
+
+    def tell(self, *arguments):
+        """Another command on the same state."""
+        subprocess.run([sys.executable, "-m", "edgekws", *arguments], env=self.env, check=True, capture_output=True, timeout=120)
+
+    def says(self, text):
+        """Waits until it does."""
+        assert any(text in line for line in self.process.stderr), f"it ended without saying {text!r}"
 
     def rss_mb(self):
         return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1]) / 1024
@@ -293,6 +304,49 @@ def test_a_fuzz_of_malformed_frames_stops_nothing_and_leaks_nothing(service):
 
     assert service.rss_mb() - before_mb < 20
     assert service.process.poll() is None
+
+
+def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on(tmp_path):
+    """Five keywords are spoken: enrolled anew after the first, another network after the second, a broken one after the third."""
+    service = Service(tmp_path / "state")
+    takes = sorted(map(str, DEMO.glob("enrol-*.flac")))
+    cuts = [int((one["end_s"] + 1.5) * RATE_HZ) for one in TRUTH["spoken"][:3]]
+
+    async def talk():
+        async with client(service) as connection:
+
+            async def hear(part):
+                await send(connection, part)
+                await connection.write_event(Ping("end").event())
+                found = []
+                while not Pong.is_type((event := await answer(connection)).type):
+                    found.append(event.data["name"])
+                return found
+
+            await connection.write_event(AudioStart(RATE_HZ, 2, 1).event())
+            names = [await hear(STREAM[: cuts[0]])]
+            service.tell("enroll", "another name", *takes)
+            service.says(f'serves "another name", "{KEYWORD}" now')
+            names.append(await hear(STREAM[cuts[0] : cuts[1]]))
+            service.tell("models", "promote", "edge-small")
+            service.says("edge-small-1 serves")
+            names.append(await hear(STREAM[cuts[1] : cuts[2]]))
+            broken = tmp_path / "broken"
+            shutil.copytree(DEMO.parent / "models" / "edge-small", broken)
+            (broken / "model.onnx").write_bytes(b"damaged")
+            Store(service.root).promote(broken, "broken")
+            service.says("edge-small-1 goes on: ")
+            names.append(await hear(STREAM[cuts[2] :]))
+            await connection.write_event(Describe().event())
+            return names, Info.from_event(await answer(connection)).wake[0].models
+
+    names, models = asyncio.run(talk())
+    out, _, _ = service.stop()
+    both = ["another name", KEYWORD]
+
+    assert [sorted(found) for found in names] == [[KEYWORD], both, both, sorted(both * 2)]
+    assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-1"] * 3 + ["edge-small-1"] * 6
+    assert {(one.name, one.version) for one in models} == {(name, "edge-small-1") for name in both}
 
 
 def test_each_wake_is_printed_and_stored_and_it_ends_when_told(service):
