@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -535,7 +536,12 @@ def _wyoming(options: argparse.Namespace) -> int:
             _say(f"serving {_names(server.version.detector.enrolled)} with {server.version.model.id} on tcp://{host}:{port}")
             manager.tell("READY=1", f"STATUS=serving on tcp://{host}:{port}")
 
-        task = asyncio.ensure_future(server.serve(host, port, ready, options.zeroconf))
+        looks = itertools.count(1)
+
+        def alive() -> None:
+            manager.progress(next(looks), lambda: f"serving on {options.uri}: {server.line()}")
+
+        task = asyncio.ensure_future(server.serve(host, port, ready, options.zeroconf, alive))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)

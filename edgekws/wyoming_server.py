@@ -92,12 +92,27 @@ class WyomingServer:
         """Each once."""
         return tuple(dict.fromkeys(one.keyword for one in self.version.detector.enrolled))
 
+    def line(self) -> str:
+        """For people, as `systemctl status` shows it."""
+        return f"{len(self._clients)} clients, {self.version.model.id}, {', '.join(self.keywords)}"
+
     def reload(self) -> None:
         """Read settings, enrolments and model again."""
         self._reread.set()
 
-    async def serve(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None, announce: str | None = None) -> None:
-        """`ready` is told the port, which the system chose where it was 0. `announce` is a name for mDNS ("" = from the hardware address).
+    async def serve(
+        self,
+        host: str,
+        port: int,
+        ready: Callable[[int], None] = lambda port: None,
+        announce: str | None = None,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            ready: is told the port, which the system chose where it was 0.
+            announce: a name for mDNS ("" = from the hardware address).
+            alive: called once a second, on the thread that all clients wait for.
 
         Raises:
             EdgekwsError: that address cannot be listened on, or announced.
@@ -113,7 +128,7 @@ class WyomingServer:
             if announce is not None:
                 await _announce(host, port, announce)
             ready(port)
-            following = asyncio.ensure_future(self._follow())
+            following = asyncio.ensure_future(self._follow(alive))
             try:
                 await server.serve_forever()
             finally:
@@ -127,12 +142,13 @@ class WyomingServer:
             for engine in self._idle:
                 engine.close()
 
-    async def _follow(self) -> None:
+    async def _follow(self, alive: Callable[[], None]) -> None:
         """Take up what is promoted or enrolled from now on. What has a flaw is said, and the version in use stays."""
         last = self._seen
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._reread.wait(), LOOK_AROUND_S)
+            alive()
             reread, now = self._reread.is_set(), self._stamp()
             self._reread.clear()
             # It must stay so for a look, because `edgekws enroll` makes the prototypes after the recordings.
