@@ -124,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--all", action="store_true", help="gaps, starts and stops too")
     events.add_argument("--json", action="store_true", help="one event a line")
 
+    report = add("report", _report, "One page of what was heard, lost, learned and what it cost.")
+    report.add_argument("--html", type=Path, metavar="FILE", help="where to write it; it needs nothing beside it")
+    report.add_argument("--since", metavar="TIME", help="30s, 15m, 1h, 2d, or a date such as 2026-11-21T08:00")
+    report.add_argument("--json", action="store_true", help="its figures on stdout")
+
     models = add("models", _models, "Model versions: which there are, which one listens.")
     models.add_argument("action", choices=("list", "show", "promote", "rollback"), nargs="?", default="list")
     models.add_argument("model", nargs="?", metavar="ID|DIR", help=model)
@@ -239,7 +244,7 @@ def _say(text: str) -> None:
 # Putting the listener together.
 
 
-def _store(settings: Settings) -> Store:
+def _store(settings: Settings, *, read_only: bool = False) -> Store:
     from edgekws.store import Store
 
     with contextlib.suppress(OSError):
@@ -249,7 +254,8 @@ def _store(settings: Settings) -> Store:
                 os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
             os.setgid(owner.st_gid)
             os.setuid(owner.st_uid)
-    return Store(settings.store.root, settings.store.events_max, settings.learning.audio_max_mb, settings.learning.audio_max_days)
+    caps = settings.store.events_max, settings.learning.audio_max_mb, settings.learning.audio_max_days
+    return Store(settings.store.root, *caps, read_only=read_only)
 
 
 def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
@@ -697,6 +703,32 @@ def _log(options: argparse.Namespace) -> int:
             after = 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from edgekws import report
+    from edgekws.model import find_model
+
+    if options.html is None and not options.json:
+        raise UsageError("report: say where to write the page, --html FILE, or ask for the figures alone, --json")
+    settings = load_settings(options.config)
+    now_s = time.time()
+    since_s = _since(options.since, now_s) if options.since else 0.0
+    # Opened as whoever asked: under sudo the state directory is read as its owner, who may not write here.
+    with options.html.open("a", encoding="utf-8", errors="backslashreplace") if options.html else contextlib.nullcontext() as file:
+        store = _store(settings, read_only=True)
+        seen = report.history(store, now_s, since_s)
+        facts = report.summary(seen, store, find_model(settings.model.id))
+        if file is not None:
+            text = report.page(facts, seen)
+            with contextlib.suppress(OSError):  # a pipe or a terminal has nothing to be written over
+                file.truncate(0)
+            file.write(text)
+            _say(f"{options.html}: {len(seen.wakes)} wakes since {datetime.fromtimestamp(seen.from_s):%Y-%m-%d %H:%M}")
+        store.close()
+    if options.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    return 0
+
+
 def _since(text: str, now_s: float, option: str = "--since") -> float:
     """Seconds since the epoch of "1h" ago, or of a local date."""
     if found := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])", text.strip()):
@@ -762,12 +794,14 @@ def _model_name(settings: Settings, promoted: Path | None) -> str:
 
 def _show_model(store: Store, model: Model, as_json: bool) -> int:
     """What a version is, what came before it, and what it was measured at when it was made."""
+    from edgekws.model import builtin_models, manifests
+
     raw = model.raw
     sizes = {path.name: path.stat().st_size for path in sorted(model.path.iterdir())}
     widths = [layer[1] for layer in _layers(raw.get("spec", {}).get("layers", []))]
-    lineage, known = [str(raw.get("parent") or "")], _manifests(store)
+    lineage, known = [str(raw.get("parent") or "")], manifests((*builtin_models().values(), *store.models().values()))
     while lineage[-1] in known and len(lineage) <= len(known):
-        lineage.append(str(known[lineage[-1]].get("parent") or ""))
+        lineage.append(str(known[lineage[-1]][1].get("parent") or ""))
     lineage = [name for name in lineage if name]
     if as_json:
         facts = {"path": str(model.path), "widths": widths, "file_bytes": sizes, "lineage": lineage}
@@ -799,20 +833,6 @@ def _show_model(store: Store, model: Model, as_json: bool) -> int:
 def _layers(layers: Sequence[Any]) -> list[Any]:
     """The convolutions, those within residual blocks too, in order."""
     return [one for layer in layers for one in (_layers(layer["residual"]) if isinstance(layer, dict) else [layer])]
-
-
-def _manifests(store: Store) -> dict[str, Any]:
-    """By id, of every version that can be read here; their files are not checked."""
-    from edgekws.model import builtin_models
-
-    found = {}
-    for path in (*builtin_models().values(), *store.models().values()):
-        try:
-            raw = json.loads((path / "manifest.json").read_text())
-            found[str(raw["id"])] = raw
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
 
 
 def _flat(value: object) -> str:
@@ -1131,6 +1151,7 @@ def _adapt(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from edgekws import bench
+    from edgekws.values import Event
 
     if options.what == "adaptation":
         return _bench_adaptation(options)
@@ -1151,6 +1172,12 @@ def _bench(options: argparse.Namespace) -> int:
     if options.report:
         options.report.write_text(bench.report_markdown(rows))
         options.report.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    if options.model is None:  # of the model that listens, so `edgekws report` shows it
+        for row in rows:
+            if row["beside"] is None:
+                cost = {name: row[name] for name in ("backend", "energy_mj_per_hop", "why_no_energy", "cpu_s_per_audio_hour", "rss_mb")}
+                extra = {**cost, "p99_ms": row["latency_ms"]["p99"]}
+                _note(store, Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, model.id, "bench", extra=extra))
     if options.all and options.model is None and (found := bench.recommended(rows)):  # of the model that listens, not of any
         store.save_engine(found[0]["backend"])
         _say(f'edgekws: engine = "auto" is {found[0]["backend"]} on this machine from the next start on ({found[1]})')

@@ -45,6 +45,7 @@ from edgekws.engines import Engine, load_engine
 from edgekws.enrolment import embed, enrol
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
 from edgekws.model import Model
+from edgekws.pictures import new_figure, save
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 
 PROTOCOLS = ("stream", "paper")
@@ -856,14 +857,10 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     Raises:
         EdgekwsError: matplotlib is not installed, or the file cannot be written (PNG, SVG and PDF can).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EdgekwsError("plotting needs matplotlib, which is not installed. Try: pip install 'edgekws[plot]'") from error
     parts = {condition: part for condition, part in report["conditions"].items() if condition != "others"}
     columns = min(3, len(parts))
     rows = -(-len(parts) // columns)
-    figure = Figure(figsize=(5 * columns, 4 * rows + 0.6), layout="constrained")
+    figure = new_figure(5 * columns, 4 * rows + 0.6)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     for panel, (condition, part) in zip(panels, parts.items(), strict=False):
         for i, (keyword, entry) in enumerate(part["keywords"].items()):
@@ -889,7 +886,4 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     first.plot([], [], "ko", markersize=4, label="oracle threshold")
     first.plot([], [], "X", color="white", markersize=9, markeredgecolor="black", label="deployed threshold")
     figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=min(6, len(report["keywords"]) + 2), frameon=False)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise EdgekwsError(f"{path}: the picture cannot be written ({error}). PNG, SVG and PDF can be, in a folder that exists") from error
+    save(figure, path)

@@ -11,9 +11,10 @@ parity.npz           golden frames and embeddings: an engine must reproduce them
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -123,6 +124,16 @@ def load_model(path: Path) -> Model:
     for name, wanted in files.items():
         check_file(path / name, wanted)
     return model
+
+
+def manifests(folders: Iterable[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Id → directory and manifest of each version that can be read; their files are not checked."""
+    found = {}
+    for path in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            raw = json.loads((path / "manifest.json").read_text())
+            found[str(raw["id"])] = path, raw
+    return found
 
 
 def check_file(path: Path, wanted_sha256: str) -> None:

@@ -177,15 +177,35 @@ def as_json(event: Event) -> str:
 def as_line(event: Event, *, date: bool = False) -> str:
     """For people: time in the stream, or with `date` the local date and time."""
     when = f"{_utc(event.time_s).astimezone():%Y-%m-%d %H:%M:%S}" if date else f"{event.stream_s:9.2f} s"
+    return f"{when}  {words(event)}"
+
+
+def words(event: Event) -> str:
+    """What happened, for people."""
+    facts = event.extra
+    who = f"{event.keyword} ({event.speaker})" if event.speaker else event.keyword
+    if event.kind == "wake":
+        return f"{who}  score {event.score:.2f} / {event.threshold:.2f}  latency {event.latency_ms:.2f} ms"
     if event.kind == "model":
-        return f"{when}  {_model_line(event)}"
+        return _model_line(event)
     if event.kind == "round":
-        return f"{when}  {_round_line(event)}"
-    if event.kind != "wake":
-        facts = ", ".join(f"{name} {value}" for name, value in event.extra.items())
-        return f"{when}  {event.kind}: {facts}".rstrip(": ")
-    who = f" ({event.speaker})" if event.speaker else ""
-    return f"{when}  {event.keyword}{who}  score {event.score:.2f} / {event.threshold:.2f}  latency {event.latency_ms:.2f} ms"
+        return _round_line(event)
+    if event.kind == "gap" and facts.keys() == {"lost_ms"}:
+        return f"gap: {facts['lost_ms']} ms of audio were lost"
+    if event.kind == "reject" and "wake" in facts:
+        return f"reject: {who} was no wake, the user says (event {facts['wake']})"
+    if event.kind == "start" and facts.keys() == {"source"}:
+        return f"start: listening to {facts['source']} with {event.model}"
+    if event.kind == "stop" and "audio_s" in facts:
+        clips = facts.get("clips")
+        kept = f", {clips.get('cut')} clips kept to learn from" if isinstance(clips, dict) else ""
+        return f"stop: after {facts['audio_s']} s of audio, {facts.get('wakes')} wakes{kept}"
+    if event.kind == "bench" and "backend" in facts:
+        energy = facts.get("energy_mj_per_hop")
+        drawn = "energy not measured" if energy is None else f"{energy} mJ a hop"
+        return f"bench: {event.model} on {facts['backend']} takes {facts.get('cpu_s_per_audio_hour')} s of CPU time for an hour, {drawn}"
+    told = ", ".join(str(value) if name in ("reason", "error") else f"{name} {value}" for name, value in facts.items())
+    return f"{event.kind}: {told}".rstrip(": ")
 
 
 def _model_line(event: Event) -> str:

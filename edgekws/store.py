@@ -49,7 +49,7 @@ MIGRATIONS = (
     """
 CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, so that whoever follows the log can go on from one
-    kind TEXT NOT NULL,                    -- wake, gap, start, stop, reject
+    kind TEXT NOT NULL,                    -- wake, gap, deaf, start, stop, reject, model, round, bench
     time_s REAL NOT NULL,                  -- since the epoch, UTC
     stream_s REAL NOT NULL,
     keyword TEXT NOT NULL,

@@ -62,3 +62,20 @@ def null_sink(request, tmp_path):
     sink = NullSink(tmp_path, getattr(request, "param", 16_000))
     yield sink
     sink.kill()
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """`chromium(url, *flags)` opens a page in a headless browser: what it prints, and what it had to complain of."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("chromium not installed (apt-get install chromium)")
+
+    def look(url, *flags):
+        own = [f"--user-data-dir={tmp_path / 'chromium'}", "--enable-logging=stderr", "--virtual-time-budget=4000", "--hide-scrollbars"]
+        command = [program, "--headless", "--no-sandbox", "--disable-gpu", *own, *flags, url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+    return look

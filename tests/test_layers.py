@@ -13,19 +13,20 @@ PACKAGE = Path(edgekws.__file__).parent
 # From the ground up. Those of one line do not know each other; a package (audio, engines, training) is one unit.
 LAYERS = (
     ("values", "errors"),
-    ("audio", "config", "detector", "frontend", "power", "pseudo_labels", "store"),
+    ("audio", "config", "detector", "frontend", "power", "pictures", "pseudo_labels", "store"),
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
     ("control", "evaluation", "metrics", "mqtt", "promotion"),
     ("training",),
-    ("bench", "daemon", "doctor", "watch", "wyoming_server"),
+    ("bench", "daemon", "doctor", "report", "watch", "web", "wyoming_server"),
     ("cli",),
     ("__main__",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 VENDORS = {
     "cuda",
+    "jinja2",
     "jtop",
     "matplotlib",
     "onnx",

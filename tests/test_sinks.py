@@ -136,7 +136,7 @@ def test_lines_are_for_people_and_json_is_for_scripts():
         "latency_ms": 0.3,
         "model": "edge-1",
     }
-    assert as_line(GAP) == "     4.20 s  gap: lost_ms 120"
+    assert as_line(GAP) == "     4.20 s  gap: 120 ms of audio were lost"
 
 
 def test_the_store_sink_keeps_gaps_too(tmp_path):
