@@ -14,12 +14,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,9 +28,35 @@ from edgekws.errors import ModelError
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.values import HOP_MS, SAMPLE_RATE_HZ
 
-FORMAT = 1
+FORMAT = 2  # 1 had no states of two hops
 DEFAULT_MODEL = "edge"
 REQUIRED_FILES = ("model.onnx", "parity.npz")
+
+
+class State(NamedTuple):
+    """A tensor that a hop leaves for the next ones, float32: the graph's output `<name>_next`.
+
+    One hop later it is the graph's input `<name>`, and with two hops the input `<name>_2` of the hop after that one too: what only moves
+    on needs no copy. Zeros at the start of a stream.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    hops: int = 1
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The graph's names for it, the newest first."""
+        return f"{self.name}_next", self.name, *(f"{self.name}_{age}" for age in range(2, self.hops + 1))
+
+
+def turns(states: Sequence[State]) -> list[dict[str, tuple[int, int]]]:
+    """How an engine goes round its buffers, of which each state has one more than hops: hop by hop, tensor → (state, buffer)."""
+    count = math.lcm(*(state.hops + 1 for state in states))
+    return [
+        {name: (i, (turn - age) % (state.hops + 1)) for i, state in enumerate(states) for age, name in enumerate(state.tensors)}
+        for turn in range(count)
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,8 +69,7 @@ class Model:
     """ds-cnn-s, ds-cnn-m, ds-cnn-l, resnet15 or edge."""
     dim: int
     """Length of the embedding."""
-    states: tuple[tuple[str, tuple[int, ...]], ...]
-    """Name and shape of each state tensor of model.onnx, float32; zeros at the start of a stream."""
+    states: tuple[State, ...]
     parameters: int
     macs_per_s: int
     """Multiply-accumulates of the network for one second of audio."""
@@ -107,7 +133,7 @@ def load_model(path: Path) -> Model:
             path=path,
             network=str(raw["network"]),
             dim=int(raw["dim"]),
-            states=tuple((str(name), tuple(int(n) for n in shape)) for name, shape in raw["states"]),
+            states=tuple(State(str(name), tuple(int(n) for n in shape), *map(int, hops)) for name, shape, *hops in raw["states"]),
             parameters=int(raw["parameters"]),
             macs_per_s=int(raw["macs_per_s"]),
             receptive_field_ms=int(raw["receptive_field_ms"]),

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from edgekws.errors import ModelError
-from edgekws.model import FORMAT, builtin_models, find_model, load_model
+from edgekws.model import FORMAT, State, builtin_models, find_model, load_model, turns
 
 
 @pytest.fixture
@@ -55,6 +55,23 @@ def test_a_later_format_says_to_upgrade(copy):
 
     with pytest.raises(ModelError, match=f"format {FORMAT + 1}, this edgekws reads up to {FORMAT}. Upgrade edgekws"):
         load_model(copy)
+
+
+def test_states_of_the_first_format_last_one_hop(copy):
+    rewrite(copy, format=1, states=[["state_0", [2, 96]]])
+
+    assert load_model(copy).states == (State("state_0", (2, 96), 1),)
+
+
+def test_what_a_hop_leaves_is_read_at_the_next_hops_and_then_written_over():
+    states = [State("one", (1,)), State("two", (1,), 2)]
+    buffers: dict[tuple[int, int], int] = {}
+    read = []
+    for hop, turn in enumerate(2 * turns(states)):
+        read.append([buffers.get(turn[name]) for name in ("one", "two", "two_2")])
+        buffers[turn["one_next"]] = buffers[turn["two_next"]] = hop
+
+    assert read[2:] == [[hop - 1, hop - 1, hop - 2] for hop in range(2, 12)]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1,', b"\xff\xfe\x00"])

@@ -14,7 +14,7 @@ from edgekws.enrolment import embed, enrol
 from edgekws.errors import ModelError
 from edgekws.model import find_model, golden, load_model, write_manifest
 from edgekws.pipeline import Pipeline
-from edgekws.training.quantise import half, version
+from edgekws.training.quantise import half, moved_on, version
 from edgekws.values import AudioChunk
 
 DEMO = Path(str(resources.files("edgekws") / "demo"))
@@ -108,11 +108,11 @@ def test_float16_is_half_and_golden(tmp_path):
     model = load_model(find_model("edge"))
     small = half(model.path / "model.onnx", tmp_path / "half.onnx")
     session = ort.InferenceSession(str(small), providers=["CPUExecutionProvider"])
-    states = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()[1:]}
+    held = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()[1:]}
     off = 0.0
     for hop, wanted in zip(*golden(model), strict=True):
-        embedding, *after = session.run(None, {"frames": hop[None], **states})
-        states = dict(zip(states, after, strict=True))
+        embedding, *left = session.run(None, {"frames": hop[None], **held})
+        held = moved_on(model.states, held, left)
         off = max(off, float(np.abs(embedding[0] - wanted).max()))
 
     assert small.stat().st_size < 0.52 * (model.path / "model.onnx").stat().st_size

@@ -22,7 +22,7 @@ import numpy as np
 
 from edgekws.errors import EngineUnavailable
 from edgekws.frontend import HOP_FRAMES, N_MELS
-from edgekws.model import Model, graph
+from edgekws.model import Model, graph, turns
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def load(model: Model) -> TensorRtEngine:
 
 
 class TensorRtEngine:
-    """Two CUDA graphs, states A → B and B → A. Each copies the frames in, runs the network, and copies the embedding out."""
+    """Some CUDA graphs that are taken in turn, so that no state is ever copied. Each copies the frames in, runs the network, and copies
+    the embedding out."""
 
     name = "tensorrt"
 
@@ -92,8 +93,8 @@ class TensorRtEngine:
         self._device: list[int] = []
         self._pinned: list[int] = []
         shapes = {"frames": (1, HOP_FRAMES, N_MELS), "embedding": (1, model.dim)}
-        for name, shape in model.states:
-            shapes[name] = shapes[f"{name}_next"] = shape
+        for state in model.states:
+            shapes.update(dict.fromkeys(state.tensors, state.shape))
         names = [cuda_engine.get_tensor_name(i) for i in range(cuda_engine.num_io_tensors)]
         found = {name: tuple(cuda_engine.get_tensor_shape(name)) for name in names}
         if found != shapes:
@@ -104,16 +105,17 @@ class TensorRtEngine:
             self._frames = self._host(HOP_FRAMES * N_MELS)
             self._embedding = self._host(model.dim)
             frames, embedding = self._allocate(shapes["frames"]), self._allocate(shapes["embedding"])
-            self._states = [[(self._allocate(shape), int(np.prod(shape)) * 4) for _, shape in model.states] for _ in range(2)]
+            self._states = [
+                [(self._allocate(state.shape), int(np.prod(state.shape)) * 4) for _ in range(state.hops + 1)] for state in model.states
+            ]
             self.reset()
-            for source, target in ((0, 1), (1, 0)):
+            for turn in turns(model.states):
                 context = cuda_engine.create_execution_context()
                 if context is None:
                     raise EngineUnavailable(f"TensorRT made no execution context, most likely for want of GPU memory: {logger.told()}")
                 self._contexts.append(context)
                 addresses = {"frames": frames, "embedding": embedding}
-                for i, (name, _) in enumerate(model.states):
-                    addresses[name], addresses[f"{name}_next"] = self._states[source][i][0], self._states[target][i][0]
+                addresses |= {name: self._states[state][buffer][0] for name, (state, buffer) in turn.items()}
                 for name, address in addresses.items():
                     if not context.set_tensor_address(name, address):
                         raise EngineUnavailable(f"TensorRT does not take a buffer for {name}: {logger.told()}")
@@ -132,13 +134,13 @@ class TensorRtEngine:
         self._frames[:] = frames.reshape(-1)
         self._cuda("cudaGraphLaunch", self._graphs[self._turn], self._stream)
         self._cuda("cudaStreamSynchronize", self._stream)
-        self._turn ^= 1
+        self._turn = (self._turn + 1) % len(self._graphs)
         return self._embedding.copy()
 
     def reset(self) -> None:
         """Zero states: a new stream."""
-        for side in self._states:
-            for address, size in side:
+        for buffers in self._states:
+            for address, size in buffers:
                 self._cuda("cudaMemsetAsync", address, 0, size, self._stream)
         self._cuda("cudaStreamSynchronize", self._stream)
         self._turn = 0

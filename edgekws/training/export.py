@@ -12,7 +12,7 @@ import torch
 
 from edgekws.errors import ModelError
 from edgekws.frontend import HOP_FRAMES, N_MELS
-from edgekws.model import Model, load_model, write_manifest
+from edgekws.model import Model, State, load_model, write_manifest
 from edgekws.training.networks import CausalConv, Network, Residual
 
 OPSET = 17
@@ -34,7 +34,8 @@ class _Writer:
         self._helper, self._numpy_helper = helper, numpy_helper
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
-        self.states: list[tuple[str, tuple[int, ...]]] = []
+        self.states: list[State] = []
+        self.renamed: dict[str, str] = {}
 
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self.constants:
@@ -49,15 +50,22 @@ class _Writer:
         return output
 
     def remember(self, x: str, past: int, new: int, channels: int, *, flat: bool = False) -> str:
-        """A state of `past` rows before the `new` rows of x; the last `past` of them all become the next state.
+        """A state of `past` rows before the `new` rows of x. With `flat` the rows lie end to end: (1, (past + new) · channels).
 
-        With `flat` the rows, of which x is one, lie end to end: (1, (past + 1) · channels).
+        Where that is what the last one or two hops left, x itself is the next state: without cutting it out a hop of DS-CNN-L takes 8 %
+        less, of edge-small 12 %.
         """
         name = f"state_{len(self.states)}"
-        self.states.append((name, (1, past * channels) if flat else (past, channels)))
         axis, row = (1, channels) if flat else (0, 1)
-        joined = self.node("Concat", [name, x], f"{name}_joined", axis=axis)
-        self.node("Slice", [joined, self.ints(new * row), self.ints((past + new) * row), self.ints(axis)], f"{name}_next")
+        whole = past in (new, 2 * new)
+        rows = new if whole else past
+        state = State(name, (1, rows * channels) if flat else (rows, channels), past // rows)
+        self.states.append(state)
+        joined = self.node("Concat", [*reversed(state.tensors[1:]), x], f"{name}_joined", axis=axis)
+        if whole:
+            self.renamed[x] = state.tensors[0]
+        else:
+            self.node("Slice", [joined, self.ints(new * row), self.ints((past + new) * row), self.ints(axis)], state.tensors[0])
         return joined
 
     def relu(self, x: str, wanted: bool) -> str:
@@ -73,20 +81,24 @@ class _Writer:
         return self.relu(self.node("Conv", inputs, name, pads=pads, strides=strides, group=c.groups), relu)
 
     def conv(
-        self, layer: CausalConv, x: str, name: str, frames: int, freqs: int, *, relu: bool, taps: bool = False
+        self, layer: CausalConv, x: str, name: str, frames: int, freqs: int, *, relu: bool, taps: bool = False, shortcut: str = ""
     ) -> tuple[str, int, int]:
         """A layer over `frames` and `freqs` → its output, and how many frames and freqs that has.
 
-        With `taps` the rows are already those of the output's freqs, each with the kernel's taps in frequency side by side.
+        With `taps` the rows are already those of the output's freqs, each with the kernel's taps in frequency side by side. What is named
+        as `shortcut` is added before the ReLU.
         """
         c = layer.spec
         weight, bias = (t.detach().numpy() for t in layer.folded())  # (out, in / groups, kt, kf)
         if taps:
             c, weight = c._replace(c_in=c.kernel_f, kernel_f=1, stride_f=1), weight.transpose(0, 3, 2, 1)
         frames_out, freqs_out = frames // c.stride_t, -(-freqs // c.stride_f)
+        product = self.streaming and c.groups == c.kernel_f == c.stride_f == 1
+        if shortcut and not product:
+            x, frames, freqs = self.conv(layer, x, name, frames, freqs, relu=False)
+            return self.relu(self.node("Add", [x, shortcut], f"{name}_sum"), relu), frames, freqs
         if not self.streaming:
             return self.image(layer, x, name, freqs, layer.ring, relu=relu), frames_out, freqs_out
-        product = c.groups == c.kernel_f == c.stride_f == 1
         flat = product and frames * freqs == 1
         if layer.ring:
             x = self.remember(x, layer.ring * freqs, frames * freqs, c.c_in, flat=flat)
@@ -98,7 +110,10 @@ class _Writer:
                     x = self.node("Gather", [x, self.constant(f"{name}.rows", rows)], f"{name}_taken", axis=0)  # (T' · F, kt, in)
                 x = self.node("Reshape", [x, self.ints(frames_out * freqs, c.kernel_t * c.c_in)], f"{name}_flat")
             matrix = self.constant(f"{name}.weight", weight.transpose(0, 2, 3, 1).reshape(c.c_out, -1))  # (out, kt · in)
-            x = self.node("Gemm", [x, matrix, self.constant(f"{name}.bias", bias)], name, transB=1)
+            added = self.constant(f"{name}.bias", bias)
+            if shortcut:  # added with the bias, and the ReLU becomes a part of the product
+                added = self.node("Add", [shortcut, added], f"{name}_shortcut")
+            x = self.node("Gemm", [x, matrix, added], name, transB=1)
             return self.relu(x, relu), frames_out, freqs_out
         x = self.node("Reshape", [x, self.ints(1, layer.ring + frames, freqs, c.c_in)], f"{name}_nhwc")
         x = self.node("Transpose", [x], f"{name}_nchw", perm=[0, 3, 1, 2])
@@ -115,8 +130,8 @@ def _taps(network: Network, dct: np.ndarray) -> tuple[np.ndarray, int]:
     return np.concatenate([padded[:, f : f + first.spec.kernel_f] for f in starts], 1), len(starts)
 
 
-def to_onnx(network: Network, window_hops: int | None = None) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
-    """The streaming graph of one hop, frames (1, 4, 40) and states → embedding (1, dim) and states; and the states' names and shapes.
+def to_onnx(network: Network, window_hops: int | None = None) -> tuple[bytes, list[State]]:
+    """The streaming graph of one hop, frames (1, 4, 40) and states → embedding (1, dim) and states; and what the states are.
 
     With `window_hops`, at least the spec's `window_steps`: the same network over a whole window (1, 4 · window_hops, 40) that zeros
     come before, without states. This is what sliding a window computes again and again; the listener never does, benchmarks/ do.
@@ -146,8 +161,9 @@ def to_onnx(network: Network, window_hops: int | None = None) -> tuple[bytes, li
             y = x
             for j, inner in enumerate(layer.inner):
                 assert isinstance(inner, CausalConv)
-                y, frames, freqs = w.conv(inner, y, f"layer_{i}_{j}", frames, freqs, relu=inner.spec.relu)
-            x = w.node("Relu", [w.node("Add", [y, x], f"layer_{i}_sum")], f"layer_{i}")
+                last = {"relu": True, "shortcut": x} if j == len(layer.inner) - 1 else {"relu": inner.spec.relu}
+                y, frames, freqs = w.conv(inner, y, f"layer_{i}_{j}", frames, freqs, **last)
+            x = y
         else:
             assert isinstance(layer, CausalConv)
             taps = i == 0 and w.streaming and not mel
@@ -176,8 +192,11 @@ def to_onnx(network: Network, window_hops: int | None = None) -> tuple[bytes, li
     def tensor(name: str, shape: tuple[int, ...]) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-    inputs = [tensor("frames", (1, HOP_FRAMES * hops, N_MELS)), *(tensor(n, s) for n, s in w.states)]
-    outputs = [tensor("embedding", (1, network.dim)), *(tensor(f"{n}_next", s) for n, s in w.states)]
+    for node in w.nodes:
+        for names in (node.input, node.output):
+            names[:] = [w.renamed.get(name, name) for name in names]
+    inputs = [tensor("frames", (1, HOP_FRAMES * hops, N_MELS)), *(tensor(n, s.shape) for s in w.states for n in s.tensors[1:])]
+    outputs = [tensor("embedding", (1, network.dim)), *(tensor(s.tensors[0], s.shape) for s in w.states)]
     graph = helper.make_graph(w.nodes, "edgekws", inputs, outputs, list(w.constants.values()))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9, producer_name="edgekws")
     checker.check_model(model)
@@ -216,7 +235,7 @@ def save_model(network: Network, path: Path, *, id: str, name: str, golden_frame
                 "network": name,
                 "spec": network.spec,
                 "dim": network.dim,
-                "states": [[n, list(s)] for n, s in states],
+                "states": states,
                 "parameters": network.parameter_count(),
                 "macs_per_s": network.macs_per_s(),
                 "receptive_field_ms": network.receptive_field_ms(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from edgekws.engines import onnxruntime_engine
 from edgekws.errors import ModelError
-from edgekws.model import Model, golden, load_model, write_manifest
+from edgekws.model import Model, State, golden, load_model, write_manifest
 
 CALIBRATION_HOPS = 2000  # at most: 160 s of audio
 
@@ -43,6 +44,7 @@ def half(model_onnx: Path, out: Path) -> Path:
         after = [name for name in node.output if name in outputs]
         node.output[:] = [f"{name}_half" if name in outputs else name for name in node.output]
         nodes += [node, *(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT) for name in after)]
+        casts |= {name: f"{name}_half" for name in after}
     del whole.node[:]
     whole.node.extend(nodes)
     onnx.checker.check_model(model)
@@ -50,7 +52,7 @@ def half(model_onnx: Path, out: Path) -> Path:
     return out
 
 
-def quantise(model_onnx: Path, frames: np.ndarray, out: Path) -> Path:
+def quantise(model_onnx: Path, states: Sequence[State], frames: np.ndarray, out: Path) -> Path:
     """Products of matrices and dense convolutions in INT8; the rest, with few of the weights, stays float32.
 
     Args:
@@ -71,7 +73,7 @@ def quantise(model_onnx: Path, frames: np.ndarray, out: Path) -> Path:
         quantize_static(
             plain,
             out,
-            _Stream(plain, frames[:CALIBRATION_HOPS]),
+            _Stream(plain, states, frames[:CALIBRATION_HOPS]),
             quant_format=QuantFormat.QDQ,
             calibrate_method=CalibrationMethod.MinMax,
             per_channel=True,
@@ -108,7 +110,8 @@ def version(model: Model, path: Path, *, id: str, precision: str, frames: np.nda
             half(new / "model.onnx", new / "model_fp16.onnx")
         else:
             facts["precision"] = "int8"
-            quantise(new / "model.onnx", np.zeros((0, 4, 40), np.float32) if frames is None else frames, new / "model_int8.onnx")
+            heard = np.zeros((0, 4, 40), np.float32) if frames is None else frames
+            quantise(new / "model.onnx", model.states, heard, new / "model_int8.onnx")
             write_manifest(new, facts)
             hops, _ = golden(model)
             engine = onnxruntime_engine.load(load_model(new))
@@ -156,22 +159,33 @@ def _biases_apart(model: Any) -> tuple[Any, list[str]]:
     return model, chosen
 
 
+def moved_on(states: Sequence[State], held: Mapping[str, np.ndarray], left: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The graph's state inputs one hop after they were `held`, when it `left` an output for each state."""
+    return {
+        name: value
+        for state, newest in zip(states, left, strict=True)
+        for name, value in zip(state.tensors[1:], [newest, *(held[one] for one in state.tensors[1:-1])], strict=True)
+    }
+
+
 class _Stream:
     """What the calibration reads: hop after hop with the states that the network has by then."""
 
-    def __init__(self, model_onnx: Path, frames: np.ndarray) -> None:
+    def __init__(self, model_onnx: Path, states: Sequence[State], frames: np.ndarray) -> None:
         import onnxruntime as ort
 
         self._session = ort.InferenceSession(str(model_onnx), providers=["CPUExecutionProvider"])
-        self._states = {one.name: np.zeros(one.shape, np.float32) for one in self._session.get_inputs() if one.name != "frames"}
+        self._states = states
+        self._held = {name: np.zeros(state.shape, np.float32) for state in states for name in state.tensors[1:]}
         self._hops = iter(frames)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         hop = next(self._hops, None)
         if hop is None:
             return None
-        feed = {"frames": np.asarray(hop[None], np.float32), **self._states}
-        self._states = dict(zip(self._states, self._session.run([f"{name}_next" for name in self._states], feed), strict=True))
+        feed = {"frames": np.asarray(hop[None], np.float32), **self._held}
+        left = self._session.run([state.tensors[0] for state in self._states], feed)
+        self._held = moved_on(self._states, self._held, left)
         return feed
 
     def __iter__(self) -> _Stream:
