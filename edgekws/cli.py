@@ -380,7 +380,7 @@ def _loader(settings: Settings, options: argparse.Namespace, store: Store) -> Ca
 def _reread(old: Settings, config: Path | None) -> Settings:
     """What a running listener can take up of the settings: model, detector and keywords."""
     new = load_settings(config)
-    fixed = [name for name in ("audio", "store", "sinks", "mqtt", "metrics", "learning") if getattr(new, name) != getattr(old, name)]
+    fixed = [name for name in ("audio", "store", "sinks", "mqtt", "metrics", "web", "learning") if getattr(new, name) != getattr(old, name)]
     if fixed:
         log.warning("what changed in [%s] takes effect when the listener is started again", "], [".join(fixed))
     return dataclasses.replace(new, **{name: getattr(old, name) for name in fixed})
@@ -493,7 +493,14 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     if pipeline.labels is not None:
         _say(f"clips to learn from are kept in {store.root / 'clips'} ([learning] keep_audio, edgekws clips)")
     start_s = time.monotonic()
-    heard = _listen(source, pipeline, updates.model, sinks, updates, status, stored.keep)
+    with contextlib.ExitStack() as beside:
+        if settings.web.port:
+            from edgekws.web import LivePage
+
+            page = LivePage(settings.web.host, settings.web.port, status.report, pipeline, _store(settings))
+            beside.callback(page.close)
+            _say(f"shown at {page.url}")
+        heard = _listen(source, pipeline, updates.model, sinks, updates, status, stored.keep)
     gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
     _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0

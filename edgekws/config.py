@@ -138,6 +138,17 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class WebSettings:
+    """A page at http://HOST:PORT/ that shows what the listener does just now, and where a wake can be marked as wrong."""
+
+    port: int = _number(0, 0, 65535)
+    """0 = none. Whoever has an account on this machine can open it."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Beyond loopback everybody on that network sees, without a password, what woke and when, and nothing can be
+    marked. To look from another machine rather use `ssh -L 8080:127.0.0.1:PORT`."""
+
+
+@dataclass(frozen=True)
 class LearningSettings:
     """What the listener keeps to learn from. It stays on this device, below the state directory, which only its owner may read."""
 
@@ -161,6 +172,7 @@ class Settings:
     sinks: SinkSettings = SinkSettings()
     mqtt: MqttSettings = MqttSettings()
     metrics: MetricsSettings = MetricsSettings()
+    web: WebSettings = WebSettings()
     learning: LearningSettings = LearningSettings()
     keyword: Mapping[str, KeywordSettings] = field(default_factory=lambda: MappingProxyType({}))
     """Options by keyword; a keyword that is not here has the defaults."""

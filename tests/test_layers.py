@@ -17,9 +17,9 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
-    ("control", "evaluation", "metrics", "mqtt", "promotion"),
+    ("control", "evaluation", "metrics", "mqtt", "promotion", "web"),
     ("training",),
-    ("bench", "daemon", "doctor", "report", "watch", "web", "wyoming_server"),
+    ("bench", "daemon", "doctor", "report", "watch", "wyoming_server"),
     ("cli",),
     ("__main__",),
 )

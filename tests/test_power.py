@@ -35,6 +35,7 @@ from edgekws.power import (
     tegrastats,
     whole,
 )
+from edgekws.power.gauge import Gauge
 from edgekws.power.per_hop import per_hop
 
 # address, hwmon, shunt in µΩ, channels of label, mV, mA
@@ -805,3 +806,35 @@ def test_a_real_jtop_service_is_read_and_checked_against_sysfs(jtop_service):
     assert joules is None
     assert "jtop" in why_not
     client.communicate(timeout=30)
+
+
+def test_a_gauge_shows_what_the_chip_reads_once_a_second(tmp_path):
+    jetson(tmp_path, ORIN_NANO)
+    clock = {"now_s": 100.0}
+    gauge = Gauge(tmp_path, lambda: clock["now_s"])
+    assert (gauge.name, round(gauge.mw())) == ("ina3221 VDD_IN", 4775)
+
+    channel(tmp_path, "curr1_input").write_text("1000\n")
+    assert round(gauge.mw()) == 4775
+    clock["now_s"] += 1.0
+    assert round(gauge.mw()) == 5016
+
+
+def test_a_gauge_makes_the_mean_of_a_counter_s_steps(tmp_path):
+    x86(tmp_path)
+    clock = {"now_s": 100.0}
+    gauge = Gauge(tmp_path, lambda: clock["now_s"])
+    assert (gauge.name, gauge.mw()) == ("rapl package-0 + package-0/dram", None)
+
+    clock["now_s"] += 2.0
+    set_counters(tmp_path, package=12_000_000, dram=2_000_000)
+    assert gauge.mw() == 7000.0
+    clock["now_s"] += 3600.0
+    assert gauge.mw() is None  # the counter may have begun again since
+
+
+def test_a_gauge_without_a_meter_says_why(tmp_path):
+    gauge = Gauge(tmp_path)
+
+    assert (gauge.mw(), gauge.name) == (None, "")
+    assert "ina3221" in gauge.why
