@@ -2,6 +2,9 @@
 
     python benchmarks/jetson.py [--networks ds-cnn-l …] [--compression 0.75] [--repeats 5] [--corpus DIR] [--save]
 
+On a board that deploy/install.sh set up, with NVIDIA's torch: /opt/edgekws/venv/bin/python. With a meter it takes some hours, and says
+what it is at; with --save each row is kept as soon as it is measured.
+
 Everything is measured twice in turn: with the network that adapting the weights alone leaves as it is, and with one that has lost the
 share `compression` of its parameters, all layers alike, widths in multiples of 8. Ratios are of medians, first over second, so above 1
 the pruned one is cheaper. Weights are untrained, as they do not change the cost.
@@ -19,12 +22,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +52,7 @@ THEIRS = {  # (phase, device) → latency and energy, weights-only over pruned
     ("inference", "cpu"): (1.93, 2.07),
 }
 TRAINING_STEPS = 5  # in one pass
+NO_TORCH = "torch is not installed (on a Jetson NVIDIA's own, else pip install 'edgekws[train]')"
 RESULTS = Path(__file__).parent / "results" / "jetson.jsonl"
 
 
@@ -60,20 +65,37 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="for whole rounds: a directory with a manifest.csv")
     parser.add_argument("--save", action="store_true", help="append to benchmarks/results/jetson.jsonl")
     arguments = parser.parse_args()
-    rows = []
-    for name in arguments.networks:
-        with tempfile.TemporaryDirectory() as folder:
-            pair = export(name, arguments.compression, Path(folder))
-            for device in ("cpu", "gpu"):
-                rows.append(training(name, pair, device, arguments.repeats, arguments.window_s))
-                rows.append(inference(name, pair, device, arguments.repeats, arguments.window_s))
-    rows.append(adaptation(arguments.corpus, arguments.compression))
     here = {**bench.host(), **conditions()}
-    print(page(rows, here))
-    if arguments.save:
-        with RESULTS.open("a") as file:
-            for row in rows:
+    rows = []
+    for row in measure(arguments.networks, arguments.compression, arguments.repeats, arguments.window_s, arguments.corpus):
+        rows.append(row)
+        if arguments.save:
+            with RESULTS.open("a") as file:
                 print(json.dumps({"benchmark": "jetson", "compression": arguments.compression, **row, "host": here}), file=file)
+    print(page(rows, here))
+
+
+def measure(networks: Sequence[str], compression: float, repeats: int, window_s: float, corpus: Path | None) -> Iterator[dict[str, Any]]:
+    """The rows of the table, one by one; one that fails holds the reason, and the others come all the same."""
+    phases = {"training": training, "inference": inference}
+    jobs: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in networks:
+            pair = functools.cache(functools.partial(export, name, compression, Path(folder) / name))
+            for device in ("cpu", "gpu"):
+                for phase, run in phases.items():
+                    row = {"network": name, "phase": phase, "device": device}
+                    jobs.append((row, lambda run=run, pair=pair, device=device: run(pair(), device, repeats, window_s)))
+        jobs.append(({"network": "edge", "phase": "round", "device": "cpu"}, lambda: adaptation(corpus, compression)))
+        for i, (row, run) in enumerate(jobs, 1):
+            print(f"{i} of {len(jobs)}: {row['network']}, {row['phase']} on {row['device']}", file=sys.stderr, flush=True)
+            try:
+                row |= run()
+            except Exception as error:  # hours of other rows must not fall with it
+                known = isinstance(error, EdgekwsError)
+                why = str(error).splitlines()[-1].strip() if known else f"{type(error).__name__}: {error}"
+                row |= {"why_no_latency": why, "why_no_energy": why}
+            yield row
 
 
 def narrowed(spec: Mapping[str, Any], compression: float) -> dict[str, Any]:
@@ -97,7 +119,10 @@ def narrowed(spec: Mapping[str, Any], compression: float) -> dict[str, Any]:
 
 def export(name: str, compression: float, folder: Path) -> dict[str, Model]:
     """The network as it is and narrowed, untrained, as model directories."""
-    import torch
+    try:
+        import torch
+    except ImportError:
+        raise EdgekwsError(NO_TORCH) from None
 
     from edgekws.training.export import save_model
     from edgekws.training.networks import Network, spec
@@ -112,38 +137,32 @@ def export(name: str, compression: float, folder: Path) -> dict[str, Model]:
     }
 
 
-def inference(name: str, pair: Mapping[str, Model], device: str, repeats: int, window_s: float) -> dict[str, Any]:
+def inference(pair: Mapping[str, Model], device: str, repeats: int, window_s: float) -> dict[str, Any]:
     """One hop through the network, by the first engine of that device that runs here."""
-    engines = [one for one in ORDER if ("tensorrt" in one or "cuda" in one) == (device == "gpu")]
-    row = {"network": name, "phase": "inference", "device": device, "parameters": parameters(pair)}
-    why = "this version of edgekws has no engine for it"
+    why = []
     with tempfile.TemporaryDirectory() as folder:
         pcm = Path(folder) / "audio.pcm"
         pcm.write_bytes(bench.audio(20.0).tobytes())
-        for engine in engines:
+        for engine in (one for one in ORDER if ("tensorrt" in one or "cuda" in one) == (device == "gpu")):
             try:
                 with ExitStack() as stack:
                     workers = {arm: stack.enter_context(bench.listener(model, engine, pcm)) for arm, model in pair.items()}
-                    row["precision"] = workers["pruned"].facts["precision"]
                     found = compare(workers, "network", f"steady_network {window_s}", device, repeats, window_s)
-                    return {**row, "engine": engine, **found}
+                    precision = workers["pruned"].facts["precision"]
+                    return {"parameters": parameters(pair), "engine": engine, "precision": precision, **found}
             except EdgekwsError as error:
-                why = str(error).splitlines()[-1].strip()
-    return {**row, "why_no_latency": why, "why_no_energy": why}
+                why.append(str(error).splitlines()[-1].strip())
+    raise EdgekwsError("; ".join(why))
 
 
-def training(name: str, pair: Mapping[str, Model], device: str, repeats: int, window_s: float) -> dict[str, Any]:
+def training(pair: Mapping[str, Model], device: str, repeats: int, window_s: float) -> dict[str, Any]:
     """One step of training."""
-    row = {"network": name, "phase": "training", "device": device, "parameters": parameters(pair)}
-    try:
-        with ExitStack() as stack:
-            workers = {
-                arm: stack.enter_context(bench.Worker([__file__, "--serve-training", json.dumps(model.raw["spec"]), device]))
-                for arm, model in pair.items()
-            }
-            return {**row, **compare(workers, "steps", f"steady {window_s}", device, repeats, window_s)}
-    except EdgekwsError as error:
-        return {**row, "why_no_latency": str(error), "why_no_energy": str(error)}
+    with ExitStack() as stack:
+        workers = {
+            arm: stack.enter_context(bench.Worker([__file__, "--serve-training", json.dumps(model.raw["spec"]), device]))
+            for arm, model in pair.items()
+        }
+        return {"parameters": parameters(pair), **compare(workers, "steps", f"steady {window_s}", device, repeats, window_s)}
 
 
 def compare(workers: Mapping[str, bench.Worker], timed: str, steady: str, device: str, repeats: int, window_s: float) -> dict[str, Any]:
@@ -155,14 +174,17 @@ def compare(workers: Mapping[str, bench.Worker], timed: str, steady: str, device
             if repeat:  # the first one warms up
                 latency_ms[arm].append(float(np.median(reading.latency_ms)))
     arms: dict[str, dict[str, Any]] = {arm: {"ms": round(median(found), 4), "mj": None} for arm, found in latency_ms.items()}
-    meter = load_meter(gpu=device == "gpu")
-    why = meter.why if isinstance(meter, NoMeter) else ""
-    for arm, worker in () if why else workers.items():
-        modes, power_modes = bench.energy_windows(worker, {"steady": steady}, meter, repeats, window_s)
-        arms[arm]["mj"] = modes["steady"]["mj_per_hop_above_idle"]
-        why = why or modes["steady"]["why_not"] or ("the power mode changed meanwhile" if len(power_modes) > 1 else "")
-    meter.close()
-    return {**arms, "meter": meter.name, **ratios(arms), "why_no_energy": why or None}
+    now = conditions()
+    with closing(load_meter(gpu=device == "gpu")) as meter:
+        why = meter.why if isinstance(meter, NoMeter) else ""
+        for arm, worker in () if why else workers.items():
+            modes, power_modes = bench.energy_windows(worker, {"steady": steady}, meter, repeats, window_s)
+            now = modes["steady"].get("conditions", now)
+            if len(power_modes) > 1:
+                why = why or f"the power mode changed meanwhile ({', '.join(power_modes)})"
+            else:
+                arms[arm]["mj"], why = modes["steady"]["mj_per_hop_above_idle"], why or modes["steady"]["why_not"]
+    return {**arms, "meter": meter.name, "conditions": now, **ratios(arms), "why_no_energy": why or None}
 
 
 def ratios(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -174,27 +196,25 @@ def ratios(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
 
 def adaptation(corpus: Path | None, compression: float) -> dict[str, Any]:
     """Whole rounds, as `edgekws bench adaptation` measures them."""
-    row = {"network": "edge", "phase": "round", "device": "cpu"}
+    if corpus is None:
+        raise EdgekwsError("not asked for: --corpus DIR")
     command = [sys.executable, "-m", "edgekws", "bench", "adaptation", "--corpus", str(corpus), "--users", "2", "--networks", "edge"]
     command += ["--arms", "weights-only", "onda1-hap", "--compression", f"{1 / (1 - compression):g}", "--json"]
-    if corpus is None:
-        why = "not asked for: --corpus DIR"
-    else:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            found = json.loads(done.stdout)
-            arms = {}
-            for arm, label in (("weights_only", "weights-only"), ("pruned", "onda1-hap")):
-                rounds = [one for one in found if one["arm"] == label and one.get("round_s")]
-                if not rounds:
-                    why = f"no round of {label} among its {len(found)} rows"
-                    return {**row, "why_no_latency": why, "why_no_energy": why}
-                joules = [one["energy_j"] for one in rounds if one["energy_j"] is not None]
-                mj = median(joules) * 1000 if len(joules) == len(rounds) else None
-                arms[arm] = {"ms": median(one["round_s"] for one in rounds) * 1000, "mj": mj}
-            return {**row, **arms, **ratios(arms), "why_no_energy": None if arms["pruned"]["mj"] else "no energy in its rows"}
-        why = (done.stderr.strip().splitlines() or ["edgekws bench adaptation failed"])[-1]
-    return {**row, "why_no_latency": why, "why_no_energy": why}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # its progress and its errors are to be seen
+    if done.returncode:
+        raise EdgekwsError(f"edgekws bench adaptation ended with exit code {done.returncode}; what it said stands above")
+    rows, why = json.loads(done.stdout), None
+    arms: dict[str, dict[str, Any]] = {}
+    counts: dict[str, int] = {}
+    for arm, label in (("weights_only", "weights-only"), ("pruned", "onda1-hap")):
+        rounds = [one for one in rows if one["arm"] == label and one.get("round_s")]
+        if not rounds:
+            raise EdgekwsError(f"no round of {label} among its {len(rows)} rows")
+        why = why or next((one["why_no_energy"] for one in rounds if one["energy_j"] is None), None)
+        mj = None if why else median(one["energy_j"] for one in rounds) * 1000
+        arms[arm] = {"ms": median(one["round_s"] for one in rounds) * 1000, "mj": mj}
+        counts[arm] = round(median(one["parameters"] for one in rounds))
+    return {"parameters": counts, **arms, **ratios(arms), "why_no_energy": why}
 
 
 def parameters(pair: Mapping[str, Model]) -> dict[str, int]:
@@ -245,8 +265,8 @@ def page(rows: list[dict[str, Any]], here: Mapping[str, Any]) -> str:
             ]
         )
     reasons = [f"- {'; '.join(what)}: {why}" for why, what in missing.items()]
-    host = bench.table([["what", "value"], *([name, str(value)] for name, value in here.items())])
-    return "\n".join([*bench.table(cells), "", *(["Not measured here:", "", *reasons, ""] if reasons else []), *host])
+    told = ["Not measured here:", "", *reasons, ""] if reasons else []
+    return "\n".join([*bench.table(cells), "", *told, *bench.host_table(here)])
 
 
 def serve_training(spec: str, device: str) -> None:
@@ -254,7 +274,7 @@ def serve_training(spec: str, device: str) -> None:
     try:
         import torch
     except ImportError:
-        raise EdgekwsError("torch is not installed (on a Jetson NVIDIA's own, else pip install 'edgekws[train]')") from None
+        raise EdgekwsError(NO_TORCH) from None
     if device == "gpu" and not torch.cuda.is_available():
         raise EdgekwsError("this torch finds no CUDA GPU")
     from edgekws.training.load import stepper

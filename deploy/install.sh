@@ -37,7 +37,8 @@ fail() {
   exit 1
 }
 do_() { # a step: said, and done
-  echo "+$(printf ' %q' "$@")"
+  step="$(printf ' %q' "$@")"
+  echo "+$step"
   [ -n "$dry" ] || "$@"
 }
 [ -n "$dry" ] || [ "$(id -u)" = 0 ] || fail "this needs root: sudo bash deploy/install.sh. --dry-run shows what it would do"
@@ -49,7 +50,8 @@ if [ "$action" = uninstall ]; then
     /usr/lib/sysusers.d/edgekws.conf /usr/local/bin/edgekws "$home"
   do_ systemctl daemon-reload
   if [ -n "$purge" ]; then
-    do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-adapt.timer.d"
+    do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-adapt.timer.d" \
+      /var/lib/systemd/timers/stamp-edgekws-adapt.timer
     if getent passwd edgekws >/dev/null; then do_ userdel edgekws; fi
     if getent group edgekws >/dev/null; then do_ groupdel edgekws; fi
   else
@@ -76,15 +78,36 @@ if [ "$(dpkg-query -W -f='${db:Status-Status}' edgekws 2>/dev/null)" = installed
   fail "edgekws is here as a Debian package already. Remove that first: sudo apt-get remove edgekws (state and settings stay)"
 fi
 
-do_ apt-get install -y --no-install-recommends python3-venv libportaudio2 libasound2-plugins
-[ -x "$python" ] || do_ /usr/bin/python3 -m venv --system-site-packages "$home/venv"
-pip=("$python" -m pip install --disable-pip-version-check --quiet "${constraints[@]}")
-# No [jetson]: jtop's client must be of the version of its service, so that of the board is used.
-do_ "${pip[@]}" --upgrade .
+step=
+trap '[ $? = 0 ] || echo "install.sh stopped at:$step
+An edgekws that was here goes on listening as it was. The same command goes on from there; uninstall takes away what there is." >&2' EXIT
+
+packages=()
+for one in python3-venv libportaudio2 libasound2-plugins; do
+  [ "$(dpkg-query -W -f='${db:Status-Status}' "$one" 2>/dev/null)" = installed ] || packages+=("$one")
+done
+if [ ${#packages[@]} -gt 0 ]; then
+  do_ apt-get update --quiet
+  do_ env DEBIAN_FRONTEND=noninteractive apt-get install -y --quiet --no-install-recommends "${packages[@]}"
+fi
+# Anew where making it was cut short, or where the system has another Python since.
+has_pip='import pip, sys; sys.exit(sys.prefix == sys.base_prefix)'
+"$python" -c "$has_pip" 2>/dev/null || do_ /usr/bin/python3 -m venv --clear --system-site-packages "$home/venv"
+pip=("$python" -m pip install --disable-pip-version-check "${constraints[@]}")
+# With JetPack the bindings of CUDA that the TensorRT engine needs. No [jetson]: jtop's client must be of the version of its service, so
+# that of the board is used.
+do_ "${pip[@]}" --upgrade ".${jetpack:+[gpu]}"
+# Whatever torch is there already, in the system or here, and be it newer.
 case $torch in
 '') ;;
-*.whl) do_ "${pip[@]}" "$torch" ;;
-*) do_ "${pip[@]}" --index-url "$torch" torch ;;
+*.whl)
+  do_ "${pip[@]}" --force-reinstall --no-deps "$torch"
+  do_ "${pip[@]}" "$torch"
+  ;;
+*)
+  do_ "${pip[@]}" --force-reinstall --no-deps --index-url "$torch" torch
+  do_ "${pip[@]}" --index-url "$torch" torch
+  ;;
 esac
 # Learning only where there is a torch, and pip is held to that one.
 find_torch='from importlib.metadata import version; print(version("torch"))'
@@ -94,13 +117,10 @@ for one in "$python" /usr/bin/python3; do
 done
 if [ -n "$dry" ] && [ -n "$torch" ]; then version=of-that-index; fi
 if [ -n "$version" ]; then
-  pinned=$(mktemp)
-  trap 'rm -f "$pinned"' EXIT
-  echo "torch==$version" >"$pinned"
-  do_ "${pip[@]}" --constraint "$pinned" '.[train]'
+  do_ "${pip[@]}" '.[train]' "torch==$version"
 fi
 if [ -n "$jetpack" ]; then
-  do_ "$python" -c 'import numpy; assert numpy.__version__ < "2", f"numpy {numpy.__version__}: JetPack has packages compiled against 1.x"'
+  do_ "$python" -c 'import numpy, sys; numpy.__version__ < "2" or sys.exit(f"numpy {numpy.__version__}: JetPack has packages compiled against 1.x")'
 fi
 
 do_ install -D -m 644 systemd/edgekws.sysusers /usr/lib/sysusers.d/edgekws.conf
@@ -119,4 +139,4 @@ do_ systemctl enable edgekws.service
 do_ systemctl restart edgekws.service
 [ -z "$version" ] || do_ systemctl enable --now edgekws-adapt.timer
 do_ runuser -u edgekws -- /usr/local/bin/edgekws doctor || true
-echo "it listens: journalctl -fu edgekws. Your own word: sudo -u edgekws edgekws enroll \"hey kitchen\" a.wav b.wav c.wav, then sudo systemctl restart edgekws"
+echo "it listens: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"

@@ -479,7 +479,7 @@ def report_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         "## Host",
         "",
-        *table([["what", "value"], *([name, str(value)] for name, value in here.items())]),
+        *host_table(here),
         "",
     ]
     return "\n".join(lines)
@@ -489,6 +489,11 @@ def table(cells: Sequence[Sequence[str]]) -> list[str]:
     """Rows of Markdown, the first one the head."""
     head, *rest = [f"| {' | '.join(one)} |" for one in cells]
     return [head, "|" + " --- |" * len(cells[0]), *rest]
+
+
+def host_table(here: Mapping[str, Any]) -> list[str]:
+    """The fingerprint as a table of Markdown."""
+    return table([["what", "value"], *([name, "not known" if value in (None, {}) else str(value)] for name, value in here.items())])
 
 
 def audio(seconds: float) -> np.ndarray:
@@ -514,6 +519,7 @@ def host() -> dict[str, Any]:
             cpu = found[0].split(":")[-1].strip(" \t\0")
             break
     l4t = Path("/etc/nv_tegra_release")
+    cards = [file.read_text().splitlines()[0] for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
     try:
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -522,6 +528,8 @@ def host() -> dict[str, Any]:
         "cpu": cpu,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "memory_mb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6),
+        "gpu": ", ".join(card.removeprefix("Model:").strip() for card in cards) or None,
         "os": f"{system}, kernel {platform.release()}",
         "python": platform.python_version(),
         "numpy": np.__version__,

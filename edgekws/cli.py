@@ -610,15 +610,14 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     from edgekws.audio import read_recording
     from edgekws.engines import load_engine
 
+    recordings = []
+    for path in options.files:  # before _store: `sudo edgekws enroll ~/a.wav` may read a home that the service may not
+        recordings.append(read_recording(path))
+        enrolment.check(recordings[-1], str(path))
     store = _store(settings)
     model = _model(settings, store, options.model)
     engine = load_engine(model, _backend(settings, store), fall_back=True)
-    if options.files:
-        recordings = []
-        for path in options.files:
-            recordings.append(read_recording(path))
-            enrolment.check(recordings[-1], str(path))
-    else:
+    if not recordings:
         recordings = _record(keyword, options.source or settings.audio.source)
     made = enrolment.enrol(keyword, speaker, recordings, engine, model, only_enrolled=options.only_enrolled)
     store.save_enrolment(keyword, speaker, recordings, only_enrolled=options.only_enrolled)

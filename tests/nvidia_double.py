@@ -269,9 +269,14 @@ class Trt:
                     return None
                 return Context(self)
 
+        def made(kind):
+            if kind in refuses:  # as pybind11 tells that the library gave no object
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+
         class Runtime:
             def __init__(self, log):
                 self._log = log
+                made("Runtime")
 
             def deserialize_cuda_engine(self, plan):
                 head, onnx = plan.split(b"\n", 1)
@@ -310,6 +315,7 @@ class Trt:
         class OnnxParser:
             def __init__(self, network, log):
                 self._network, self._errors = network, []
+                made("OnnxParser")
 
             def parse(self, onnx):
                 self._network.onnx = onnx
@@ -327,6 +333,9 @@ class Trt:
         class Builder:
             def __init__(self, log):
                 self._log = log
+                if "Builder" in refuses:
+                    log.log(_Severity.ERROR, "CUDA initialization failure with error: 2")
+                made("Builder")
 
             def create_network(self, flags):
                 assert flags == 1 << Trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED

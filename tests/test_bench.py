@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -399,3 +399,61 @@ def test_the_jetsons_table_has_our_columns_and_says_what_is_missing():
     assert re.search(r"^\| edge-small \| training \| cpu \| 87408 → 24904 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| 1\.52 \|", output, re.MULTILINE)
     assert re.search(r"^\| edge-small \| inference \| cpu \(onnxruntime fp32\) .* \| 1\.93 \|", output, re.MULTILINE)
     assert "edge, round on cpu: latency and energy: not asked for: --corpus DIR" in output
+
+
+@pytest.fixture
+def jetson():
+    pytest.importorskip("torch")
+    spec = spec_from_file_location("jetson", BENCHMARKS / "jetson.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_row_of_the_jetsons_table_that_fails_leaves_the_others(jetson, monkeypatch):
+    def training(pair, device, repeats, window_s):
+        if device == "gpu":
+            raise RuntimeError("CUDA out of memory")
+        return {
+            "weights_only": {"ms": 8.0, "mj": None},
+            "pruned": {"ms": 4.0, "mj": None},
+            "latency_ratio": 2.0,
+            "why_no_energy": "no meter",
+        }
+
+    monkeypatch.setattr(jetson, "training", training)
+    rows = list(jetson.measure(["edge-small"], 0.75, 1, 0.1, None))
+    page = jetson.page(rows, {"cpu": "one", "l4t": None})
+
+    assert [(row["phase"], row["device"], "weights_only" in row) for row in rows] == [
+        ("training", "cpu", True),
+        ("inference", "cpu", True),
+        ("training", "gpu", False),
+        ("inference", "gpu", False),
+        ("round", "cpu", False),
+    ]
+    assert "| edge-small | training | cpu | - | 8.000 | 4.000 | 2.00 | 1.52 | - | - | - | 1.64 |" in page
+    assert "- edge-small, training on gpu: latency and energy: RuntimeError: CUDA out of memory" in page
+    assert "| l4t | not known |" in page
+
+
+def test_where_there_is_a_meter_the_jetsons_table_has_energy(jetson, monkeypatch, tmp_path):
+    class Meter(Busy):
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("edgekws.power.recording.GAP_S", 60.0)
+    monkeypatch.setattr(jetson, "load_meter", lambda gpu: Meter())
+    found = jetson.inference(jetson.export("edge-small", 0.75, tmp_path), "cpu", 1, 1.0)
+
+    assert found["weights_only"]["mj"] > 0 and found["pruned"]["mj"] > 0
+    assert found["energy_ratio"] == pytest.approx(found["weights_only"]["mj"] / found["pruned"]["mj"], abs=0.01)
+    assert found["why_no_energy"] is None
+
+    modes = iter(["15W", "MAXN_SUPER"])
+    monkeypatch.setattr(bench, "power_mode", lambda: next(modes, "MAXN_SUPER"))
+    found = jetson.inference(jetson.export("edge-small", 0.75, tmp_path / "again"), "cpu", 1, 0.1)
+
+    assert found["why_no_energy"] == "the power mode changed meanwhile (15W, MAXN_SUPER)"
+    assert (found["weights_only"]["mj"], found["energy_ratio"]) == (None, None)
+    assert found["weights_only"]["ms"] > 0

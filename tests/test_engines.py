@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from edgekws.engines import PARITY_TOLERANCE, load_engine, parity
+from edgekws.engines import PARITY_TOLERANCE, load_engine, onnxruntime_cuda_engine, onnxruntime_engine, parity
 from edgekws.errors import EngineUnavailable, ModelError
 from edgekws.model import Model, find_model, golden, load_model, write_manifest
 
@@ -97,6 +97,74 @@ def test_engines_side_by_side_do_not_mix_their_streams(model):
         other.step(-hop)
 
     assert np.array_equal(mixed, [alone.step(hop) for hop in frames[:8]])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU for ONNX Runtime that is this processor, its memory apart from the host's. `fails`: what each use raises from then on."""
+    import onnxruntime as ort
+
+    made, updated = ort.OrtValue.ortvalue_from_numpy, ort.OrtValue.update_inplace
+
+    class Gpu:
+        fails = ""
+
+        def value(self, array, device):
+            return made(self.reached(array).copy(), "cpu") if device == "cuda" else made(array, device)
+
+        def reached(self, array):
+            if self.fails:
+                raise RuntimeError(self.fails)
+            return array
+
+    one = Gpu()
+    monkeypatch.setattr(onnxruntime_engine, "CUDA", "CPUExecutionProvider")
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", staticmethod(one.value))
+    monkeypatch.setattr(ort.OrtValue, "update_inplace", lambda value, array: updated(value, one.reached(array)))
+    return one
+
+
+def test_with_its_buffers_on_a_gpu_onnx_runtime_gives_the_golden_embeddings(gpu, model):
+    engine = load_engine(model, "onnxruntime-cuda")
+
+    assert engine.name == "onnxruntime-cuda"
+    assert parity(engine, model) <= 1e-4
+    assert parity(engine, model) <= 1e-4  # after a reset too
+
+
+def test_a_gpu_out_of_memory_leaves_the_listening_to_the_processor(gpu, model, caplog):
+    gpu.fails = "Failed to allocate memory for requested buffer of size 16384"
+    engine = load_engine(model, "onnxruntime-cuda", fall_back=True)
+
+    assert engine.name == "onnxruntime"
+    assert f"onnxruntime-cuda: ONNX Runtime failed on the GPU: {gpu.fails}" in caplog.text
+
+
+@pytest.mark.parametrize("use", ["step", "reset"])
+def test_a_gpu_that_fails_in_the_middle_leaves_it_too(use, gpu, model, caplog):
+    engine = load_engine(model, "onnxruntime-cuda", fall_back=True)
+    frames, embeddings = golden(model)
+    engine.step(frames[0])
+    gpu.fails = "CUDA failure 700: an illegal memory access was encountered"
+    if use == "reset":
+        engine.reset()
+    got = np.stack([engine.step(hop) for hop in frames])
+
+    assert engine.name == "onnxruntime"
+    assert np.abs(got - embeddings).max() <= 1e-4  # as a stream that begins there
+    assert (
+        f"engine onnxruntime-cuda failed while listening, onnxruntime takes over: ONNX Runtime failed on the GPU: {gpu.fails}"
+        in caplog.text
+    )
+
+
+def test_without_cuda_the_reason_says_how_to_get_it():
+    if onnxruntime_cuda_engine.why_unavailable() is None:
+        pytest.skip("ONNX Runtime has CUDA here")
+
+    assert (
+        "is built without CUDA (pip uninstall onnxruntime, then pip install onnxruntime-gpu)" in onnxruntime_cuda_engine.why_unavailable()
+    )
 
 
 def test_the_null_engine_hears_nothing(model):

@@ -1,4 +1,4 @@
-"""deploy/install.sh, as far as it can be seen without a board: what it would do. tests/test_boot.py has the units on a real systemd."""
+"""deploy/install.sh: what it would do. tests/board.sh does it, in a board's user space; tests/test_boot.py has the units on a systemd."""
 
 import subprocess
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_dry_run_changes_nothing():
 def test_every_pip_step_keeps_to_the_jetpack_s_constraints(jetpack):
     pip = [line for line in steps("--jetpack", jetpack, "--torch", "https://example.org/simple") if " pip install " in line]
 
-    assert len(pip) == 3
+    assert len(pip) == 4
     assert all(f"--constraint deploy/constraints-jp{jetpack}.txt" in line for line in pip)
 
 
@@ -39,9 +39,15 @@ def test_torch_comes_from_where_it_was_told_and_stays_as_it_came():
     lines = steps("--jetpack", "6", "--torch", "https://example.org/simple")
     pip = [line for line in lines if " pip install " in line]
 
-    assert [line.endswith("--index-url https://example.org/simple torch") for line in pip] == [False, True, False]
-    assert pip[2].count("--constraint") == 2  # the JetPack's, and torch as it was found
+    assert [line.endswith("--index-url https://example.org/simple torch") for line in pip] == [False, True, True, False]
+    assert " --force-reinstall --no-deps " in pip[1]  # whatever torch the system has
+    assert pip[3].endswith(".\\[train\\] torch==of-that-index")
     assert one(lines, "systemctl enable --now edgekws-adapt.timer")
+
+
+def test_with_a_jetpack_come_the_bindings_that_tensorrt_needs():
+    assert one(steps("--jetpack", "7"), " --upgrade ").endswith(" .\\[gpu\\]")
+    assert one(steps(), " --upgrade ").endswith(" .")
 
 
 def test_jetpack_s_own_packages_are_seen_and_none_is_changed():

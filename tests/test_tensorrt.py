@@ -203,6 +203,9 @@ FAULTS = {
     "graph": "TensorRT 10.3.0 refuses the graph: No importer registered for op: StringNormalizer; second",
     "build": "TensorRT 10.3.0 builds no plan: Error Code 10: Could not find any implementation for node",
     "plan": "does not load the plan that it just built: IRuntime::deserializeCudaEngine: Error Code 1",
+    "Builder": "TensorRT makes no Builder: CUDA initialization failure with error: 2",
+    "Runtime": "TensorRT makes no Runtime: TensorRT says no reason",
+    "OnnxParser": "TensorRT makes no OnnxParser: TensorRT says no reason",
     "context": "no execution context, most likely for want of GPU memory: IExecutionContext: out of memory",
 }
 CUDA_FAULTS = {

@@ -12,5 +12,5 @@ def why_unavailable() -> str | None:
 
 
 def load(model: Model) -> OnnxRuntimeCudaEngine:
-    """Raises EngineUnavailable when there is no GPU, ModelError when ONNX Runtime refuses the graph."""
+    """Raises EngineUnavailable when there is no GPU, or ONNX Runtime cannot compute the graph on it."""
     return OnnxRuntimeCudaEngine(model)

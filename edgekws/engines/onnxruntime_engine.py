@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -113,7 +115,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     name = "onnxruntime-cuda"
 
     def __init__(self, model: Model) -> None:
-        self._load(model, CUDA, "cuda")
+        with _on_the_gpu():
+            self._load(model, CUDA, "cuda")
 
     def step(self, frames: np.ndarray) -> np.ndarray:
         """float32 (4, 40) → unit embedding, float32 (dim,).
@@ -121,17 +124,27 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         Raises:
             EngineUnavailable: CUDA failed.
         """
-        try:
+        with _on_the_gpu():
             self._values[0].update_inplace(np.ascontiguousarray(frames[None], np.float32))
             self._run(self._bindings[self._turn], self._options)
             self._turn = (self._turn + 1) % len(self._bindings)
             return np.array(self._values[1].numpy()[0])
-        except Exception as error:  # onnxruntime's own classes, as above
-            raise EngineUnavailable(f"ONNX Runtime failed on the GPU: {error}") from error
 
     def reset(self) -> None:
-        """Zero states: a new stream."""
-        for buffers, values in zip(self._states, self._values[2], strict=True):
-            for zeros, value in zip(buffers, values, strict=True):
-                value.update_inplace(zeros)
+        """Zero states: a new stream. Raises EngineUnavailable when CUDA failed."""
+        with _on_the_gpu():
+            for buffers, values in zip(self._states, self._values[2], strict=True):
+                for zeros, value in zip(buffers, values, strict=True):
+                    value.update_inplace(zeros)
         self._turn = 0
+
+
+@contextmanager
+def _on_the_gpu() -> Iterator[None]:
+    """Whatever fails there, out of memory or a fault, the processor can do instead."""
+    try:
+        yield
+    except EngineUnavailable:
+        raise
+    except Exception as error:  # onnxruntime's own classes, as above
+        raise EngineUnavailable(f"ONNX Runtime failed on the GPU: {error}") from error

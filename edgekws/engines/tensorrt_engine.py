@@ -56,7 +56,7 @@ def load(model: Model) -> TensorRtEngine:
     cache = cache_directory()
     plan_path = cache / f"{_digest({**here, 'onnx': hashlib.sha256(onnx).hexdigest()})}.plan"
     logger = _logger(trt)
-    runner = trt.Runtime(logger)
+    runner = _made(trt.Runtime, logger)
     plan = _read(plan_path)
     cuda_engine = runner.deserialize_cuda_engine(plan) if plan else None
     if plan and cuda_engine is None:
@@ -204,7 +204,7 @@ def parse(trt: Any, logger: Any, builder: Any, onnx: bytes) -> Any:
         EngineUnavailable: the parser refuses it, with the parser's own words.
     """
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = _made(trt.OnnxParser, logger, network)
     if not parser.parse(onnx):
         errors = [" ".join(str(parser.get_error(i).desc()).split()) for i in range(parser.num_errors)]
         raise EngineUnavailable(f"TensorRT {trt.__version__} refuses the graph: {'; '.join(errors) or logger.told()}")
@@ -228,13 +228,21 @@ def build(trt: Any, logger: Any, onnx: bytes, timing: bytes = b"") -> tuple[byte
     Raises:
         EngineUnavailable: the parser or the builder refuses the graph, with its own words.
     """
-    builder = trt.Builder(logger)
+    builder = _made(trt.Builder, logger)
     network = parse(trt, logger, builder, onnx)
     config, cache = configure(trt, builder, timing)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineUnavailable(f"TensorRT {trt.__version__} builds no plan: {logger.told()}")
     return bytes(plan), bytes(cache.serialize())
+
+
+def _made(kind: Any, logger: Any, *arguments: Any) -> Any:
+    """One of TensorRT's own objects. Where its library gives none, for want of memory or a driver, the bindings raise a bare TypeError."""
+    try:
+        return kind(*arguments, logger)
+    except (TypeError, RuntimeError) as error:
+        raise EngineUnavailable(f"TensorRT makes no {kind.__name__}: {logger.told()}") from error
 
 
 def cache_directory() -> Path:

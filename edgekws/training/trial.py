@@ -20,7 +20,7 @@ from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
 from edgekws.evaluation import SNR_DB
 from edgekws.frontend import log_mel
 from edgekws.model import find_model, load_model
-from edgekws.power import Recording, load_meter
+from edgekws.power import NoMeter, Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled
 from edgekws.training.adaptation import JUDGE, STARTS
 from edgekws.training.export import load_network
@@ -160,7 +160,7 @@ def _arm(
     life: Life, arm: str, compression: float, factory: Any, judge: Any, starts: Sequence[Any], seed: int, alone: bool
 ) -> dict[str, dict[str, Any]]:
     """The facts of each condition. `energy_j` is all that the machine drew for the round, if no other ran beside it (`alone`)."""
-    person, energy_j = life.person, None
+    person, energy = life.person, None
     start_s = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         if arm == "before":
@@ -170,7 +170,7 @@ def _arm(
             model, gate, cost = factory, None, {}
         else:
             options = arm_options(arm)
-            meter = load_meter("auto" if alone else "none")
+            meter = load_meter() if alone else NoMeter("other lives ran beside it (--workers 1 runs them one by one)")
             with closing(meter), Recording(meter) as recording:
                 outcome = adapt(
                     factory,
@@ -184,7 +184,7 @@ def _arm(
                     seed=seed,
                     **options,
                 )
-            energy_j = recording.energy().joules
+            energy = recording.energy()
             model, cost = outcome.model, outcome.facts["cost"]
             gate = "promoted" if outcome.passed else outcome.reason
             enrolled = next(iter(load_enrolled(model.path / ADAPTED).values()))
@@ -199,7 +199,8 @@ def _arm(
             "round_cpu_s": round(round_cpu_s, 1) if cost else None,
             "network_us_per_hop": round(step_s * 1e6, 1),
             "cpu_s_per_audio_hour": round(step_s * 45_000, 3),
-            "energy_j": None if energy_j is None else round(energy_j, 1),
+            "energy_j": None if energy is None or energy.joules is None else round(energy.joules, 1),
+            "why_no_energy": energy.why_not or None if energy else "nothing was trained",
         }
         network = load_network(model)
         return {where: {**found, **facts} for where, found in measure(life, network, enrolled).items()}
@@ -225,7 +226,7 @@ def saved(path: Path) -> list[dict[str, Any]]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """For people: each arm, over all lives."""
     header = ["network", "arm", "compression", "lives", "parameters", "condition", "recall@0.5", "deployed", "FA/h"]
-    header += [">2/h", "refused", "worse", "ms/step", "round_s", "us/hop"]
+    header += [">2/h", "refused", "worse", "ms/step", "round_s", "J", "us/hop"]
     lines = [header]
     before = {(life_of(row), row["condition"]): row for row in rows if row["arm"] == "before" and "condition" in row}
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -243,7 +244,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             [network, arm, f"{compression:g}", str(len(found)), mean("parameters", places=0), condition, mean("recall_at_0.5")]
             + [mean("deployed_recall"), mean("fa_per_hour", places=2), str(sum(row["fa_per_hour"] > 2 for row in found)), str(len(refused))]
-            + [str(len(worse)), mean("train_ms_per_step", places=1), mean("round_s", places=0), mean("network_us_per_hop", places=1)]
+            + [str(len(worse)), mean("train_ms_per_step", places=1), mean("round_s", places=0), mean("energy_j", places=0)]
+            + [mean("network_us_per_hop", places=1)]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
