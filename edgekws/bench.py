@@ -41,6 +41,7 @@ from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enro
 KEYWORDS, PROTOTYPES = 3, 3  # enrolled while measuring: three keywords of three recordings each
 LATENCY_BUDGET_MS = 20.0  # p99 of a hop, a quarter of it: what an engine must keep to be recommended
 SETTLE_S = 0.5  # between a load and the next idle window: sensors average
+MICROPHONE_S = 2.0  # of listening, before its memory is looked at
 Item = TypeVar("Item")
 
 
@@ -62,7 +63,8 @@ def bench(
         backend: an engine, auto, or all: every one that runs here, in turn within each repeat.
         seconds: of audio in one pass.
         repeats: passes that count, after one to warm up; and windows of each mode for the energy.
-        paced_s: of audio fed at the pace of a microphone, where caches are cold and each hop is a wake-up. 0 leaves that out.
+        paced_s: of audio fed at the pace of a microphone, where caches are cold and each hop is a wake-up. 0 leaves that out, and the
+            memory of `edgekws run` at the default microphone too.
         window_s: of idling, of work back to back and of work in real time, in turn, for the energy. Nothing of it without a meter.
         while_adapting: once more beside a process that trains; passes alone and beside it in turn.
         meter: else the first that can be read here.
@@ -104,7 +106,9 @@ def bench(
                     one.turn()
             for one in measured if paced_s else ():
                 one.at_a_live_pace(paced_s)
-        rows = [_row(model, one, repeats, here) for one in measured]
+            backends = dict.fromkeys(one.facts["backend"] for one in measured if paced_s)
+            at_a_microphone = {name: _at_a_microphone(model, name, Path(folder)) for name in backends}
+        rows = [{**_row(model, one, repeats, here), **at_a_microphone.get(one.facts["backend"], _NO_MICROPHONE)} for one in measured]
         for row, one in zip(rows, measured, strict=True):  # one worker at a time: a second one that idles may keep a GPU awake
             row.update(_energy(model, row, one, pcm, repeats, window_s, meter, say))
     alone = {row["backend"]: row for row in rows if row["beside"] is None}
@@ -171,6 +175,27 @@ def _row(model: Model, one: _Measured, repeats: int, here: Mapping[str, Any]) ->
         "file_kb": round(graph(model, gpu=_on_gpu(one.facts["backend"]))[0].stat().st_size / 1000, 1),
         "host": here,
     }
+
+
+_NO_MICROPHONE: Mapping[str, Any] = {"rss_mb_microphone": None, "why_no_microphone": "not asked for"}
+
+
+def _at_a_microphone(model: Model, backend: str, folder: Path) -> Mapping[str, Any]:
+    """The most memory of `edgekws run` as users start it, the sound system's libraries included; or why it does not hear anything here."""
+    config, id, root = folder / "edgekws.toml", str(model.path.resolve()), str(folder / f"state-{backend}")
+    config.write_text(f'[model]\nid = {json.dumps(id)}\nengine = "{backend}"\n[store]\nroot = {json.dumps(root)}\n')
+    said = "it ended at once"
+    command = [sys.executable, "-m", "edgekws", "run", "--source", "mic:default", "--config", str(config)]
+    with subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("listening to"):
+                time.sleep(MICROPHONE_S)
+                peak_mb = _peak_rss_mb(run.pid)
+                run.kill()
+                return {"rss_mb_microphone": peak_mb, "why_no_microphone": None}
+            said = line.strip() or said
+    return {**_NO_MICROPHONE, "why_no_microphone": said.removeprefix("edgekws: ")}
 
 
 def _energy(
@@ -364,7 +389,8 @@ def report_table(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"  times that alone  {', '.join(f'{name} {ratio:.2f}' for name, ratio in row['ratio_to_alone'].items())}")
         lines += [
             f"  real-time factor  {row['real_time_factor']:.5f}",
-            f"  memory            {row['rss_mb']:.1f} MB at most, torch {'LOADED' if row['torch_loaded'] else 'not loaded'}",
+            f"  memory            {row['rss_mb']:.1f} MB at most, torch {'LOADED' if row['torch_loaded'] else 'not loaded'};"
+            f" edgekws run at the microphone: {row['why_no_microphone'] or format(row['rss_mb_microphone'], '.1f') + ' MB'}",
             f"  model             {row['parameters']} parameters, {row['macs_per_s'] / 1e6:.1f} M multiply-adds a second,"
             f" {row['file_kb']} kB",
             *(f"  {'energy' if not i else '':<16}  {text}" for i, text in enumerate(_energy_lines(row))),
@@ -696,9 +722,9 @@ def serve(passes: Mapping[str, Callable[..., tuple[float, list[int]]]], facts: M
         print(json.dumps({**reading, "latency_ms": [ns / 1e6 for ns in durations]}), flush=True)
 
 
-def _peak_rss_mb() -> float:
+def _peak_rss_mb(process: int | str = "self") -> float:
     # Not getrusage: its ru_maxrss survives exec, so that a child of a big process would look big.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return round(int(line.split()[1]) * 1024 / 1e6, 1)
 
 

@@ -61,6 +61,26 @@ def test_the_listener_is_small_though_torch_is_loaded_here(model):
     assert row["cpu_s_per_audio_hour_paced"] is None
 
 
+def test_the_daemon_at_a_microphone_is_small_too(null_sink, monkeypatch):
+    """With the plug-ins that PortAudio opens while it looks for devices: libasound2-plugins brings a hundred libraries."""
+    monkeypatch.setenv("PULSE_SERVER", null_sink.env["PULSE_SERVER"])
+    (row,) = bench.bench(load_model(find_model()), seconds=1, repeats=1, paced_s=0.1)
+
+    assert row["why_no_microphone"] is None
+    assert 15 < row["rss_mb_microphone"] <= 80
+    assert f"edgekws run at the microphone: {row['rss_mb_microphone']:.1f} MB" in bench.report_table([row])
+
+
+def test_without_a_microphone_the_reason_is_told(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("PULSE_SERVER", f"unix:{tmp_path}/none")
+    (row,) = bench.bench(model, seconds=1, repeats=1, paced_s=0.1)
+    if row["rss_mb_microphone"]:
+        pytest.skip("there is a microphone here")
+
+    assert row["why_no_microphone"].startswith("cannot open mic:default: ") or "no microphone can be opened" in row["why_no_microphone"]
+    assert row["why_no_microphone"] in bench.report_table([row])
+
+
 def test_the_table_says_it_to_people(rows, model):
     table = bench.report_table(rows)
 

@@ -286,6 +286,9 @@ def _portaudio() -> Any:
     """The module sounddevice, with PortAudio started."""
     if not os.path.exists(os.path.expanduser("~/.config/pulse/client.conf")):  # the user's own would not be read then
         os.environ.setdefault("PULSE_CLIENTCONFIG", str(Path(__file__).with_name("pulse.conf")))
+    alsa = str(Path(__file__).with_name("alsa.conf"))
+    if os.path.exists("/usr/share/alsa/alsa.conf") and not {" ", ":"} & set(alsa):  # these part one path from the next
+        os.environ.setdefault("ALSA_CONFIG_PATH", alsa)
     try:
         import sounddevice
     except ImportError as error:
