@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from pathlib import Path  # noqa: E402
 
 from edgekws.training.export import load_network  # noqa: E402
-from edgekws.training.finetune import Batches, Example, Lesson, Lessons, Loss, Sound, crop, finetune, mix, steps_of, windows_of  # noqa: E402
+from edgekws.training.finetune import Batches, Example, Lesson, Lessons, Loss, Sound, crop, finetune, mix, said_again, steps_of, windows_of  # noqa: E402
 
 torch.set_num_threads(1)
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -125,3 +125,15 @@ def test_a_long_recording_in_pieces_is_what_a_stream_says(model):
     heard = np.stack([engine.step(hop) for hop in frames.reshape(-1, HOP_FRAMES, 40)])
 
     assert np.abs(found - heard).max() <= 1e-4
+
+
+def test_a_word_said_again_ends_where_the_word_ends():
+    """A click in the recording, however it is stretched, stays at the hop that the example names."""
+    frames = np.zeros((400, 40), np.float32)
+    frames[(49 + 1) * HOP_FRAMES - 1] = 1.0
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        again = said_again(Example(frames, 49), rng)
+        assert again.frames.dtype == np.float32 and again.frames.shape[1] == 40
+        assert abs(again.frames.max(1).argmax() // HOP_FRAMES - again.word_hop) <= 1
+    assert 0.7 < len(again.frames) / len(frames) < 1.4

@@ -127,11 +127,11 @@ def test_what_passes_hears_no_less_than_before(outcome):
     assert not (outcome.passed and worse)
 
 
-def test_with_too_few_wakes_to_hold_out_nothing_passes(factory, tmp_path):
+def test_what_comes_near_the_threshold_in_quiet_does_not_pass(factory, tmp_path):
     made = adapt(factory, heard_before(moments(ENDS_S, 3)), tmp_path / "candidate", id="1", recipe="weights-only", steps=1)
 
     assert not made.passed
-    assert "only 1 pseudo-positives could be held out, with fewer than 4 nobody can tell" in made.reason
+    assert re.search(r'in quiet "open sesame" by slt would score 0\.\d above the threshold, with the version in use 3', made.reason)
 
 
 def test_wrong_usage_is_said_before_anything_is_computed(factory, tmp_path):
@@ -159,9 +159,9 @@ def test_a_target_is_a_share_a_number_or_a_time(text):
 # The gate.
 
 
-def heard(pseudo, room=(True,) * 8, false_accepts=0, hours=1.0):
-    trials = [Trial(1.0 if yes else -1.0, kind) for kind, all_of in (("pseudo", pseudo), ("room", room)) for yes in all_of]
-    return Heard(tuple(trials), false_accepts, hours)
+def heard(pseudo, room=(True,) * 8, false_accepts=0, hours=1.0, quiet=2.0):
+    trials = [Trial(1.0 if yes else -1.0, "ann", kind) for kind, all_of in (("pseudo", pseudo), ("room", room)) for yes in all_of]
+    return Heard((*trials, *[Trial(quiet, "ann", "quiet")] * 3), false_accepts, hours)
 
 
 HALF = (True, False) * 4
@@ -176,7 +176,8 @@ HALF = (True, False) * 4
         (heard(HALF), heard(HALF), 0.96, (), "its embedding has collapsed"),
         (heard(HALF), heard(HALF), float("nan"), (), "its embedding has collapsed"),
         (heard(HALF), heard(HALF), 0.1, (120e-6, 100e-6), "a hop takes 120 µs of CPU time, with the version in use 100"),
-        (heard((True,) * 3), heard((True,) * 3), 0.1, (), "only 3 pseudo-positives could be held out"),
+        (heard(HALF, quiet=1.0), heard(HALF, quiet=2.0), 0.1, (), "in quiet ann would score 1.0 above the threshold, .* in use 2.0"),
+        (heard(HALF, quiet=0.4), heard(HALF, quiet=0.8), 0.1, (), "in quiet ann would score 0.4"),
     ],
 )
 def test_the_gate_refuses_what_is_worse(new, old, collapse, cost, reason):
@@ -189,6 +190,8 @@ def test_the_gate_lets_pass_what_is_as_good_or_better():
     assert verdict(heard(HALF), heard(HALF), 0.1, (110e-6, 100e-6)) == []
     assert verdict(heard((True,) * 8), heard(HALF, false_accepts=3), 0.5) == []
     assert verdict(heard(HALF, false_accepts=3), heard(HALF, false_accepts=3), 0.5) == []
+    assert verdict(heard(HALF, quiet=1.6), heard(HALF, quiet=4.0), 0.5) == []  # far enough above the threshold still
+    assert verdict(heard(HALF, quiet=0.8), heard(HALF, quiet=0.8), 0.5) == []
 
 
 def test_the_data_has_another_hash_when_a_sample_differs(snapshot):

@@ -18,7 +18,7 @@ from edgekws.errors import StoreError
 from edgekws.model import Model, find_model, load_model
 from edgekws.power.conditions import free_memory_mb, hottest_c
 from edgekws.store import Store
-from edgekws.training.round import LEAST_HELD, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of
+from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of
 from edgekws.values import Clip, Event
 
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
@@ -27,7 +27,7 @@ JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge"}
 STARTS = {"edge": ("edge-small",)}
 MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
 
-NEW_POSITIVES = 3 * LEAST_HELD  # since the last round
+NEW_POSITIVES = MANY  # since the last round
 AMBIENCE_PIECES = 30  # five minutes
 BETWEEN_ROUNDS_S = 20 * 3600.0
 REJECTED = 2  # wakes that the owner called wrong
