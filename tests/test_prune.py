@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from edgekws.engines import load_engine
 from edgekws.errors import UsageError
 from edgekws.frontend import N_MELS
 from edgekws.model import find_model, load_model
+from edgekws.power import NoMeter
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
@@ -13,7 +16,7 @@ from test_networks import noise_hops  # noqa: E402
 from edgekws.training import prune as pruning  # noqa: E402
 from edgekws.training.export import load_network, save_model  # noqa: E402
 from edgekws.training.networks import Network, Residual  # noqa: E402
-from edgekws.training.prune import CRITERIA, channel_scores, choose_widths, groups, parameter_cost, prune  # noqa: E402
+from edgekws.training.prune import CRITERIA, channel_scores, choose_widths, energy_cost, groups, parameter_cost, prune  # noqa: E402
 
 torch.set_num_threads(1)
 TINY = {
@@ -172,3 +175,32 @@ def test_what_cannot_be_is_wrong_usage():
     with pytest.raises(UsageError, match=r"the narrowest network costs \d+, more than the target of 100. Give a larger target"):
         choose_widths(network, scores, parameter_cost(network), 100)
     assert wrong.value.exit_code == 2
+
+
+class Counter(NoMeter):
+    """A counter, as RAPL is one, for a machine that draws 2 W and so much for each second of this process's CPU time: known joules."""
+
+    name, rail, counts, interval_s = "counter", "all", True, 0.02
+
+    def __init__(self, busy_w):
+        self.busy_w = busy_w
+
+    def read(self):
+        return {"all": 1000 * (2.0 * time.monotonic() + self.busy_w * time.process_time())}
+
+
+def test_energy_is_what_a_busy_second_draws_above_idle_times_the_seconds(monkeypatch):
+    monkeypatch.setattr(pruning, "hop_cpu_s", lambda network: network.parameter_count() * 1e-9)  # measured times differ from run to run
+    network = load_network(load_model(find_model("edge-small")))
+    full = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
+
+    assert energy_cost(network, Counter(4.0), 0.4)(full) == pytest.approx(4.0 * network.parameter_count() * 1e-9, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("meter", "said"),
+    [(NoMeter("no power meter can be read here"), "no power meter can be read here"), (Counter(0.0), "draws -?0 mW more")],
+)
+def test_without_a_reading_no_target_in_energy_is_taken(meter, said):
+    with pytest.raises(UsageError, match=said):
+        energy_cost(load_network(load_model(find_model("edge-small"))), meter, 0.2)

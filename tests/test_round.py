@@ -152,6 +152,7 @@ def test_wrong_usage_is_said_before_anything_is_computed(factory, tmp_path):
 def test_a_target_is_a_share_a_number_or_a_time(text):
     with pytest.raises(UsageError, match=r"Accepted: params=0\.1"):
         Target.parse(text)
+    assert str(Target.parse("energy_mj=0.1")) == "energy_mj=0.1"
     assert str(Target.parse("latency_ms=0.02")) == "latency_ms=0.02"
     assert Target.parse("params=5000").parameters(None) == 5000
 

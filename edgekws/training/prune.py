@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from edgekws.errors import UsageError
 from edgekws.frontend import HOP_FRAMES, N_MELS
+from edgekws.power import PowerMeter, Recording
 from edgekws.training.networks import Network, Residual
 
 CRITERIA = ("hap", "taylor", "fisher", "l1", "bn", "random")
@@ -256,8 +258,58 @@ def latency_cost(network: Network) -> Callable[[Widths], float]:
     return cost
 
 
+def energy_cost(network: Network, meter: PowerMeter, window_s: float = 4.0) -> Callable[[Widths], float]:
+    """Joules of a hop on this very host above idle: the table of `latency_cost`, times what a second of this network draws.
+
+    One core computes whatever the widths, so the power is taken as one and the same; it is measured once, on the whole network, with an
+    idle window before and one after.
+
+    Raises:
+        UsageError: there is no meter, or what is drawn cannot be told from idle.
+    """
+    run = _hops(network)
+    cpu_s = 0.0
+    with Recording(meter) as recording:
+        edges = [time.monotonic()]
+        for busy in (False, True, False):
+            if busy:
+                start_s = time.thread_time()
+                while time.monotonic() < edges[-1] + window_s:
+                    run(50)
+                cpu_s = time.thread_time() - start_s
+            else:
+                time.sleep(window_s)
+            edges.append(time.monotonic())
+    before, load, after = (recording.energy(*window) for window in pairwise(edges))
+    for one in (before, load, after):
+        if one.joules is None:
+            raise UsageError(f"no target in energy_mj here: {one.why_not}. Give params=… or latency_ms=…")
+    assert before.mean_mw is not None and load.mean_mw is not None and after.mean_mw is not None
+    drawn_mw = load.mean_mw - (before.mean_mw + after.mean_mw) / 2
+    noise_mw = max(abs(before.mean_mw - after.mean_mw), meter.step_mw or 0.0)
+    if drawn_mw <= noise_mw:
+        raise UsageError(
+            f"no target in energy_mj here: a busy core draws {drawn_mw:.0f} mW more than idle by {meter.name}, and idle alone differs by"
+            f" {noise_mw:.0f} mW. Stop what else runs, or give latency_ms=…"
+        )
+    joules_per_cpu_s = drawn_mw / 1000 * (edges[2] - edges[1]) / cpu_s
+    seconds = latency_cost(network)
+    return lambda widths: joules_per_cpu_s * seconds(widths)
+
+
 def hop_cpu_s(network: Network, hops: int = 200, repeats: int = 5) -> float:
     """CPU time of one hop in ONNX Runtime: the lowest mean of some passes, which is the one that was disturbed least."""
+    run = _hops(network)
+    found = []
+    for _ in range(repeats):
+        start_s = time.thread_time()
+        run(hops)
+        found.append((time.thread_time() - start_s) / hops)
+    return min(found)
+
+
+def _hops(network: Network) -> Callable[[int], None]:
+    """Runs so many hops in ONNX Runtime on one thread."""
     import onnxruntime
 
     from edgekws.training.export import to_onnx
@@ -266,10 +318,9 @@ def hop_cpu_s(network: Network, hops: int = 200, repeats: int = 5) -> float:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(to_onnx(network)[0], options, providers=["CPUExecutionProvider"])
     feeds = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()}
-    found = []
-    for _ in range(repeats):
-        start_s = time.thread_time()
-        for _ in range(hops):
+
+    def run(count: int) -> None:
+        for _ in range(count):
             session.run(["embedding"], feeds)
-        found.append((time.thread_time() - start_s) / hops)
-    return min(found)
+
+    return run

@@ -17,6 +17,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,7 @@ from edgekws.errors import EnrolmentError, UsageError
 from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, load_model, rewrite_manifest
+from edgekws.power import load_meter
 from edgekws.store import ADAPTED, load_enrolled, save_enrolled
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import (
@@ -50,7 +52,7 @@ from edgekws.training.finetune import (
     windows_of,
 )
 from edgekws.training.networks import Network
-from edgekws.training.prune import CRITERIA, Widths, channel_scores, choose_widths, latency_cost, parameter_cost, prune
+from edgekws.training.prune import CRITERIA, Widths, channel_scores, choose_widths, energy_cost, latency_cost, parameter_cost, prune
 from edgekws.training.quantise import version
 from edgekws.values import HOP_MS, HOP_SAMPLES, Enrolled
 
@@ -412,11 +414,11 @@ def verdict(new: Heard, old: Heard, collapse: float, cost: Sequence[float] = ())
 
 @dataclass(frozen=True)
 class Target:
-    """What pruning goes down to, in the user's words: "params=0.1" or "latency_ms=0.02"."""
+    """What pruning goes down to, in the user's words: "params=0.1", "latency_ms=0.02" or "energy_mj=0.1"."""
 
     kind: str
     value: float
-    """params: a share of the factory network's, if not above 1, else their number. latency_ms: CPU time of a hop on this board."""
+    """params: a share of the factory network's, if not above 1, else their number. latency_ms, energy_mj: of a hop on this board."""
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -426,8 +428,10 @@ class Target:
             value = float(number)
         except ValueError:
             value = 0.0
-        if kind not in ("params", "latency_ms") or not 0 < value < np.inf:
-            raise UsageError(f'no target "{text}". Accepted: params=0.1 (a share, or a number of parameters) or latency_ms=0.02, above 0')
+        if kind not in ("params", "latency_ms", "energy_mj") or not 0 < value < np.inf:
+            raise UsageError(
+                f'no target "{text}". Accepted: params=0.1 (a share, or a number of parameters), latency_ms=0.02 or energy_mj=0.1, above 0'
+            )
         return cls(kind, value)
 
     def __str__(self) -> str:
@@ -445,7 +449,11 @@ class Target:
         """
         if self.kind == "params":
             return choose_widths(network, worth, parameter_cost(network), self.parameters(factory))
-        return choose_widths(network, worth, latency_cost(network), self.value / 1000)
+        if self.kind == "latency_ms":
+            return choose_widths(network, worth, latency_cost(network), self.value / 1000)
+        with closing(load_meter()) as meter:
+            cost = energy_cost(network, meter)
+        return choose_widths(network, worth, cost, self.value / 1000)
 
 
 def _start(factory: Model, starts: Sequence[Model], target: Target) -> Model:
