@@ -46,6 +46,7 @@ log = logging.getLogger("edgekws")
 SHOTS = 3  # recordings that the microphone is asked for
 TAKE_S = 2.5
 TRIES = 3  # for each of them
+KINDS = ("wake", "deaf", "gap", "model", "round", "reject", "start", "stop", "bench")  # of events
 FOLLOW_S = 0.5  # between two looks at the log
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -121,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     events = add("log", _log, "What was heard, and which model listens since when.")
     events.add_argument("--since", metavar="TIME", help="30s, 15m, 1h, 2d, or a date such as 2026-11-21T08:00")
     events.add_argument("--follow", action="store_true", help="go on with what comes")
-    events.add_argument("--all", action="store_true", help="gaps, starts and stops too")
+    which = events.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="gaps, starts, stops and measurements too")
+    which.add_argument("--kind", nargs="+", choices=KINDS, help="these only: %(choices)s", metavar="KIND")
+    events.add_argument("--keyword", metavar="K", help="of this keyword only")
     events.add_argument("--json", action="store_true", help="one event a line")
 
     report = add("report", _report, "One page of what was heard, lost, learned and what it cost.")
@@ -574,12 +578,13 @@ def _wyoming(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from edgekws.audio import open_source
     from edgekws.daemon import closed_by_signals
+    from edgekws.power.gauge import Gauge
     from edgekws.watch import watch
 
     settings = load_settings(options.config)
-    pipeline, _, _ = _listener(settings, options.model)
+    pipeline, model, _ = _listener(settings, options.model)
     with open_source(options.source or settings.audio.source) as source, closed_by_signals(source):
-        wakes = watch(source, pipeline, sys.stdout)
+        wakes = watch(source, pipeline, sys.stdout, model.id, Gauge())
     _say(f"{wakes} wakes; none was stored")
     return 0
 
@@ -693,11 +698,12 @@ def _log(options: argparse.Namespace) -> int:
     since_s = _since(options.since, time.time()) if options.since else 0.0
     store = _store(load_settings(options.config))
     after = 0
+    kinds = set(options.kind or ("wake", "deaf", "model", "round", "reject"))
     while True:
         events = store.events(since_s=since_s, after=after)
         for event in events:
             after = event.id
-            if options.all or event.kind in ("wake", "model", "round", "reject"):
+            if (options.all or event.kind in kinds) and options.keyword in (None, event.keyword):
                 print(as_json(event) if options.json else as_line(event, date=True))
         if events:
             continue

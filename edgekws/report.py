@@ -33,6 +33,7 @@ CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970, w
 DAY_S = 86_400
 BINS_S = (60, 300, 900, 3600, 6 * 3600, DAY_S, 7 * DAY_S, 28 * DAY_S)  # widths of a bar, of which the first that gives at most `BINS` holds
 BINS = 60
+PICTURES = ("timeline", "timeline_narrow", "scores", "drift")
 # What stands for a colour while a picture is drawn: the page's style has a light and a dark one for each.
 COLOURS = {
     "ink": "#000001",
@@ -403,23 +404,25 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
 def page(facts: dict[str, Any], seen: History) -> str:
     """HTML, with its style and pictures in it. Whatever comes from users, recordings or files is escaped.
 
-    Raises:
-        EdgekwsError: a package that draws it is not installed.
+    Where pictures cannot be drawn the page says so, and has all the rest.
     """
+    import jinja2
+
+    no_pictures = ""
     try:
-        import jinja2
-    except ImportError as error:
-        raise EdgekwsError("the page needs jinja2, which is not installed. Try: pip install 'edgekws[plot]'") from error
+        pictures = _pictures(seen)
+    except EdgekwsError as error:
+        pictures, no_pictures = dict.fromkeys(PICTURES, ""), str(error)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("edgekws", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.undefined = jinja2.StrictUndefined
     environment.filters["when"] = _when
     environment.filters["short"] = _short
-    return environment.get_template("report.html").render(**facts, pictures=_pictures(seen), hop_ms=HOP_MS, dots=DOTS)
+    return environment.get_template("report.html").render(**facts, pictures=pictures, no_pictures=no_pictures, hop_ms=HOP_MS, dots=DOTS)
 
 
 def _pictures(seen: History) -> dict[str, str]:
     """SVG by name; "" where there is nothing to draw."""
-    found = dict.fromkeys(("timeline", "timeline_narrow", "scores", "drift"), "")
+    found = dict.fromkeys(PICTURES, "")
 
     def add(name: str, size: tuple[int, int], text: str, draw: Callable[[Any], None]) -> None:
         found[name] = svg(name, text, size, COLOURS, draw)

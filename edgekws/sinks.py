@@ -194,8 +194,9 @@ def words(event: Event) -> str:
         return f"gap: {facts['lost_ms']} ms of audio were lost"
     if event.kind == "reject" and "wake" in facts:
         return f"reject: {who} was no wake, the user says (event {facts['wake']})"
-    if event.kind == "start" and facts.keys() == {"source"}:
-        return f"start: listening to {facts['source']} with {event.model}"
+    if event.kind == "start" and "source" in facts:
+        before = f"; the listener before it {facts['before']}" if "before" in facts else ""
+        return f"start: listening to {facts['source']} with {event.model}{before}"
     if event.kind == "stop" and "audio_s" in facts:
         clips = facts.get("clips")
         kept = f", {clips.get('cut')} clips kept to learn from" if isinstance(clips, dict) else ""

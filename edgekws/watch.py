@@ -1,4 +1,4 @@
-"""`edgekws watch`: the level and each keyword's score against its threshold, moving in the terminal. People tune by looking."""
+"""`edgekws watch`: level, scores against their thresholds, what happens, power; moving in the terminal. People tune by looking."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekws.audio import Source
 from edgekws.pipeline import Pipeline
+from edgekws.power.gauge import Gauge
 from edgekws.values import SAMPLE_RATE_HZ, Detection, Enrolled
 
 LOWEST_DBFS = -72.0
@@ -19,20 +20,44 @@ BELOW, ABOVE = 4.0, 2.0  # of score around the threshold that a bar shows
 FRAMES_PER_S = 10
 HOLD_S = 2.0  # a bar's highest mark stays
 NAME = 24  # columns for a name
-LAST_WAKES = 5
+LAST_EVENTS = 5
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other screen, without a cursor; and back
 
 
-def watch(source: Source, pipeline: Pipeline, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> int:
+def watch(
+    source: Source,
+    pipeline: Pipeline,
+    stream: TextIO,
+    model: str = "",
+    gauge: Gauge | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
     """Show what the pipeline hears until the source ends or is closed: moving bars on a terminal, else a line a second. The wakes.
 
-    A recording is shown at the pace at which it was spoken, on a terminal.
+    A recording is shown at the pace at which it was spoken, on a terminal. `gauge` is for the power, where it can be read.
     """
     moving = stream.isatty()
     view = View(pipeline.detector.enrolled)
     wakes = 0
     shown_s = start_s = clock()
     line_due_s = 1.0
+
+    def show() -> None:
+        size = shutil.get_terminal_size()
+        title = f"{source.uri}  {model} on {pipeline.engine.name}"
+        rows = view.screen(title, size.columns, size.lines, power(gauge), unicode="utf" in (stream.encoding or "").lower())
+        stream.write("\x1b[H" + "\x1b[K\r\n".join(rows) + "\x1b[J")
+        stream.flush()
+
+    def deaf(why: str) -> None:
+        view.note(f"deaf: {why}")
+        if moving:
+            show()
+        else:
+            print(f"deaf: {why}", file=stream, flush=True)
+
+    source.on_deaf = deaf
     if moving:
         stream.write(ENTER)
     try:
@@ -40,20 +65,19 @@ def watch(source: Source, pipeline: Pipeline, stream: TextIO, *, clock: Callable
             found = pipeline.feed(chunk)
             wakes += len(found)
             stream_s = (chunk.first_sample + len(chunk.samples)) / SAMPLE_RATE_HZ
+            if chunk.gap_samples:
+                view.note(f"gap: {chunk.gap_samples * 1000 / SAMPLE_RATE_HZ:.0f} ms of audio were lost")
             view.hear(chunk.samples, pipeline.detector.latest, found, stream_s)
             if not moving:
-                if found or stream_s >= line_due_s:
-                    print(view.line(found), file=stream, flush=True)
+                if found or chunk.gap_samples or stream_s >= line_due_s:
+                    print(view.line(found, chunk.gap_samples, power(gauge)), file=stream, flush=True)
                     line_due_s = stream_s // 1 + 1
                 continue
             if not source.live:
                 time.sleep(max(0.0, start_s + stream_s - clock()))
             if clock() - shown_s >= 1 / FRAMES_PER_S:
                 shown_s = clock()
-                size = shutil.get_terminal_size()
-                rows = view.screen(source.uri, size.columns, size.lines, unicode="utf" in (stream.encoding or "").lower())
-                stream.write("\x1b[H" + "\x1b[K\r\n".join(rows) + "\x1b[J")
-                stream.flush()
+                show()
     finally:
         if moving:
             stream.write(LEAVE)
@@ -61,15 +85,21 @@ def watch(source: Source, pipeline: Pipeline, stream: TextIO, *, clock: Callable
     return wakes
 
 
+def power(gauge: Gauge | None) -> str:
+    """ "" where it cannot be read."""
+    mw = gauge.mw() if gauge else None
+    return "" if gauge is None or mw is None else f"{mw / 1000:.2f} W ({gauge.name})"
+
+
 class View:
-    """What is shown: the level, the scores, the highest of either in the last moments, the last wakes."""
+    """What is shown: the level, the scores, the highest of either in the last moments, what happened last."""
 
     def __init__(self, enrolled: tuple[Enrolled, ...]) -> None:
         self._enrolled = enrolled
         self._stream_s = 0.0
         self._level = Held(LOWEST_DBFS)
         self._scores = {(one.keyword, one.speaker): Held(-np.inf) for one in enrolled}
-        self._wakes: deque[str] = deque(maxlen=LAST_WAKES)
+        self._events: deque[str] = deque(maxlen=LAST_EVENTS)
 
     def hear(self, samples: np.ndarray, scores: dict[tuple[str, str], float], found: list[Detection], stream_s: float) -> None:
         """int16 samples, and what the detector made of them so far."""
@@ -80,15 +110,20 @@ class View:
             self._scores[key].set(score, stream_s)
         for one in found:  # the deciding score may lie within the chunk
             self._scores[one.keyword, one.speaker].set(one.score, stream_s)
-            self._wakes.append(f"{one.end_sample / SAMPLE_RATE_HZ:9.2f} s  {_name(one)}  {one.score:.2f} / {one.threshold:.2f}")
+            self._events.append(f"{one.end_sample / SAMPLE_RATE_HZ:9.2f} s  {_name(one)}  {one.score:.2f} / {one.threshold:.2f}")
 
-    def line(self, found: list[Detection]) -> str:
+    def note(self, text: str) -> None:
+        """Something else happened."""
+        self._events.append(f"{self._stream_s:9.2f} s  {text}")
+
+    def line(self, found: list[Detection], gap_samples: int = 0, drawn: str = "") -> str:
         """The highest of the last moments, for a pipe or a log."""
         scores = [f"{_name(one)} {self._scores[one.keyword, one.speaker].highest:.2f} / {one.threshold:.2f}" for one in self._enrolled]
         woke = [f"WAKE {_name(one)}" for one in found]
-        return "  ".join([f"{self._stream_s:9.2f} s", f"{self._level.highest:5.0f} dBFS", *scores, *woke])
+        lost = [f"GAP {gap_samples * 1000 / SAMPLE_RATE_HZ:.0f} ms"] if gap_samples else []
+        return "  ".join([f"{self._stream_s:9.2f} s", f"{self._level.highest:5.0f} dBFS", *scores, *filter(None, [drawn]), *woke, *lost])
 
-    def screen(self, title: str, columns: int, lines: int, *, unicode: bool = True) -> list[str]:
+    def screen(self, title: str, columns: int, lines: int, drawn: str = "", *, unicode: bool = True) -> list[str]:
         """Rows of at most `columns`, at most `lines` of them."""
         full, mark, held = ("█", "│", "▏") if unicode else ("#", "|", ":")
         width = max(8, columns - NAME - 18)
@@ -100,16 +135,16 @@ class View:
                     cells[min(width - 1, int((at - low) / (high - low) * width))] = sign
             return f"{label[:NAME]:<{NAME}} {''.join(cells)} {text}"[:columns]
 
-        rows = [f"{title}  {self._stream_s:.1f} s  (Ctrl-C ends)"[:columns], ""]
+        rows = [f"{title}  {self._stream_s:.1f} s  (Ctrl-C ends)"[:columns], drawn[:columns]]
         rows.append(bar("level", self._level, LOWEST_DBFS, 0.0, None, f"{self._level.now:.0f} dBFS"))
-        room = max(1, lines - len(rows) - LAST_WAKES - 3)
+        room = max(1, lines - len(rows) - LAST_EVENTS - 3)
         for one in self._enrolled[:room]:
             score = self._scores[one.keyword, one.speaker]
             text = f"{score.now:6.2f} / {one.threshold:.2f}"
             rows.append(bar(_name(one), score, one.threshold - BELOW, one.threshold + ABOVE, one.threshold, text))
         if len(self._enrolled) > room:
             rows.append(f"and {len(self._enrolled) - room} more that find no room"[:columns])
-        rows += ["", *(wake[:columns] for wake in self._wakes)]
+        rows += ["", *(event[:columns] for event in self._events)]
         return rows[:lines]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 import edgekws
 from edgekws.audio import read_recording
 from edgekws.model import find_model
+from edgekws.store import Store
+from edgekws.values import Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -93,6 +96,38 @@ def test_the_log_reads_back_what_was_printed(enrolled, tmp_path):
         "stop",
     ]
     assert cli("log", "--since", "2999-01-01").stdout == ""
+
+
+def test_the_log_shows_what_is_asked_for_in_words(cli):
+    start = Event("", "", 0.0, 0.0, 1e9, 0.0, 0.0, "edge-1", "start", extra={"source": "mic:x"})
+    wake = Event("hey", "ann", 1.5, 0.7, 1e9 + 9, 9.0, 0.3, "edge-1")
+    store = Store(cli.root)
+    for event in (
+        start,
+        wake,
+        replace(wake, keyword="ho"),
+        replace(start, kind="gap", extra={"lost_ms": 240}),
+        replace(start, kind="deaf", extra={"reason": "no samples for 5 s"}),
+        replace(start, kind="stop", extra={"audio_s": 60.0, "wakes": 2, "clips": {"cut": 3}}),
+        replace(wake, kind="reject", extra={"wake": 2}),
+        replace(start, kind="bench", extra={"backend": "onnxruntime", "cpu_s_per_audio_hour": 3.2, "energy_mj_per_hop": None}),
+    ):
+        store.add_event(event)
+
+    def told(*arguments):
+        return [line[21:] for line in cli("log", *arguments).stdout.splitlines()]
+
+    woke = ["hey (ann)  score 1.50 / 0.70  latency 0.30 ms", "ho (ann)  score 1.50 / 0.70  latency 0.30 ms"]
+    assert told() == [*woke, "deaf: no samples for 5 s", "reject: hey (ann) was no wake, the user says (event 2)"]
+    assert told("--kind", "gap", "stop", "start", "bench") == [
+        "start: listening to mic:x with edge-1",
+        "gap: 240 ms of audio were lost",
+        "stop: after 60.0 s of audio, 2 wakes, 3 clips kept to learn from",
+        "bench: edge-1 on onnxruntime takes 3.2 s of CPU time for an hour, energy not measured",
+    ]
+    assert told("--keyword", "ho") == woke[1:]
+    assert len(told("--all")) == 8
+    assert "invalid choice: 'sneeze'" in cli("log", "--kind", "sneeze", code=2).stderr
 
 
 def test_the_log_follows_a_listener(enrolled, tmp_path):
@@ -339,7 +374,7 @@ def test_watch_moves_on_a_terminal_and_leaves_it_as_it_was(enrolled):
     os.close(ear)
 
     assert process.wait(30) == 0
-    assert shown.startswith(b"\x1b[?1049h") and b"open sesame (ann)" in shown and b"dBFS" in shown
+    assert shown.startswith(b"\x1b[?1049h") and b"open sesame (ann)" in shown and b"dBFS" in shown and b"edge-1 on onnxruntime" in shown
     assert b"\x1b[?25h\x1b[?1049l" in shown and b"Traceback" not in shown
 
 

@@ -14,9 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("jinja2")
-pytest.importorskip("matplotlib")
-
 import edgekws
 from edgekws import report
 from edgekws.model import find_model
@@ -111,6 +108,14 @@ def test_the_page_needs_nothing_beside_it(lived):
     ids = re.findall(r'\bid="([^"]+)"', markup)
     assert len(ids) == len(set(ids))
     assert facts["wakes"]["count"] == 5
+
+
+def test_without_matplotlib_the_page_has_all_but_the_pictures(lived, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(made(Store(lived, read_only=True), now_s=time.time())[1])
+
+    assert "pip install 'edgekws[plot]'" in page.text
+    assert "open sesame" in page.text and "svg" not in page.tags
 
 
 def test_an_empty_store_has_a_page_that_says_how_to_begin_and_stays_empty(tmp_path):
