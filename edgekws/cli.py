@@ -468,11 +468,11 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.config)
     store = _store(settings)
-    with start_counted(store):
-        return _run_listener(options, settings, store)
+    with start_counted(store), contextlib.ExitStack() as beside:
+        return _run_listener(options, settings, store, beside)
 
 
-def _run_listener(options: argparse.Namespace, settings: Settings, store: Store) -> int:
+def _run_listener(options: argparse.Namespace, settings: Settings, store: Store, beside: contextlib.ExitStack) -> int:
     from edgekws.daemon import Status, open_patiently
     from edgekws.sinks import CommandSink, LineSink, StoreSink
 
@@ -481,9 +481,16 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), stored]
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
+    uri, status = options.source or settings.audio.source, Status()
+    status.source, status.model = uri, updates.model
+    if settings.web.port:  # before the microphone, so that it can be seen that there is none
+        from edgekws.web import LivePage
+
+        page = LivePage(settings.web.host, settings.web.port, status.report, pipeline, _store(settings))
+        beside.callback(page.close)
+        _say(f"shown at {page.url}")
     with store.start_waits():
-        source = open_patiently(options.source or settings.audio.source)
-    status = Status()
+        source = open_patiently(uri)
     if settings.mqtt.url:
         sinks.append(_mqtt(settings, pipeline.detector.enrolled, updates.model))
     if settings.metrics.port:
@@ -497,14 +504,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store)
     if pipeline.labels is not None:
         _say(f"clips to learn from are kept in {store.root / 'clips'} ([learning] keep_audio, edgekws clips)")
     start_s = time.monotonic()
-    with contextlib.ExitStack() as beside:
-        if settings.web.port:
-            from edgekws.web import LivePage
-
-            page = LivePage(settings.web.host, settings.web.port, status.report, pipeline, _store(settings))
-            beside.callback(page.close)
-            _say(f"shown at {page.url}")
-        heard = _listen(source, pipeline, updates.model, sinks, updates, status, stored.keep)
+    heard = _listen(source, pipeline, updates.model, sinks, updates, status, stored.keep)
     gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
     _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import struct
@@ -335,28 +336,50 @@ def test_only_the_last_events_are_shown_of_many_and_what_comes_is_added(served, 
     assert later == [newest, *shown[:-1]]
 
 
+class Listener:
+    """`edgekws run` with the page."""
+
+    def __init__(self, folder, *arguments, **env):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        config = folder / "edgekws.toml"
+        config.write_text(f'[store]\nroot = "{folder / "state"}"\n[web]\nport = {self._port}\n')
+        command = [sys.executable, "-m", "edgekws", "run", *arguments, "--config", str(config)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.process = subprocess.Popen(command, env={**os.environ, **env}, **pipes)
+        assert any(b"shown at http://127.0.0.1:" in line for line in self.process.stderr)  # ends if the listener dies
+
+    def state(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        connection.request("GET", "/state")
+        state = json.loads(connection.getresponse().read())
+        connection.close()
+        return state
+
+
 def test_a_running_listener_has_the_page(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = tmp_path / "edgekws.toml"
-    config.write_text(f'[store]\nroot = "{tmp_path / "state"}"\n[web]\nport = {port}\n')
-    command = [sys.executable, "-m", "edgekws", "run", "--source", "stdin:", "--config", str(config)]
-    listener = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listener = Listener(tmp_path, "--source", "stdin:")
     try:
-        assert any(b"shown at http://127.0.0.1:" in line for line in listener.stderr)  # ends if the listener dies
-        listener.stdin.write(bytes(64_000))
-        listener.stdin.flush()
-        state = {}
-        while not state.get("hops"):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            connection.request("GET", "/state")
-            state = json.loads(connection.getresponse().read())
-            connection.close()
+        listener.process.stdin.write(bytes(64_000))
+        listener.process.stdin.flush()
+        while not (state := listener.state())["hops"]:
+            pass
     finally:
-        listener.stdin.close()
-        listener.wait(30)
+        listener.process.stdin.close()
+        listener.process.wait(30)
 
     assert (state["source"], state["audio_s"], state["level_dbfs"]) == ("stdin:", 2.0, None)
     assert state["events"][0]["words"] == "start: listening to stdin: with edge-1"
-    assert listener.returncode == 0
+    assert listener.process.returncode == 0
+
+
+def test_a_service_that_waits_for_its_microphone_says_that_it_is_deaf(tmp_path):
+    listener = Listener(tmp_path, "--source", "mic:no such microphone", NOTIFY_SOCKET=str(tmp_path / "nobody listens here"))
+    try:
+        state = listener.state()
+    finally:
+        listener.process.kill()
+        listener.process.communicate()
+
+    assert (state["listening"], state["source"], state["model"]) == (False, "mic:no such microphone", "edge-1")
