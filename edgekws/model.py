@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -206,5 +206,20 @@ def rewrite_manifest(path: Path, facts: Mapping[str, Any] = MappingProxyType({})
 
 def golden(model: Model) -> tuple[np.ndarray, np.ndarray]:
     """Frames (n, 4, 40) and embeddings (n, dim) that every engine must reproduce, fed in order from zero states."""
-    with np.load(model.path / "parity.npz", allow_pickle=False) as data:
-        return data["frames"], data["embeddings"]
+    path = model.path / "parity.npz"
+    with damage_told(path), np.load(path, allow_pickle=False) as data:
+        frames, embeddings = data["frames"], data["embeddings"]
+        if frames.shape != (len(embeddings), HOP_FRAMES, N_MELS) or embeddings.shape != (len(frames), model.dim):
+            raise ValueError(f"frames {frames.shape} and embeddings {embeddings.shape} of a model with {model.dim} dimensions")
+        return frames, embeddings
+
+
+@contextlib.contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Whatever a file of a model makes NumPy, zipfile and zlib raise → ModelError: they have a dozen kinds."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path}: damaged ({type(error).__name__}: {error}). Restore it or use another model") from error
