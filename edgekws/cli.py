@@ -274,12 +274,14 @@ def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
 def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment], model: Model, engine: Engine) -> list[Enrolled]:
     """What is enrolled, as a model hears it: as it was kept, or made from the recordings and kept."""
     from edgekws import enrolment
+    from edgekws.model import damage_told
     from edgekws.store import ADAPTED, load_enrolled
 
     cached_for = f"{model.id} {model.raw['files']} {__version__}"  # the id alone would trust that a version never changes
     kept = store.prototypes(cached_for)
     # A version that was adapted here brings what it learned to listen for.
-    brought = load_enrolled(model.path / ADAPTED) if ADAPTED in model.raw["files"] else {}
+    with damage_told(model.path / ADAPTED):
+        brought = load_enrolled(model.path / ADAPTED) if ADAPTED in model.raw["files"] else {}
     found: dict[str, Enrolled] = {}
     for one in enrolments:
         chosen = settings.keyword.get(one.keyword)
@@ -478,7 +480,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
 
     pipeline, updates = _updates(settings, options, store)
     stored = StoreSink(store)
-    sinks: list[Sink] = [LineSink(sys.stdout, json=options.json), stored]
+    sinks: list[Sink] = [stored, LineSink(sys.stdout, json=options.json)]  # who hears of a wake can rely on finding it in the log
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
     uri, status = options.source or settings.audio.source, Status()
@@ -565,7 +567,7 @@ def _wyoming(options: argparse.Namespace) -> int:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    delivery = Delivery([LineSink(sys.stdout, json=options.json), StoreSink(store)])
+    delivery = Delivery([StoreSink(store), LineSink(sys.stdout, json=options.json)])
     try:
         asyncio.run(serve(delivery))
     finally:

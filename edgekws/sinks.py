@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 QUEUE_EVENTS = 1000
 QUEUE_CLIPS = 12  # at most 4 MB
 COMMANDS = 4  # of the operator's that may run at once
+CUT_SHORT = "ended without a word: it was killed, or the power went"
 QUIET_S = 60.0  # between two complaints of one kind
 
 
@@ -271,7 +272,12 @@ class StoreSink:
         self._wakes: dict[tuple[str, float], int] = {}
 
     def deliver(self, event: Event) -> None:
+        if event.kind == "start" and self._store.begin_listening():
+            log.warning("the listener before this one %s", CUT_SHORT)
+            event = replace(event, extra={**event.extra, "before": CUT_SHORT})
         stored = self._store.add_event(event)
+        if event.kind == "stop":
+            self._store.end_listening()
         if event.kind == "wake":
             self._wakes = {**dict(list(self._wakes.items())[-20:]), (event.keyword, event.time_s): stored.id}
 

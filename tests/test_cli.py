@@ -184,6 +184,22 @@ def test_sigterm_ends_the_listener_cleanly_and_what_it_heard_is_kept(enrolled, t
     assert kept["stream_s"] == wake["stream_s"]
 
 
+def test_what_a_listener_printed_before_it_was_killed_is_in_the_log_and_the_next_start_says_so(enrolled, tmp_path):
+    """`benchmarks/kill_listener.py` kills 500."""
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    before = len(cli("log", "--json").stdout.splitlines())
+    process = subprocess.Popen([*COMMAND, "run", "--json", "--source", STREAM], env=cli.env, stdout=subprocess.PIPE, text=True)
+    lines = process.stdout.readline()
+    process.kill()
+    lines += process.communicate()[0]
+    cli("run", "--source", STREAM)
+    said = [json.loads(line) for line in cli("log", "--json", "--all").stdout.splitlines()]
+
+    stored = [event["time_s"] for event in said if event["kind"] == "wake"][before:]
+    assert stored[: lines.count("\n")] == [json.loads(line)["time_s"] for line in lines.splitlines() if line.endswith("}")]
+    assert "killed" in [event for event in said if event["kind"] == "start"][-1]["extra"]["before"]
+
+
 def test_a_reader_that_has_enough_is_no_trouble(enrolled):
     done = subprocess.run(
         ["bash", "-c", f"{' '.join(COMMAND)} run --json --source 'file:{STREAM}?paced=1' | head -n 1"],

@@ -4,11 +4,12 @@ import logging
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from edgekws.errors import ConfigError, StoreError
-from edgekws.sinks import COMMANDS, CommandSink, Complaints, Delivery, LineSink, StoreSink, as_json, as_line
+from edgekws.sinks import COMMANDS, CUT_SHORT, CommandSink, Complaints, Delivery, LineSink, StoreSink, as_json, as_line
 from edgekws.store import Store
 from edgekws.values import Event
 
@@ -146,6 +147,49 @@ def test_the_store_sink_keeps_gaps_too(tmp_path):
     delivery.close()
 
     assert [(e.kind, e.extra) for e in Store(tmp_path).events()] == [("wake", {}), ("gap", {"lost_ms": 120})]
+
+
+def test_a_thousand_events_at_once_are_all_stored(tmp_path):
+    """What a hundred a second are in ten seconds in which the disk does nothing."""
+    delivery = Delivery([StoreSink(Store(tmp_path)), LineSink(io.StringIO())])
+    for _ in range(1000):
+        delivery.put(WAKE)
+    delivery.close()
+
+    assert (delivery.dropped, len(Store(tmp_path).events(limit=2000))) == (0, 1000)
+
+
+def test_who_hears_of_a_wake_finds_it_in_the_store(tmp_path):
+    """Killed between the two, nothing that was told would be lost."""
+    store, found = Store(tmp_path), []
+
+    class Asking(Recording):
+        def deliver(self, event):
+            found.append(len(store.events()))
+
+    delivery = Delivery([StoreSink(Store(tmp_path)), Asking()])
+    delivery.put(WAKE)
+    delivery.put(WAKE)
+    delivery.close()
+
+    assert found == [1, 2]
+
+
+def test_a_start_says_that_the_listener_before_it_was_killed(tmp_path, caplog):
+    def events_of(*kinds):
+        sink = StoreSink(Store(tmp_path))
+        for kind in kinds:
+            sink.deliver(replace(WAKE, kind=kind))
+        return sink
+
+    killed = events_of("start", "wake")
+    killed._store._listening.close()  # as the kernel does
+    events_of("start", "stop").close()
+    events_of("start", "stop").close()
+
+    starts = [event.extra.get("before") for event in Store(tmp_path).events() if event.kind == "start"]
+    assert starts == [None, CUT_SHORT, None]
+    assert caplog.text.count(CUT_SHORT) == 1
 
 
 def shell(text):

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -86,6 +87,27 @@ def test_what_was_acknowledged_outlives_kill_9(tmp_path):
         store.close()
 
 
+def test_a_listener_that_was_killed_is_told_of_by_the_next_and_one_beside_it_is_not_meant(tmp_path):
+    script = """
+import sys, time
+from pathlib import Path
+from edgekws.store import Store
+store = Store(Path(sys.argv[1]))
+print(store.begin_listening(), flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    first = process.stdout.readline()
+    beside = Store(tmp_path).begin_listening()
+    process.kill()
+    process.communicate()
+    store = Store(tmp_path)
+    after = store.begin_listening()
+    store.end_listening()
+
+    assert (first, beside, after, Store(tmp_path).begin_listening()) == ("False\n", False, True, False)
+
+
 def test_two_processes_write_at_once(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ids = [int(process.stdout.readline()) for _ in range(100) for process in processes]
@@ -96,24 +118,53 @@ def test_two_processes_write_at_once(tmp_path):
     assert len(set(ids)) == len(ids) == 200
 
 
-@pytest.mark.parametrize("where", ["header", "pages"])
-def test_a_damaged_database_is_kept_aside_and_a_new_one_begun(tmp_path, caplog, where):
+DAMAGE = {
+    "header": lambda data: b"\xa5" * 100 + data[100:],
+    "pages": lambda data: data[:4096] + b"\xa5" * 8192 + data[12288:],
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "overwritten": lambda data: b"junk" * 10_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_database_is_kept_aside_and_a_new_one_begun(tmp_path, caplog, damage):
     store = Store(tmp_path)
     for _ in range(500):
         store.add_event(WAKE)
     store.close()
     path = tmp_path / "edgekws.db"
-    data = bytearray(path.read_bytes())
-    hole = slice(0, 100) if where == "header" else slice(4096, 12288)
-    data[hole] = b"\xa5" * (hole.stop - hole.start)
+    data = damage(path.read_bytes())
     path.write_bytes(data)
     store = Store(tmp_path)
 
     assert store.add_event(WAKE).id == 1
     (kept,) = tmp_path.glob("edgekws.db.damaged-*")
-    assert kept.read_bytes() == bytes(data)
+    assert kept.read_bytes() == data
     (record,) = caplog.records
     assert "damaged" in record.getMessage() and kept.name in record.getMessage()
+
+
+@pytest.mark.parametrize("damage", [None, lambda data: data[:-3000], lambda data: b"\xa5" * len(data)], ids=["gone", "truncated", "junk"])
+def test_without_its_last_notes_the_database_opens_with_what_was_before_them(tmp_path, damage):
+    """The write-ahead log, as a listener that was killed leaves it."""
+    first = Store(tmp_path)
+    first.add_event(WAKE)
+    first._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for _ in range(50):
+        first.add_event(WAKE)
+    shutil.copytree(tmp_path, tmp_path / "killed")
+    wal = tmp_path / "killed" / "edgekws.db-wal"
+    if damage is None:
+        wal.unlink()
+    else:
+        wal.write_bytes(damage(wal.read_bytes()))
+    store = Store(tmp_path / "killed")
+
+    kept = len(store.events())
+    assert 1 <= kept < 51
+    assert store.add_event(WAKE).id == kept + 1
+    first.close()
 
 
 def test_damage_that_comes_later_is_found_when_it_is_met(tmp_path, caplog):
