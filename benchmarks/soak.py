@@ -168,9 +168,9 @@ def soak(folder: Path, hours: int, count: int) -> dict[str, Any]:
     config.write_text("\n".join(lines) + "\n")
     os.environ.pop("RUNTIME_DIRECTORY", None)
 
-    def run(*words: str, **options: Any) -> subprocess.Popen[str]:
+    def run(*words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "edgekws", *words, "--config", str(config)]
-        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def done(*words: str) -> str:
         child = run(*words)
@@ -236,7 +236,7 @@ def soak(folder: Path, hours: int, count: int) -> dict[str, Any]:
             elif rounds_at and fed_s >= rounds_at[0]:
                 rounds_at.pop(0)
                 say("a round begins")
-                training = run("adapt", "--json", preexec_fn=lambda: os.nice(10))
+                training = run("adapt", "--json")
             elif fed_s // SWAP_EVERY_S != before // SWAP_EVERY_S:
                 here = client.ask("status")["model"]
                 others = {"edge-1": "edge", "edge-small-1": "edge-small", **{name: name for name in Store(state).models()}}

@@ -1,10 +1,10 @@
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -200,6 +200,24 @@ def test_a_round_that_is_interrupted_leaves_no_trace_but_a_row(store, quick):
     assert not (store.root / "round").exists()
 
 
+def test_a_round_that_runs_out_of_memory_is_one_line_and_changes_nothing(config, store):
+    """A real round, whose address space ends 130 MB above what its modules take."""
+    limit = """
+import resource
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 130_000_000,) * 2)
+from edgekws.cli import main
+"""
+    before = everything(store.root)
+    child = "from edgekws.training import adaptation\n" + CHILD.replace("from edgekws.cli import main\n", limit)
+    ended = subprocess.run([sys.executable, "-c", child, str(config)], capture_output=True, text=True)
+
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
+    assert "nothing was changed: memory ran out" in ended.stderr.splitlines()[-1]
+    assert said(store) == ["started", "failed"]
+    assert "memory ran out" in store.events()[-1].extra["reason"] and everything(store.root) == before
+
+
 def test_a_round_that_was_killed_is_told_by_the_next_also_after_one_that_was_skipped(store):
     store.add_event(round_event("started", 1000.0))
     (store.root / "round").mkdir()
@@ -237,25 +255,34 @@ def test_a_full_disk_is_one_clear_error_and_costs_nothing_that_was_there(made, t
 
 
 def killed_rounds(config, count, seed):
-    """Kill so many rounds, each at a random moment after its first word; what is left of each, WRONG where that may not be."""
+    """Kill so many rounds, each at a random moment after one of its lines; what is left of each, WRONG where that may not be.
+
+    The first one is let run, so that it is known what it says and how long that takes: the machine may be much busier later.
+    """
     rng = random.Random(seed)
     root = config.parent / "state"
-    took_s = 0.0
-    for number in range(count + 1):  # the first is let run, so that it is known how long one takes
+    pauses_s = []  # behind each line of the first one
+    for number in range(count + 1):
         with contextlib.closing(Store(root)) as store:
             before, events = store.current_model(), len(said(store))
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         start_s = time.monotonic()
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if number == 0:
+            ends_s = [time.monotonic() for _ in child.stderr]
             code = child.wait()
-            took_s = time.monotonic() - start_s
+            pauses_s = [b - a for a, b in itertools.pairwise([start_s, *ends_s, time.monotonic()])]
             if code:
                 yield f"WRONG: a round that nobody killed ends with {code}"
             continue
+        # The last stretch is the promotion's: as often as all others.
+        wanted = rng.choice([rng.randrange(1, len(pauses_s)), len(pauses_s) - 1])
+        for _ in range(wanted):
+            child.stderr.readline()
+        slower = (time.monotonic() - start_s) / sum(pauses_s[:wanted])
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(rng.uniform(0.2, 1.05) * took_s)
-            took_s = min(took_s, time.monotonic() - start_s)  # the first one read everything from the disk
-        child.send_signal(signal.SIGKILL)
+            child.wait(rng.uniform(0, 1.1) * pauses_s[wanted] * slower)
+        child.kill()
+        child.stderr.close()
         child.wait()
         with contextlib.closing(Store(root)) as store:
             now, log = store.current_model(), said(store)

@@ -1,13 +1,16 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgekws
+from edgekws import enrolment
 from edgekws.audio import read_recording
+from edgekws.detector import scores
 from edgekws.engines import load_engine
 from edgekws.errors import EnrolmentError, UsageError
 from edgekws.model import find_model, golden, load_model
@@ -18,6 +21,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 from edgekws.training import round as rounds  # noqa: E402
 from edgekws.training.round import Heard, Moment, Snapshot, Target, Trial, Voice, adapt, verdict  # noqa: E402
+from edgekws.training.synthesis import Voice as Spoken  # noqa: E402
+from edgekws.training.synthesis import say  # noqa: E402
 
 torch.set_num_threads(1)
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -125,6 +130,64 @@ def test_what_passes_hears_no_less_than_before(outcome):
     worse = [kind for kind, one in held["new"]["recall"].items() if one["heard"] < held["old"]["recall"][kind]["heard"]]
 
     assert not (outcome.passed and worse)
+
+
+def test_a_training_that_collapses_is_refused(factory, tmp_path, monkeypatch):
+    """With a hundred times the step size everything sounds alike to it."""
+    monkeypatch.setattr(rounds, "LR_FULL", 0.1)
+    made = adapt(factory, heard_before(moments(ENDS_S, 13)), tmp_path / "candidate", id="1", recipe="weights-only", steps=12)
+
+    assert not made.passed
+    assert "its embedding has collapsed" in made.reason
+
+
+def by_a_stranger(texts):
+    """Clips that are labelled as the owner's wakes, of another voice that says these."""
+    rng = np.random.default_rng(1)
+    found = []
+    for i, text in enumerate(texts):
+        said = say(text, Spoken("flite", "rms", float(np.exp(rng.normal(0, 0.1))), float(np.exp(rng.normal(0, 0.05)))))
+        loud = np.flatnonzero(np.abs(said.astype(np.int32)) > 300)
+        samples = np.concatenate([np.zeros(40_000), said[loud[0] : loud[-1] + 1], np.zeros(7680)])
+        decided = (len(samples) - 7680) // HOP_SAMPLES * HOP_SAMPLES + HOP_SAMPLES
+        noisy = np.round(samples + rng.standard_normal(len(samples)) * 60)
+        found.append(Moment(np.clip(noisy, -32768, 32767).astype(np.int16), decided, KEYWORD, SPEAKER, id=201 + i))
+    return found
+
+
+OTHER_WORDS = (
+    "open the door",
+    "oven and seeds",
+    "says a meeting",
+    "over the bread",
+    "the kettle is empty",
+    "open window",
+    "nobody says me",
+)
+
+
+@pytest.mark.parametrize(("texts", "most"), [([KEYWORD] * 14, 14), (OTHER_WORDS * 2, 4)], ids=["the keyword", "other words"])
+def test_a_buffer_full_of_a_strangers_voice_does_not_harm_the_owner(factory, tmp_path, texts, most):
+    """A whole round on it alone, a short one; `benchmarks/stranger.py` runs whole ones. The owner's words here were in no round."""
+    if not shutil.which("flite"):
+        pytest.skip("flite is not installed (apt-get install flite)")
+    snapshot = heard_before(by_a_stranger(texts))
+    judge = load_model(find_model("ds-cnn-l"))
+    made = adapt(factory, snapshot, tmp_path / "candidate", id="1", recipe="weights-only", steps=10, judge=judge, int8=False)
+
+    assert len(made.admitted) <= most
+    old, new = (heard_of_the_owner(one) for one in (factory, made.model))
+    assert not made.passed or new >= old
+
+
+def heard_of_the_owner(model):
+    """How many of the stream's keywords a version hears."""
+    engine = load_engine(model)
+    if ADAPTED in model.raw["files"]:
+        (one,) = load_enrolled(model.path / ADAPTED).values()
+    else:
+        one = enrolment.enrol(KEYWORD, SPEAKER, TAKES, engine, model)
+    return sum(scores(enrolment.embed(each.samples, engine), one).max() >= one.threshold for each in moments(ENDS_S, 10))
 
 
 def test_what_comes_near_the_threshold_in_quiet_does_not_pass(factory, tmp_path):

@@ -6,6 +6,7 @@ changes but one folder that the next round clears, the states of clips, and at t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekws.errors import StoreError
+from edgekws.errors import EdgekwsError, StoreError
 from edgekws.model import Model, find_model, load_model
 from edgekws.power.conditions import free_memory_mb, hottest_c
 from edgekws.store import Store
@@ -36,6 +37,8 @@ DRIFT = 0.3  # that the median score of the last wakes fell by: half the distanc
 BUSY_LOAD = 0.7  # of each core, in the last five minutes
 HOT_C = 75.0
 LEAST_FREE_MB = 1500.0  # training takes under 1 GB
+# As NumPy, the kernel, PyTorch, ONNX Runtime and oneDNN say it. Where OpenBLAS meets it first the process ends, and the next round tells.
+NO_MEMORY = ("Unable to allocate", "allocate memory", "bad_alloc", "could not create a primitive")
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,11 @@ def run(
             live = load_model(store.promote(outcome.model.path, outcome.model.id))
         except BaseException as error:  # Ctrl-C and a full disk too: the log says so, if it can
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            if no_memory := any(words in reason for words in NO_MEMORY):
+                reason = f"memory ran out ({reason.splitlines()[0]}). A round needs 1 to 2 GB"
             _note(store, "failed", now(), reason=reason)
+            if no_memory:
+                raise EdgekwsError(f"the round failed, and nothing was changed: {reason}") from error
             raise
         _note(store, "promoted", now(), model=live.id, reason=outcome.reason, **facts)
         return outcome, live
@@ -215,7 +222,8 @@ def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
     ):
         for moment in moments:
             if (clip := clips.get(moment.id)) and clip.state == "quarantined":
-                store.mark_clip(clip.id, state, reason)
+                with contextlib.suppress(StoreError):  # The listener dropped it meanwhile: too old, or one too many.
+                    store.mark_clip(clip.id, state, reason)
 
 
 def _note(store: Store, what: str, now_s: float, **facts: Any) -> None:
