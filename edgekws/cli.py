@@ -466,8 +466,10 @@ def _listen(
 
 
 def _run(options: argparse.Namespace) -> int:
+    from edgekws.daemon import one_heap
     from edgekws.promotion import start_counted
 
+    one_heap()
     settings = load_settings(options.config)
     store = _store(settings)
     with start_counted(store), contextlib.ExitStack() as beside:

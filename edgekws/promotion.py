@@ -389,7 +389,7 @@ class Updates:
 
 
 def _let_go(engine: Engine) -> None:
-    """Of an engine, and of the memory that it had: glibc would keep some 4 MB of it, and 10 kB more of each exchange (measured)."""
+    """Of an engine, and of the memory that it had, which glibc would keep."""
     with contextlib.suppress(Exception):
         engine.close()
     with contextlib.suppress(AttributeError, OSError):  # another libc
