@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A Debian package of the listener, with every Python package that it needs inside, so that a board without a network can install it:
+# A Debian package of the listener, with every Python package inside that it, MQTT, the metrics and the wake service need, so that a board
+# without a network can install it:
 #   bash deploy/build-deb.sh [--arch amd64|arm64] [--python 3.10|3.11|3.12]
 # Without options for this machine. JetPack 6 is arm64 and 3.10, JetPack 7 arm64 and 3.12; any machine can build for any. Prints the file's path.
 # Nothing is compiled, and no other Python on the board sees what is inside: JetPack's numpy stays as it is.
@@ -45,13 +46,21 @@ for ((minor = 17; minor <= glibc; minor++)); do platforms+=(--platform "manylinu
 root=$work/root
 home=$root/usr/lib/edgekws
 "${pip[@]}" install --target "$home" --only-binary :all: --implementation cp --python-version "$python" "${platforms[@]}" \
-  --no-compile --constraint "$constraints" "$work"/wheel/*.whl "${more[@]}"
+  --no-compile --constraint "$constraints" "$(echo "$work"/wheel/*.whl)[wyoming,mqtt,metrics]" "${more[@]}"
 rm -rf "${home:?}/bin"
 find "$home" -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -rf {} +
 if ls -d "$home"/torch "$home"/numpy-2* >/dev/null 2>&1; then
   echo "torch or numpy 2 was pulled in: $(ls "$home")" >&2
   exit 1
 fi
+
+# What is given on comes with its licence.
+for package in "$home"/*.dist-info; do
+  if [ -z "$(find "$package" -iname '*licen*' -type f)" ] && ! grep -q '^License' "$package/METADATA"; then
+    echo "${package##*/} brings no licence" >&2
+    exit 1
+  fi
+done
 
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' edgekws/__init__.py)+py$python
 install -D -m 755 /dev/stdin "$root/usr/bin/edgekws" <<'END'
@@ -66,13 +75,18 @@ from edgekws.cli import main
 sys.exit(main())
 END
 sed 's|^root = ""$|root = "/var/lib/edgekws"|' deploy/edgekws.toml | install -D -m 644 /dev/stdin "$root/etc/edgekws/edgekws.toml"
-install -D -m 644 -t "$root/lib/systemd/system" systemd/edgekws.service systemd/edgekws-adapt.service systemd/edgekws-adapt.timer
+install -D -m 644 -t "$root/lib/systemd/system" systemd/*.service systemd/*.timer
 install -D -m 644 systemd/edgekws.sysusers "$root/usr/lib/sysusers.d/edgekws.conf"
 install -D -m 644 systemd/network.conf "$root/usr/share/edgekws/network.conf"
 install -D -m 644 "$constraints" "$root/usr/share/edgekws/constraints.txt"
-install -D -m 644 -t "$root/usr/share/doc/edgekws" README.md
+install -D -m 644 -t "$root/usr/share/doc/edgekws" README.md docs/*.md
 {
-  printf 'edgekws: Apache-2.0, as below. The Python packages in /usr/lib/edgekws have their licences in their *.dist-info directories.\n\n'
+  printf 'edgekws: Apache-2.0, as below. The Python packages in /usr/lib/edgekws have their licences in their *.dist-info directories:\n\n'
+  for package in "$home"/*.dist-info; do
+    sed -n -e '/^$/q' -e 's/^Name: //p' -e 's/^Version: //p' -e 's/^License-Expression: //p' -e '/^License: [^C].\{1,60\}$/s/^License: //p' \
+      "$package/METADATA" | paste -s -d ' ' -
+  done
+  echo
   cat LICENSE
 } | install -m 644 /dev/stdin "$root/usr/share/doc/edgekws/copyright"
 
@@ -108,12 +122,12 @@ if [ "$1" = configure ]; then
   else
     deb-systemd-helper update-state edgekws.service >/dev/null # disabled by its owner: stays so
   fi
-  deb-systemd-helper update-state edgekws-adapt.timer >/dev/null
+  deb-systemd-helper update-state edgekws-adapt.timer edgekws-wyoming.service >/dev/null # off until their owner turns them on
   if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     # Only now, so that it hears while the files are replaced.
     if systemctl --quiet is-enabled edgekws.service; then deb-systemd-invoke restart edgekws.service || true; fi
-    if [ -n "$2" ]; then deb-systemd-invoke try-restart edgekws-adapt.timer || true; fi
+    if [ -n "$2" ]; then deb-systemd-invoke try-restart edgekws-adapt.timer edgekws-wyoming.service || true; fi
   fi
 fi
 END
@@ -122,7 +136,7 @@ cat >"$root/DEBIAN/prerm" <<'END'
 set -e
 if [ "$1" = remove ]; then
   if [ -d /run/systemd/system ]; then
-    deb-systemd-invoke stop edgekws-adapt.timer edgekws-adapt.service edgekws.service
+    deb-systemd-invoke stop edgekws-adapt.timer edgekws-adapt.service edgekws-wyoming.service edgekws.service
   fi
 fi
 py3clean -p edgekws /usr/lib/edgekws || find /usr/lib/edgekws -name __pycache__ -prune -exec rm -rf {} +
@@ -136,10 +150,11 @@ if [ "$1" = remove ] && [ -x /usr/bin/deb-systemd-helper ]; then
 fi
 if [ "$1" = purge ]; then
   if [ -x /usr/bin/deb-systemd-helper ]; then
-    deb-systemd-helper purge edgekws.service edgekws-adapt.timer >/dev/null
-    deb-systemd-helper unmask edgekws.service edgekws-adapt.timer >/dev/null
+    deb-systemd-helper purge edgekws.service edgekws-adapt.timer edgekws-wyoming.service >/dev/null
+    deb-systemd-helper unmask edgekws.service edgekws-adapt.timer edgekws-wyoming.service >/dev/null
   fi
   rm -rf /var/lib/edgekws # recordings, events, models
+  rm -f /var/lib/systemd/timers/stamp-edgekws-adapt.timer
   if getent passwd edgekws >/dev/null; then userdel edgekws; fi
   if getent group edgekws >/dev/null; then groupdel edgekws; fi
 fi

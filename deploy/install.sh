@@ -44,13 +44,13 @@ do_() { # a step: said, and done
 [ -n "$dry" ] || [ "$(id -u)" = 0 ] || fail "this needs root: sudo bash deploy/install.sh. --dry-run shows what it would do"
 
 if [ "$action" = uninstall ]; then
-  do_ systemctl disable --now edgekws-adapt.timer edgekws.service || true
+  do_ systemctl disable --now edgekws-adapt.timer edgekws-wyoming.service edgekws.service || true
   do_ systemctl stop edgekws-adapt.service || true
-  do_ rm -rf "$units/edgekws.service" "$units/edgekws-adapt.service" "$units/edgekws-adapt.timer" \
+  do_ rm -rf "$units/edgekws.service" "$units/edgekws-wyoming.service" "$units/edgekws-adapt.service" "$units/edgekws-adapt.timer" \
     /usr/lib/sysusers.d/edgekws.conf /usr/local/bin/edgekws "$home"
   do_ systemctl daemon-reload
   if [ -n "$purge" ]; then
-    do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-adapt.timer.d" \
+    do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-wyoming.service.d" "$units/edgekws-adapt.timer.d" \
       /var/lib/systemd/timers/stamp-edgekws-adapt.timer
     if getent passwd edgekws >/dev/null; then do_ userdel edgekws; fi
     if getent group edgekws >/dev/null; then do_ groupdel edgekws; fi
@@ -96,7 +96,7 @@ has_pip='import pip, sys; sys.exit(sys.prefix == sys.base_prefix)'
 pip=("$python" -m pip install --disable-pip-version-check "${constraints[@]}")
 # With JetPack the bindings of CUDA that the TensorRT engine needs. No [jetson]: jtop's client must be of the version of its service, so
 # that of the board is used.
-do_ "${pip[@]}" --upgrade ".${jetpack:+[gpu]}"
+do_ "${pip[@]}" --upgrade ".[wyoming,mqtt,metrics${jetpack:+,gpu}]"
 # Whatever torch is there already, in the system or here, and be it newer.
 case $torch in
 '') ;;
@@ -131,12 +131,13 @@ if [ ! -f "$settings" ]; then
   do_ install -D -m 644 deploy/edgekws.toml "$settings"
   do_ sed -i "s|^root = \"\"\$|root = \"$state\"|" "$settings"
 fi
-do_ install -m 644 -t "$units" systemd/edgekws.service systemd/edgekws-adapt.service systemd/edgekws-adapt.timer
+do_ install -m 644 -t "$units" systemd/edgekws.service systemd/edgekws-wyoming.service systemd/edgekws-adapt.service systemd/edgekws-adapt.timer
 do_ install -D -m 644 systemd/network.conf "$home/network.conf"
 do_ ln -sf "$home/venv/bin/edgekws" /usr/local/bin/edgekws
 do_ systemctl daemon-reload
 do_ systemctl enable edgekws.service
 do_ systemctl restart edgekws.service
+do_ systemctl try-restart edgekws-wyoming.service # off until its owner turns it on
 [ -z "$version" ] || do_ systemctl enable --now edgekws-adapt.timer
 do_ runuser -u edgekws -- /usr/local/bin/edgekws doctor || true
 echo "it listens: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"

@@ -151,8 +151,11 @@ def _state_directory(root: Path) -> Check:
             file.write(b"\0" * 4096)
             file.flush()
         free_mb = shutil.disk_usage(there).free // 1_000_000
+        mode = root.stat().st_mode & 0o777 if root == there else 0o700
     except OSError as error:
         return Check(name, False, f"{there}: cannot be written ({error.strerror})", mend)
+    if mode & 0o077:  # made by somebody else: what we make is 0700
+        return Check(name, False, f"{root}: others may look into what was recorded (mode {mode:o})", f'chmod 700 "{root}"')
     detail = f"{root}{'' if there == root else ' (made when it is needed)'}, {free_mb} MB free"
     return Check(name, free_mb >= FREE_MB, detail, "" if free_mb >= FREE_MB else f"free {FREE_MB} MB there")
 

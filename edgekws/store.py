@@ -439,7 +439,7 @@ class Store:
                 raise
             for path in folder.glob("take-*.wav"):
                 if path.name not in takes:
-                    path.unlink()
+                    _shred(path)
             os.utime(self.root / "enrolments")
         return _read_enrolment(folder)
 
@@ -463,6 +463,8 @@ class Store:
             folder = self._enrolment(one.keyword, one.speaker)
             with _told(folder), self._lock():
                 (folder / "enrolment.json").unlink()
+                for path in folder.glob("*.wav"):
+                    _shred(path)
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # other speakers are left
                     folder.parent.rmdir()
@@ -471,6 +473,8 @@ class Store:
             self._delete_clips([one for one in self.clips(keyword=keyword) if speaker in (None, one.speaker)])
         if gone:  # A voice is not kept in the cache either.
             with _told(self.root / "prototypes"):
+                for path in (self.root / "prototypes").glob("*.npz"):
+                    _shred(path)
                 shutil.rmtree(self.root / "prototypes", ignore_errors=True)
         return gone
 

@@ -128,11 +128,12 @@ class WyomingServer:
             if announce is not None:
                 await _announce(host, port, announce)
             ready(port)
-            following = asyncio.ensure_future(self._follow(alive))
+            beside = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(_each_look(alive))]
             try:
                 await server.serve_forever()
             finally:
-                following.cancel()
+                for task in beside:
+                    task.cancel()
         finally:
             server.close()
             for client in self._clients:
@@ -142,13 +143,12 @@ class WyomingServer:
             for engine in self._idle:
                 engine.close()
 
-    async def _follow(self, alive: Callable[[], None]) -> None:
+    async def _follow(self) -> None:
         """Take up what is promoted or enrolled from now on. What has a flaw is said, and the version in use stays."""
         last = self._seen
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._reread.wait(), LOOK_AROUND_S)
-            alive()
             reread, now = self._reread.is_set(), self._stamp()
             self._reread.clear()
             # It must stay so for a look, because `edgekws enroll` makes the prototypes after the recordings.
@@ -460,6 +460,12 @@ def _format(data: dict[str, Any]) -> tuple[int, int, int]:
     if type(channels) is not int or not 1 <= channels <= CHANNELS:
         raise _Junk(f'"channels" must be a number from 1 to {CHANNELS}')
     return rate_hz, width, channels
+
+
+async def _each_look(call: Callable[[], None]) -> None:
+    while True:
+        call()
+        await asyncio.sleep(LOOK_AROUND_S)
 
 
 async def _announce(host: str, port: int, name: str) -> None:

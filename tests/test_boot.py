@@ -5,9 +5,12 @@ The root that debootstrap made is kept in the directory that EDGEKWS_BOOT_ROOT n
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
+import sysconfig
 import time
 from pathlib import Path
 
@@ -18,6 +21,30 @@ TOOLS = ("systemd-nspawn", "debootstrap", "dpkg-deb", "nsenter", "unshare")
 PACKAGES = "systemd,systemd-sysv,dbus,python3,libportaudio2"
 STREAM = "/usr/lib/edgekws/edgekws/demo"
 STATE = "/var/lib/edgekws"
+
+# What a process of a unit may: prints one line of JSON.
+PROBE = """\
+import errno, json, os, socket
+try:
+    socket.socket()
+    inet = "may"
+except OSError as error:
+    inet = errno.errorcode[error.errno]
+idle, oom = os.sched_getscheduler(0) == os.SCHED_IDLE, int(open("/proc/self/oom_score_adj").read())
+print(json.dumps({"inet": inet, "idle": idle, "nice": os.nice(0), "oom": oom, "umask": oct(os.umask(0))}))
+"""
+# A stranger's client, with the library that the package brings.
+DESCRIBE = """\
+import asyncio, sys
+sys.path.insert(0, "/usr/lib/edgekws")
+from wyoming.client import AsyncTcpClient
+from wyoming.info import Describe, Info
+async def talk():
+    async with AsyncTcpClient("127.0.0.1", 10400) as one:
+        await one.write_event(Describe().event())
+        print(*[model.name for model in Info.from_event(await one.read_event()).wake[0].models])
+asyncio.run(talk())
+"""
 
 missing = [tool for tool in TOOLS if not shutil.which(tool)]
 pytestmark = [
@@ -35,7 +62,11 @@ class Machine:
     def boot(self):
         # The root's own systemd is process 1 in it. Where the host has none, systemd-nspawn wants another file system under /run/systemd.
         alone = "" if Path("/run/systemd/system").exists() else "mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd && "
-        command = f'{alone}exec systemd-nspawn -D "$1" --boot --machine=edgekws-test --register=no --keep-unit --console=read-only'
+        # With the packages of this Python, for those that the Debian package does not bring (torch).
+        command = (
+            f'{alone}exec systemd-nspawn -D "$1" --boot --machine=edgekws-test --register=no --keep-unit --console=read-only'
+            f" --bind-ro={sysconfig.get_path('platlib')}:/opt/site-packages"
+        )
         with open(f"{self.root}.log", "ab") as log:
             self._nspawn = subprocess.Popen(
                 ["unshare", "--mount", "sh", "-c", command, "sh", self.root], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -72,6 +103,15 @@ class Machine:
 
     def show(self, name, unit="edgekws.service"):
         return self.do(f"systemctl show --value -p {name} {unit}")
+
+    def drop_in(self, unit, text):
+        """Adds to a unit; "" takes that away."""
+        folder = self.root / "etc" / "systemd" / "system" / f"{unit}.d"
+        shutil.rmtree(folder, ignore_errors=True)
+        if text:
+            folder.mkdir(parents=True)
+            (folder / "test.conf").write_text(text)
+        self.do("systemctl daemon-reload")
 
     def pid(self):
         return int(self.show("MainPID"))
@@ -146,6 +186,8 @@ def install(machine, package):
 
 def test_it_installs_and_listens_from_the_next_boot_on(machine, package):
     soundfile = pytest.importorskip("soundfile")
+    (machine.root / "srv" / "probe.py").write_text(PROBE)
+    (machine.root / "srv" / "describe.py").write_text(DESCRIBE)
     machine.before = machine.files()
     install(machine, package)
     # Ten minutes of the bundled stream, at the pace of a microphone.
@@ -181,14 +223,106 @@ def test_the_doctor_and_the_status_line_tell_how_it_is(machine):
 
 
 def test_the_unit_is_understood_and_shut_tight(machine):
-    said = machine.do("systemd-analyze verify edgekws.service edgekws-adapt.service edgekws-adapt.timer 2>&1 | grep edgekws || true")
+    units = ("edgekws.service", "edgekws-adapt.service", "edgekws-wyoming.service")
+    said = machine.do(f"systemd-analyze verify {' '.join(units)} edgekws-adapt.timer 2>&1 | grep edgekws || true")
     # "→ Overall exposure level for edgekws.service: 1.1 OK"
-    levels = machine.do(
-        "for unit in edgekws edgekws-adapt; do systemd-analyze security --no-pager $unit.service | grep -i 'overall exposure'; done"
-    )
+    levels = [
+        machine.do(f"systemd-analyze security --no-pager {unit} | grep -i 'overall exposure'").split(":")[1].split()[0] for unit in units
+    ]
 
     assert said == ""
-    assert [float(line.split(":")[1].split()[0]) <= 2.0 for line in levels.splitlines()] == [True, True], levels
+    assert max(map(float, levels)) <= 2.0, levels
+
+
+def test_the_listener_can_make_no_socket_to_anywhere(machine):
+    """Whatever runs in its unit: what is heard cannot leave by it."""
+    machine.drop_in("edgekws.service", "[Service]\nExecStartPre=/usr/bin/python3 /srv/probe.py\n")
+    machine.do("systemctl restart edgekws")
+    machine.drop_in("edgekws.service", "")
+    probed = json.loads(machine.do("journalctl -u edgekws -o cat | grep '^{\"inet\"'"))
+
+    assert (probed["inet"], probed["umask"], probed["nice"]) == ("EAFNOSUPPORT", "0o77", -5)
+    assert set(machine.show("IPAddressDeny").split()) == {"::/0", "0.0.0.0/0"}
+
+
+def test_mqtt_and_metrics_work_from_the_package_once_the_network_is_allowed(machine):
+    with socket.socket() as probe:  # the container has the host's network
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    file = machine.root / "etc" / "edgekws" / "edgekws.toml"
+    before = file.read_text()
+    text = re.sub(r"(?s)(\[metrics\].*?\nport = )0", rf"\g<1>{port}", before)
+    file.write_text(text.replace('url = ""', 'url = "mqtt://127.0.0.1:1"'))
+    machine.drop_in("edgekws.service", (ROOT / "systemd" / "network.conf").read_text())
+    machine.do("systemctl restart edgekws")
+    page = f"python3 -c 'import urllib.request as r; print(r.urlopen(\"http://127.0.0.1:{port}/metrics\", timeout=20).read().decode())'"
+
+    machine.wait_for(page, 60, lambda said: 'edgekws_wakes_total{keyword="open sesame"}' in said)
+    assert 'edgekws_dropped_events_total{by="mqtt"} 0.0' in machine.do(page)
+    machine.wait_for("journalctl -u edgekws -o cat", 30, lambda said: "mqtt: 127.0.0.1 cannot be reached; wakes wait for it" in said)
+    file.write_text(before)
+    machine.drop_in("edgekws.service", "")
+    machine.do("systemctl restart edgekws")
+
+
+def test_the_wake_service_is_off_and_once_on_it_answers(machine):
+    assert machine.do("systemctl is-enabled edgekws-wyoming", check=False) == "disabled"
+
+    machine.do("systemctl enable --now edgekws-wyoming")
+
+    assert machine.do("python3 /srv/describe.py") == "open sesame"
+    assert "serving on tcp://127.0.0.1:10400" in machine.show("StatusText", "edgekws-wyoming")
+    pid = machine.show("MainPID", "edgekws-wyoming")
+    machine.do(f"edgekws enroll 'second word' {STREAM}/enrol-*.flac")
+    machine.wait_for("python3 /srv/describe.py", 30, lambda said: said == "open sesame second word")
+    machine.do("edgekws enroll --remove 'second word'")
+    assert machine.show("MainPID", "edgekws-wyoming") == pid
+    machine.do("systemctl disable --now edgekws-wyoming")
+
+
+def test_a_round_that_its_timer_starts_runs_behind_everything_else_and_its_end_is_in_the_log(machine):
+    """First without torch, then with that of this Python. It is of the idle class: minutes on a busy machine."""
+    machine.drop_in(
+        "edgekws-adapt.timer", "[Timer]\nOnCalendar=\nOnActiveSec=1s\nRandomizedDelaySec=0\nAccuracySec=100ms\nPersistent=false\n"
+    )
+    machine.drop_in("edgekws-adapt.service", "[Service]\nExecStartPre=/usr/bin/python3 /srv/probe.py\n")
+    pid = machine.pid()
+    # Its own, of this Python, is of use to that of the same version only.
+    torch = sysconfig.get_python_version() == "3.11" and machine.do("ls -d /opt/site-packages/torch", check=False)
+
+    def fire(until):
+        machine.do("systemctl start edgekws-adapt.timer")
+        try:
+            machine.wait_for("journalctl -u edgekws-adapt -o cat", 120, lambda said: until in said)
+        except AssertionError:
+            if os.getloadavg()[0] > os.cpu_count():
+                pytest.skip("on a machine as busy as this one a process of the idle class gets no time")
+            raise
+        machine.wait_for("systemctl is-active edgekws-adapt", 60, lambda said: said != "activating")
+        machine.do("systemctl stop edgekws-adapt.timer")
+        return machine.do("journalctl -u edgekws-adapt -o cat").splitlines()
+
+    try:
+        lines = fire("Failed with result")
+        probed = json.loads(next(line for line in lines if line.startswith('{"inet"')))
+        assert probed == {"inet": "EAFNOSUPPORT", "idle": True, "nice": 19, "oom": 500, "umask": "0o77"}
+        assert [line for line in lines if line.startswith("edgekws: ") or "Traceback" in line] == [
+            "edgekws: adapt needs torch, which is not installed. Try: pip install 'edgekws[train]'"
+        ]
+        assert machine.show("MemoryMax", "edgekws-adapt") == str(3 * 2**30)
+        if torch:
+            machine.do("ln -s /opt/site-packages /usr/local/lib/edgekws")
+            fire("no round: ")
+            assert "no adaptation: " in machine.do("edgekws log")
+    finally:
+        machine.do(
+            "rm -f /usr/local/lib/edgekws; systemctl stop edgekws-adapt.timer edgekws-adapt.service; systemctl reset-failed edgekws-adapt",
+            False,
+        )
+        machine.drop_in("edgekws-adapt.timer", "")
+        machine.drop_in("edgekws-adapt.service", "")
+
+    assert machine.pid() == pid  # the listener noticed nothing
 
 
 def test_killed_it_comes_back(machine):

@@ -76,6 +76,15 @@ def test_a_state_directory_that_is_a_file_is_refused(settings, tmp_path):
     assert str(tmp_path / "file") in check.detail
 
 
+def test_a_state_directory_that_others_may_look_into_is_told(settings):
+    settings.store.root.mkdir(parents=True, mode=0o755)
+    check = found(settings)["state directory"]
+
+    assert not check.ok and check.essential
+    assert "others may look into what was recorded (mode 755)" in check.detail
+    assert check.mend == f'chmod 700 "{settings.store.root}"'
+
+
 def test_a_microphone_is_essential_only_where_the_source_is_one(settings):
     assert not found(settings)["microphone"].essential
     assert found(replace(settings, audio=AudioSettings()))["microphone"].essential

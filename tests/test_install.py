@@ -46,8 +46,8 @@ def test_torch_comes_from_where_it_was_told_and_stays_as_it_came():
 
 
 def test_with_a_jetpack_come_the_bindings_that_tensorrt_needs():
-    assert one(steps("--jetpack", "7"), " --upgrade ").endswith(" .\\[gpu\\]")
-    assert one(steps(), " --upgrade ").endswith(" .")
+    assert one(steps("--jetpack", "7"), " --upgrade ").endswith(" .\\[wyoming\\,mqtt\\,metrics\\,gpu\\]")
+    assert one(steps(), " --upgrade ").endswith(" .\\[wyoming\\,mqtt\\,metrics\\]")
 
 
 def test_jetpack_s_own_packages_are_seen_and_none_is_changed():

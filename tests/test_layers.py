@@ -115,6 +115,17 @@ def test_only_training_knows_torch():
     assert {name_of(file).split(".")[0] for file in FILES if "torch" in {dotted.split(".")[0] for dotted in imports(file)}} <= {"training"}
 
 
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_file_that_is_read_could_run_code(file):
+    """No pickle, nor what loads one."""
+    assert {dotted.split(".")[0] for dotted in imports(file)} & {"pickle", "shelve", "marshal", "dill", "joblib", "cloudpickle"} == set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            name, keywords = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+            assert name not in ("torch.load", "torch.save", "eval", "exec")
+            assert name != "np.load" or keywords.get("allow_pickle") == "False"
+
+
 @pytest.mark.parametrize("module", ["pipeline", "daemon", "cli"])
 def test_importing_it_loads_no_vendor_library(module):
     script = f"import sys, edgekws.{module}; print(*sorted({VENDORS!r} & set(sys.modules)))"

@@ -340,6 +340,21 @@ def test_removing_leaves_no_voice_behind(store):
     assert [path for path in store.root.rglob("*") if path.name != "lock" and path.is_file()] == []
 
 
+def test_recordings_that_are_replaced_or_removed_are_written_over(store):
+    """A second name of each file shows what became of its bytes."""
+    for gain in (1.0, 0.5):
+        store.save_enrolment("hey", "ann", takes(2, gain))
+        store.save_prototypes("m", {"1": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)})
+        for path in (*store.root.rglob("take-*.wav"), *store.root.glob("prototypes/*.npz")):
+            os.link(path, store.root / f"{gain}-{path.name}")
+    store.remove_enrolment("hey")
+
+    left = {path.name: path.read_bytes().strip(b"\0") for path in store.root.glob("[01].*")}
+    assert len(left) == 6  # of these the first prototypes, which the second took the place of, are a cache of numbers
+    assert {name for name, data in left.items() if data and "take" in name} == set()
+    assert [name for name, data in left.items() if data and name.startswith("0.5")] == []
+
+
 def test_prototypes_come_back_bit_for_bit_and_share_their_cohort(store):
     cohort = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     rows = [Enrolled("küche", who, np.eye(2, 4, k, np.float32), 0.7, 1 / 3, -0.1, cohort, True) for k, who in enumerate("ab")]

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ class Service:
         takes = sorted(map(str, DEMO.glob("enrol-*.flac")))
         subprocess.run([*command, "enroll", KEYWORD, "--speaker", "ann", *takes], env=env, check=True, capture_output=True, timeout=120)
         self.process = subprocess.Popen(
-            [*command, "wyoming", "--uri", "tcp://127.0.0.1:0", "--json"],
+            [*command, "wyoming", "--uri", "tcp://127.0.0.1:0", "--json", *options],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -347,6 +348,23 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
     assert [sorted(found) for found in names] == [[KEYWORD], both, both, sorted(both * 2)]
     assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-1"] * 3 + ["edge-small-1"] * 6
     assert {(one.name, one.version) for one in models} == {(name, "edge-small-1") for name in both}
+
+
+def test_settings_are_read_again_when_it_is_told_to(tmp_path):
+    config = tmp_path / "edgekws.toml"
+    config.write_text(f'[detector]\nthreshold_offset = 3.0\n[keyword."{KEYWORD}"]\nthreshold_offset = 3.0\n')
+    service = Service(tmp_path / "state", "--config", str(config))
+
+    async def talk():
+        async with client(service) as connection:
+            deaf = await heard(connection, ONCE)
+            config.write_text("")
+            service.process.send_signal(signal.SIGHUP)
+            service.says("with what was read again")
+            return [event.type for event in (*deaf, *await heard(connection, ONCE))]
+
+    assert asyncio.run(talk()) == ["not-detected", "detection"]
+    assert service.stop()[2] == 0
 
 
 def test_each_wake_is_printed_and_stored_and_it_ends_when_told(service):
