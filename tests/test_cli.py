@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import json
 import os
@@ -230,6 +231,43 @@ def test_a_state_directory_that_cannot_be_written_is_said_once_and_the_listener_
     (cli.root / "edgekws.db").mkdir()
     done = cli("run", "--source", STREAM)
     assert len([line for line in done.stderr.splitlines() if line.startswith("edgekws:")]) == 1
+
+
+@pytest.fixture
+def disk(enrolled, tmp_path):
+    """The command with its state on a disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    yield Edgekws(shutil.copytree(enrolled.root, folder / "state"))
+    subprocess.run(["umount", folder], check=True)
+
+
+def full(folder):
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 1024)
+
+
+def read_only(folder):
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+
+
+@pytest.mark.parametrize(("spoil", "said"), [(full, "full|No space left"), (read_only, "(?i)read-?only")])
+def test_on_a_disk_that_takes_nothing_it_listens_on_says_so_and_loses_nothing_that_was_there(disk, spoil, said):
+    before = disk("log", "--all", "--json").stdout
+    spoil(disk.root.parent)
+    done = disk("run", "--source", STREAM)
+
+    assert len(done.stdout.splitlines()) == len(TRUTH["spoken"])
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("edgekws: ")]
+    assert 1 <= len(complaints) <= 3 and all(re.search(said, line) for line in complaints), done.stderr
+    subprocess.run(["mount", "-o", "remount,rw", disk.root.parent], check=True)
+    (disk.root.parent / "filler").unlink(missing_ok=True)
+    assert disk("log", "--all", "--json").stdout.startswith(before)
+    assert len(disk.wakes("--source", STREAM)) == len(TRUTH["spoken"])
+    assert disk("log", "--json").stdout.count('"wake"') >= before.count('"wake"') + len(TRUTH["spoken"])
 
 
 def test_enrolments_are_listed_and_removed(enrolled, tmp_path):

@@ -12,7 +12,8 @@ from edgekws.daemon import ServiceManager, Status, closed_by_signals, listen
 from edgekws.detector import Detector
 from edgekws.errors import AudioError
 from edgekws.pipeline import Pipeline
-from edgekws.sinks import Delivery
+from edgekws.sinks import Delivery, StoreSink
+from edgekws.store import Store
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 
 ONE = np.array([[1.0, 0.0]], np.float32)
@@ -110,6 +111,27 @@ def test_a_gap_is_an_event_and_is_counted():
 
     assert [(e.kind, e.stream_s, e.extra) for e in events[1:2]] == [("gap", 1.5, {"lost_ms": 500})]
     assert (summary.audio_s, summary.gaps, summary.lost_s) == (2.0, 1, 0.5)
+
+
+@pytest.mark.parametrize("jump_s", [-10 * 365 * 86_400, -3600, 3600, 10 * 365 * 86_400])
+def test_a_clock_that_jumps_loses_nothing_and_the_log_keeps_the_order_of_what_was_heard(tmp_path, jump_s):
+    """A board without a battery for its clock begins in 1970 and learns the time from the network."""
+    store, ticks = Store(tmp_path), iter(range(10**6))
+    delivery = Delivery([StoreSink(store)])
+    pipeline = Pipeline(LoudIsOne(), Detector([Enrolled("loud", "ann", ONE, 0.5)]))
+    samples = seconds(*[0, 1, 0, 0] * 4)
+
+    def now():
+        tick = next(ticks)
+        return 1.7e9 + tick + (jump_s if tick > 2 else 0)
+
+    heard = listen(Chunks(cut(samples, HOP_SAMPLES)), pipeline, delivery, "edge-1", now=now)
+    delivery.close()
+
+    events = Store(tmp_path).events()
+    assert (heard.wakes, heard.gaps) == (4, 0)
+    assert [event.kind for event in events] == ["start", *["wake"] * 4, "stop"]
+    assert [event.stream_s for event in events] == sorted(event.stream_s for event in events)
 
 
 def test_a_source_that_breaks_leaves_its_reason_behind():
