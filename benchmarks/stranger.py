@@ -4,7 +4,7 @@
 
 The owner of "open sesame" is the synthetic voice of the bundled demo (flite slt). What was kept as wakes is all by others: "keyword", the
 keyword in another voice, labelled as the owner's; "words", other words, labelled as the keyword; "owner" is what it should be, beside them.
-40 clips each in the demo's noise, five minutes of that noise as the room, and all of `edgekws adapt`, from recipe to promotion.
+40 clips each over noise as of the demo, 10 dB below, five minutes of that noise as the room, and the rest as `edgekws adapt` has it.
 The owner is tested on the demo's takes that nothing has heard, the stranger on takes of theirs that nothing has heard: 12 each.
 Exit code 1 if a round went live with which the owner is heard less than before. Needs flite.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_demo import KEYWORD, SNR_DB, SPEAKER, noise
+from make_demo import KEYWORD, SPEAKER, noise
 
 import edgekws
 from edgekws import bench, enrolment
@@ -38,6 +38,7 @@ from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Clip, Enrolled
 RESULTS = Path(__file__).parent / "results" / "stranger.jsonl"
 DEMO = Path(edgekws.__file__).parent / "demo"
 CLIPS, TESTED = 40, 12
+SNR_DB = 10.0  # at the 1.5 dB of the demo the gate refuses the owner's own round too, since in quiet they would come near the threshold
 STRANGER = ("flite", "rms")
 OTHER_WORDS = (
     "open the door",
