@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ from edgekws.pipeline import Pipeline
 from edgekws.power import NoMeter, PowerMeter, Recording, disagreement, load_meter
 from edgekws.power.conditions import conditions, power_mode
 from edgekws.power.per_hop import per_hop
+from edgekws.pseudo_labels import FAR, PseudoLabels
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 
 KEYWORDS, PROTOTYPES = 3, 3  # enrolled while measuring: three keywords of three recordings each
@@ -731,7 +732,8 @@ def _peak_rss_mb(process: int | str = "self") -> float:
 def listener(model: Model, backend: str, pcm: Path) -> Worker:
     """A process that does what the listener does and nothing else.
 
-    Its passes: "pipeline", "paced SECONDS", "steady SECONDS", "steady_network SECONDS", "frontend", "network", "detector".
+    Its passes: "pipeline", "paced SECONDS", "steady SECONDS", "steady_network SECONDS", "frontend", "network", "detector"; and
+    "pipeline_clips", which also cuts clips of a room where nothing comes near a keyword.
 
     Args:
         pcm: int16, mono at 16 kHz, no header.
@@ -749,12 +751,12 @@ def _serve_listener(model_path: str, backend: str, pcm: str) -> None:
     hops = [samples[first : first + HOP_SAMPLES] for first in range(0, len(samples) - HOP_SAMPLES + 1, HOP_SAMPLES)]
     inputs: dict[str, list[np.ndarray]] = {}  # of the network and the detector, made when first asked for
 
-    def pipeline(audio_s: float = 0.0) -> tuple[float, list[int]]:
+    def pipeline(audio_s: float = 0.0, labels: PseudoLabels | None = None) -> tuple[float, list[int]]:
         """All of the audio at once, or seconds of it, from the start again where it ends, at the pace of a microphone."""
         count = max(1, round(audio_s * 1000 / HOP_MS)) if audio_s else len(hops)
         chunks = [AudioChunk(hops[i % len(hops)], i * HOP_SAMPLES) for i in range(count)]
         engine.reset()
-        feed = Pipeline(engine, Detector(enrolled)).feed
+        feed = Pipeline(engine, Detector(enrolled), labels).feed
         return len(chunks) * HOP_MS / 1000, timed(feed, chunks, every_s=HOP_MS / 1000 if audio_s else 0.0)
 
     def steady(seconds: float) -> tuple[float, list[int]]:
@@ -791,6 +793,7 @@ def _serve_listener(model_path: str, backend: str, pcm: str) -> None:
     serve(
         {
             "pipeline": pipeline,
+            "pipeline_clips": lambda: pipeline(labels=PseudoLabels([replace(one, threshold=FAR + 1.0) for one in enrolled])),
             "paced": pipeline,
             "steady": steady,
             "steady_network": steady_network,

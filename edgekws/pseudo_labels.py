@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -33,6 +34,7 @@ AFTER_HOPS = 6  # 0.48 s after it
 SETTLE_HOPS = 13  # a peak counts when for 1 s nothing higher followed, and no wake
 QUIET_HOPS = 25  # 2 s after a wake its tail is no near miss
 ROOM_HOPS = 125  # 10 s
+RING_HOPS = SETTLE_HOPS + ROOM_HOPS
 # The room is taken often while little is known of it, then every half hour, so that a day is covered: at most 29 in the first hour, 80 in
 # the first day, 49 in each day after.
 ROOM_FIRST_S, ROOM_GROWTH, ROOM_LAST_S = 10.0, 1.15, 1800.0
@@ -89,9 +91,9 @@ class PseudoLabels:
         """Clips that were cut, and moments that were no clip: one too many, or the same recording again."""
         self._limits = ((HOUR, per_hour), (DAY, per_day))
         self._room_growth = room_growth
-        self._ring = np.zeros((SETTLE_HOPS + ROOM_HOPS, HOP_SAMPLES), np.int16)
-        self._highest = np.zeros(len(self._ring), np.float32)
-        self._hops = self._first = self._end_sample = self._clear = 0
+        # Of each hop the samples, held and not copied, and the highest clear score.
+        self._ring = deque([(np.zeros(HOP_SAMPLES, np.int16), 0.0)] * RING_HOPS, RING_HOPS)
+        self._hops = self._first = self._end_sample = self._clear = self._room_from = 0
         self._moments: list[_Moment] = []
         self._peaks: dict[str, _Moment] = {}
         self._quiet_until: dict[str, int] = {}
@@ -101,14 +103,13 @@ class PseudoLabels:
 
     def listen_for(self, enrolled: Sequence[Enrolled]) -> None:
         """Other keywords or thresholds from the next hop on. What is known of the room and of recent clips stays."""
-        self._thresholds: dict[str, list[tuple[tuple[str, str], float]]] = {}
-        for one in enrolled:
-            self._thresholds.setdefault(one.keyword, []).append(((one.keyword, one.speaker), one.threshold))
+        self._thresholds = [((one.keyword, one.speaker), one.threshold, one.threshold - FAR) for one in enrolled]
 
     def remember(self, clip: Clip, samples: np.ndarray | None, age_s: float) -> None:
         """A clip from before the start, oldest first, so that caps hold across restarts, and with its samples also duplicates."""
         at = self._end_sample - round(max(0.0, age_s) * SAMPLE_RATE_HZ)
         self._taken.setdefault((clip.label, clip.keyword), deque()).append(at)
+        self._room_from = 0
         if clip.keyword and samples is not None:
             self._prints.setdefault(clip.keyword, deque(maxlen=RECENT)).append(_print(samples, clip.decided_sample))
 
@@ -116,13 +117,12 @@ class PseudoLabels:
         """The clips that this hop completes.
 
         Args:
-            samples: of the hop, int16, shape (1280,).
+            samples: of the hop, int16, shape (1280,); nobody changes them any more.
             end_sample: samples of the stream so far.
             scores: what each (keyword, speaker) has at the end of the hop.
             found: its wakes.
         """
         hop = self._hops
-        self._ring[hop % len(self._ring)] = samples
         self._hops, self._end_sample = hop + 1, end_sample
         for wake in found:
             self._peaks.pop(wake.keyword, None)
@@ -132,15 +132,15 @@ class PseudoLabels:
                 _Moment("positive", wake.keyword, wake.speaker, wake.score, margin, hop, wake.end_sample, hop + AFTER_HOPS)
             )
         clear, highest = True, -1e9
-        for keyword, speakers in self._thresholds.items():
-            for key, threshold in speakers:
-                score = scores[key]
-                if not score < threshold - FAR:  # a score that is no number is not clear either
-                    clear = False
-                    self._near(keyword, key[1], score - threshold, score, hop)
-                elif score > highest:
+        for key, threshold, far in self._thresholds:
+            score = scores[key]
+            if score < far:
+                if score > highest:
                     highest = score
-        self._highest[hop % len(self._ring)] = highest
+            else:  # a score that is no number is not clear either
+                clear = False
+                self._near(*key, score - threshold, score, hop)
+        self._ring.append((samples, highest))
         self._clear = self._clear + 1 if clear else 0
         cuts: list[Cut] = []
         if self._peaks:
@@ -151,7 +151,7 @@ class PseudoLabels:
             due = [one for one in self._moments if one.due <= hop]
             self._moments = [one for one in self._moments if one.due > hop]
             cuts = self._cut(due)
-        if self._clear >= len(self._ring):
+        if self._clear >= RING_HOPS and end_sample >= self._room_from:
             cuts += self._room()
         return cuts
 
@@ -210,21 +210,24 @@ class PseudoLabels:
             taken.popleft()
         gap_s = min(ROOM_FIRST_S * self._room_growth ** len(taken), ROOM_LAST_S)
         if taken and self._end_sample - taken[-1] < gap_s * SAMPLE_RATE_HZ:
+            self._room_from = taken[-1] + round(gap_s * SAMPLE_RATE_HZ)
             return []
         # Its last second is left off: there a word may have begun that nobody has scored yet.
         samples = self._audio(self._hops - len(self._ring), self._hops - SETTLE_HOPS)
         if not samples.any():  # a muted microphone
+            self._room_from = self._end_sample + ROOM_HOPS * HOP_SAMPLES
             return []
         self._clear = 0
         taken.append(self._end_sample)
         self.counts["cut"] += 1
         reason = f"the room: for 10 s every score was more than {FAR} below its threshold"
-        clip = Clip("negative", "", "", float(self._highest.max()), len(samples), len(samples) / SAMPLE_RATE_HZ, reason)
+        clip = Clip("negative", "", "", max(score for _, score in self._ring), len(samples), len(samples) / SAMPLE_RATE_HZ, reason)
         return [Cut(clip, samples, self._end_sample)]
 
     def _audio(self, first: int, end: int) -> np.ndarray:
         """The samples of hops first to end - 1."""
-        return self._ring[np.arange(first, end) % len(self._ring)].ravel()
+        before = self._hops - len(self._ring)
+        return np.concatenate([hop for hop, _ in islice(self._ring, first - before, end - before)])
 
 
 def _print(samples: np.ndarray, decided_sample: int) -> np.ndarray:
