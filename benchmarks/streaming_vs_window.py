@@ -8,9 +8,13 @@ computes faster over a window than the step's own form. Ratios are taken within 
 streaming is cheaper: at the same hop of 80 ms, and against a window every 125 ms, which is what the papers do. Weights are
 untrained; they do not change the cost.
 
-What keeps DS-CNN-L below the arithmetic's 13x, in µs of a step's 57 (AMD EPYC, by leaving layers out): the call 5, first layer and head
-6, each of five blocks 9.3: its matrix product over only 5 rows 5.1 (3.9 a hop in a window), the depthwise convolution and ONNX Runtime's
-reordering around it 2.5, joining and cutting the state 1.1, other nodes 0.6. The products and the call alone are 30.
+What keeps DS-CNN-L below the arithmetic's 13x: a step goes once through 1.7 MB of weights for 5 rows where a window does so for 65, and
+40 small nodes stand around the five products. On two Xeon cores shared with others (2 MB of second-level cache), µs, quiet hours last:
+an empty call 8 (4), a product of 5 rows 8 (5) with its weights at hand, 12 to 20 where others have taken the cache, a node 0.4 (0.3) at
+least. The five products and the call alone stand at 9 to 11 times; first layer, depthwise convolutions and states have to be added.
+Dropped, each against the present form in one run: images throughout, as the window has them (10 to 17 % slower); images with the past
+convolved by itself and added (equal); depthwise as Gather, Mul, ReduceSum (8 µs instead of 5 a layer); the window's states two hops deep
+too (slower); an arena, huge pages (equal); no prepacking (60 % slower); graph optimisation below its last level (3 times slower).
 """
 
 from __future__ import annotations
@@ -117,12 +121,12 @@ def serve(folder: str) -> None:
     binding = session.io_binding()
     binding.bind_ortvalue_input("frames", kept[0])
     binding.bind_ortvalue_output("embedding", kept[1])
-    run, bound = session._sess.run_with_iobinding, binding._iobinding
+    run, bound, run_options = session._sess.run_with_iobinding, binding._iobinding, ort.RunOptions()
     noise = np.random.default_rng(1).standard_normal((STEPS, HOP_FRAMES, N_MELS)).astype(np.float32)
 
     def window(first: int) -> None:
         frames[0] = noise[first : first + WINDOW_HOPS].reshape(-1, N_MELS)
-        run(bound, None)
+        run(bound, run_options)
 
     bench.serve(
         {
