@@ -16,7 +16,21 @@ torch = pytest.importorskip("torch")
 from pathlib import Path  # noqa: E402
 
 from edgekws.training.export import load_network  # noqa: E402
-from edgekws.training.finetune import Batches, Example, Lesson, Lessons, Loss, Sound, crop, finetune, mix, said_again, steps_of, windows_of  # noqa: E402
+from edgekws.training.finetune import (  # noqa: E402
+    Batches,
+    Example,
+    Lesson,
+    Lessons,
+    Loss,
+    Sound,
+    crop,
+    elsewhere,
+    finetune,
+    mix,
+    said_again,
+    steps_of,
+    windows_of,
+)
 
 torch.set_num_threads(1)
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -137,3 +151,13 @@ def test_a_word_said_again_ends_where_the_word_ends():
         assert again.frames.dtype == np.float32 and again.frames.shape[1] == 40
         assert abs(again.frames.max(1).argmax() // HOP_FRAMES - again.word_hop) <= 1
     assert 0.7 < len(again.frames) / len(frames) < 1.4
+
+
+def test_the_room_at_another_time_is_not_the_same_and_as_loud():
+    frames = log_mel(STREAM[: 16_000 * 4])
+    rng = np.random.default_rng(3)
+    moved = [elsewhere(frames, rng) for _ in range(20)]
+
+    assert all(one.shape[1] == 40 and one.dtype == np.float32 for one in moved)
+    assert np.std([len(one) for one in moved]) > 0.1 * len(frames)
+    assert np.mean([one.mean() for one in moved]) == pytest.approx(frames.mean(), abs=0.1)

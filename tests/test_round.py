@@ -133,7 +133,7 @@ def test_what_passes_hears_no_less_than_before(outcome):
 
 
 def test_a_training_that_collapses_is_refused(factory, tmp_path, monkeypatch):
-    """With a step size fifty or a hundred times as large everything sounds alike to it, by 0.93 to 0.97."""
+    """With a step size fifty or a hundred times as large everything sounds alike to it, by 0.92 to 0.97."""
     measured, alike = [], rounds._collapse
     monkeypatch.setattr(rounds, "_collapse", lambda *heard: measured.append(alike(*heard)) or measured[-1])
     for step_size in (0.05, 0.1):
@@ -199,7 +199,7 @@ def test_what_comes_near_the_threshold_in_quiet_does_not_pass(factory, tmp_path)
     made = adapt(factory, heard_before(moments(ENDS_S, 3)), tmp_path / "candidate", id="1", recipe="weights-only", steps=1)
 
     assert not made.passed
-    assert re.search(r'in quiet "open sesame" by slt would score 0\.\d above the threshold, with the version in use 3', made.reason)
+    assert re.search(r'in quiet "open sesame" by slt would score -?0\.\d above the threshold, with the version in use 3', made.reason)
 
 
 def test_wrong_usage_is_said_before_anything_is_computed(factory, tmp_path):
@@ -261,6 +261,7 @@ def test_the_gate_lets_pass_what_is_as_good_or_better():
     assert verdict(heard(HALF, false_accepts=3), heard(HALF, false_accepts=3), 0.5) == []
     assert verdict(heard(HALF, quiet=1.6), heard(HALF, quiet=4.0), 0.5) == []  # far enough above the threshold still
     assert verdict(heard(HALF, quiet=0.8), heard(HALF, quiet=0.8), 0.5) == []
+    assert verdict(heard(HALF, (True,) * 26 + (False,)), heard(HALF, (True,) * 27), 0.5) == []  # said again by nobody
 
 
 def test_the_data_has_another_hash_when_a_sample_differs(snapshot):

@@ -111,10 +111,19 @@ def said_again(one: Example, rng: np.random.Generator) -> Example:
     (two development lives, at 0.5 false accepts an hour); a third life 0.60 either way.
     """
     slower, higher = np.exp(rng.normal(0, (SPEED, PITCH)))
-    rows = np.arange(0, len(one.frames) - 1, 1 / slower)
+    return Example(_warped(one.frames, slower, higher), round((one.word_hop + 1) * float(slower)) - 1)
+
+
+def elsewhere(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A sound of the room as another time or place would have it: twice as far away as a take said again, and of another colour."""
+    slower, higher = np.exp(rng.normal(0, (2 * SPEED, 2 * PITCH)))
+    return _warped(frames, slower, higher) + np.linspace(-1, 1, N_MELS, dtype=np.float32) * np.float32(rng.normal(0, GAIN))
+
+
+def _warped(frames: np.ndarray, slower: float, higher: float) -> np.ndarray:
+    rows = np.arange(0, len(frames) - 1, 1 / slower)
     bands = np.clip(np.arange(N_MELS) / higher, 0, N_MELS - 1)
-    frames = _between(_between(np.asarray(one.frames, np.float32), rows).T, bands).T
-    return Example(np.ascontiguousarray(frames), round((one.word_hop + 1) * float(slower)) - 1)
+    return np.ascontiguousarray(_between(_between(np.asarray(frames, np.float32), rows).T, bands).T)
 
 
 def _between(rows: np.ndarray, at: np.ndarray) -> np.ndarray:

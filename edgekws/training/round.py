@@ -45,16 +45,18 @@ from edgekws.training.finetune import (
     Lessons,
     Loss,
     Sound,
+    elsewhere,
     finetune,
     mix,
     said_again,
     steps_of,
     windows_of,
 )
+from edgekws.training.material import made_noise, to_int16
 from edgekws.training.networks import Network
 from edgekws.training.prune import CRITERIA, Widths, channel_scores, choose_widths, energy_cost, latency_cost, parameter_cost, prune
 from edgekws.training.quantise import version
-from edgekws.values import HOP_MS, HOP_SAMPLES, Enrolled
+from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 
 DEFAULT_SHARE = 0.25  # of the factory's parameters
 RECIPES = ("weights-only", "onda1", "onda2")
@@ -70,21 +72,24 @@ NEAR_HOPS = (-3, 4)  # where, around the decision, a clip is most like its keywo
 SECOND_OPINION, SURE, UNLIKE = 0.0, 0.52, -1.0
 MANY = 12  # pseudo-positives of which each third is held out; of fewer each second
 HELD_AMBIENCE = 2  # each second
-COLLAPSED = 0.95  # mean cosine of an embedding with any other
+COLLAPSED = 0.9  # mean cosine of an embedding with any other
 NEAR_MISS = 2.0  # below the threshold: what is trained on as most like a keyword
 PROMISE_PER_HOUR = 0.5
 INT8_SLOWER = 1.05  # it is smaller in any case
 SLOWER = 1.15  # two runs of one network differ by up to a tenth on a loaded host
 # Score of the threshold of an adapted version, instead of 0.52: what it is set on is mostly speech from text-to-speech, an hour or two, and
-# real speech is nearer to keywords. Ten development lives, room and quiet: at 0.52 3.1 and 1.0 false accepts an hour, at 0.8 0.7 and 0.6,
-# at 1.0 0.28 and 0.23, highest 1.7. In its place a shift that was measured on the factory network and a threshold on the room alone: 0.34
-# and 0.11, for 4 and 16 points less recall.
-ADAPTED_THRESHOLD = 1.0
+# real speech is nearer to keywords. Ten development lives, pruned, room and quiet: at 0.52 3.1 and 1.0 false accepts an hour, at 1.0 0.28
+# and 0.23, at 1.3 0.23 and 0.11, for 3 and 6 points less recall. A shift measured on the factory network cost more recall for no less.
+ADAPTED_THRESHOLD = 1.2
+# Nobody's room stays as it is: copies of its ambience as another time would have it, and sounds that it never had. Without them a network
+# that learned a keyword under one chainsaw woke 400 times in 1.8 hours of another, with them 5 times, and heard more (1.00 for 0.90).
+ELSEWHERE, FOREIGN, FOREIGN_S, FOREIGN_DBFS = 2, 24, 10, (-50.0, -20.0)
 AGAIN = 8  # times that each enrolment recording is said again in the gate, in quiet and under held-out ambience
-# Over the threshold, a tenth of the promised rate and less: there an enrolment recording in quiet may score lower than it did. Takes that
-# were never heard score lower than those that were trained on. Of ten development lives two were worse in quiet, 29 → 20 of 35 and 19 → 9
-# of 23: those whose recordings came down to 1.0 and 0.4. Nothing else in the gate had told.
-CLEAR = 1.5
+# Over the threshold: there an enrolment recording in quiet may score lower than it did. Takes that were never heard score lower than those
+# that were trained on. Of ten development lives two were worse in quiet, 29 → 20 of 35 and 19 → 9 of 23, and nothing else had told: their
+# recordings came down to 1.0 and 0.4, those of the others stayed where they were or above 1.3, but for two that had no need to be refused.
+CLEAR = 1.3
+SPARED = 0.05  # of the recordings said again may be lost: no person has said them
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,12 @@ def by_engine(engine: Engine) -> Embed:
     return embed
 
 
+def _foreign(rng: np.random.Generator) -> np.ndarray:
+    """Log-mel frames of a made sound that this room has not had yet, soft or loud."""
+    noise = made_noise(rng, FOREIGN_S * SAMPLE_RATE_HZ)
+    return log_mel(to_int16(noise / max(float(np.sqrt((noise**2).mean())), 1e-9) * 32768 * 10 ** (rng.uniform(*FOREIGN_DBFS) / 20)))
+
+
 class _Round:
     """The parts of a round that share what was heard."""
 
@@ -281,6 +292,10 @@ class _Round:
         self.number = numbers
         pieces = [log_mel(piece) for piece in snapshot.ambience if len(piece) >= 5 * 16000]
         self.train_ambience, self.held_ambience = pieces[::HELD_AMBIENCE], pieces[1::HELD_AMBIENCE]
+        rng = np.random.default_rng(7)
+        self.foreign = [elsewhere(frames, rng) for frames in self.held_ambience] + [_foreign(rng) for _ in range(FOREIGN)]
+        self.train_ambience += [elsewhere(frames, rng) for _ in range(ELSEWHERE) for frames in self.train_ambience]
+        self.train_ambience += [_foreign(rng) for _ in range(FOREIGN)]
         shipped = replay()
         self.train_replay, self.held_replay = shipped[::2], shipped[1::2]
         self.own = [[self._own(voice, i) for i in range(len(voice.recordings))] for voice in self.voices]
@@ -328,9 +343,10 @@ class _Round:
         rng = np.random.default_rng(5)
         in_room = []
         for frames in self.held_replay if self.held_ambience else ():
-            under = np.concatenate([self.held_ambience[int(i)] for i in rng.permutation(len(self.held_ambience))])
+            noise = [*self.held_ambience, *self.foreign]
+            under = np.concatenate([noise[int(i)] for i in rng.permutation(len(noise))])
             in_room.append(mix(np.asarray(frames, np.float32), np.resize(under, frames.shape), float(rng.uniform(*NOISE_DB))))
-        return [*(np.asarray(frames, np.float32) for frames in self.held_replay), *in_room, *self.held_ambience]
+        return [*(np.asarray(frames, np.float32) for frames in self.held_replay), *in_room, *self.held_ambience, *self.foreign]
 
     def hear(self, embed: Embed, enrolled: Sequence[Enrolled]) -> Heard:
         """What a version does on everything that was held out."""
@@ -386,7 +402,7 @@ class _Round:
 def verdict(new: Heard, old: Heard, collapse: float, cost: Sequence[float] = ()) -> list[str]:
     """Why the gate refuses; nothing if it lets the candidate pass.
 
-    Recall: over the very same trials, of each kind no more may be lost than are gained. Only the pseudo-positives were never trained on;
+    Recall: over the very same trials, of each kind hardly more may be lost than gained. Only the pseudo-positives were never trained on;
     they are recordings that some version heard, so it errs on the side of refusing. In quiet nobody may come nearer to the threshold than
     `CLEAR`, unless the incumbent was as near. False accepts: no more than the promise allows, or than the incumbent has.
     """
@@ -394,7 +410,7 @@ def verdict(new: Heard, old: Heard, collapse: float, cost: Sequence[float] = ())
     for kind in dict.fromkeys(one.kind for one in new.trials):
         pairs = [(a.margin >= 0, b.margin >= 0) for a, b in zip(new.trials, old.trials, strict=True) if a.kind == kind]
         lost, gained = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
-        if lost > gained:
+        if lost - gained > (0 if kind == "pseudo" else SPARED * len(pairs)):
             reasons.append(
                 f"of {len(pairs)} recordings to test on ({kind}) it loses {lost} that the version in use hears, and gains {gained}"
             )
