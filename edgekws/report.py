@@ -128,7 +128,7 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
         "older_left_out": seen.left_out,
         "unset_clock": seen.unset_clock,
         "listening": {
-            **_state(seen, spans),
+            **_state(seen, spans, store.listens()),
             "hours": round(hours, 3),
             "starts": len(seen.of("start")),
             "ended_untold": sum(span.ended is None for span in spans[:-1]),
@@ -183,13 +183,15 @@ def _spans(events: Sequence[Event]) -> Iterator[Span]:
         yield Span(first.time_s, last.time_s, max(0.0, last.stream_s - first.stream_s), None)
 
 
-def _state(seen: History, spans: Sequence[Span]) -> dict[str, Any]:
-    """What is known of now: "never" started, "stopped", "broke", "deaf", or "listens" as far as one can tell."""
+def _state(seen: History, spans: Sequence[Span], alive: bool) -> dict[str, Any]:
+    """How it is now: "never" started, "stopped", "broke", "gone" without a word, "deaf", or it "listens"."""
     if not spans:
         return {"state": "never", "since_s": None, "why": ""}
     last = spans[-1]
     if last.ended is not None:
         return {"state": "broke" if last.ended else "stopped", "since_s": last.end_s, "why": last.ended}
+    if seen.of("start") and not alive:
+        return {"state": "gone", "since_s": last.end_s, "why": ""}
     heard = [event for event in seen.of("start", "wake", "gap", "deaf") if event.time_s >= last.start_s]
     if heard and heard[-1].kind == "deaf":
         return {"state": "deaf", "since_s": heard[-1].time_s, "why": str(heard[-1].extra.get("reason", ""))}
@@ -358,6 +360,9 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
 
     if heard["state"] == "deaf":
         yield one("bad", f"Deaf since {_when(heard['since_s'])}: {heard['why']}", "edgekws doctor")
+    if heard["state"] == "gone":
+        text = f"Not listening: after {_when(heard['since_s'])} it ended without a word: killed, crashed, or the power went"
+        yield one("bad", text, "systemctl status edgekws")
     if heard["state"] == "broke":
         yield one("bad", f"Ended by an error at {_when(heard['since_s'])}: {heard['why']}", "journalctl -u edgekws")
     if heard["state"] == "stopped":

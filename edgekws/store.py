@@ -200,6 +200,17 @@ class Store:
                 file.write(f"{os.getpid()}\n".encode())
             return died
 
+    def listens(self) -> bool:
+        """Whether a listener is at work here just now."""
+        try:
+            with (self.root / "listening").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def end_listening(self) -> None:
         """It ends in order."""
         if self._listening is not None:

@@ -487,6 +487,9 @@ def test_auto_is_the_engine_that_bench_found_best_here(tmp_path, monkeypatch, ca
     assert cli.main(["bench", "--all", "--seconds", "1", "--repeats", "1"]) == 0
     assert 'engine = "auto" is onnxruntime on this machine from the next start on (least CPU time' in capsys.readouterr().err
     assert (store.engine(), cli._backend(settings, store)) == ("onnxruntime", "auto")  # auto tries that one first
+    (measured,) = store.events()  # for `edgekws report`
+    assert (measured.kind, measured.model, measured.extra["backend"]) == ("bench", "edge-1", "onnxruntime")
+    assert measured.extra["energy_mj_per_hop"] is not None or measured.extra["why_no_energy"]
 
     store.save_engine("tensorrt")
     assert cli._backend(settings, store) == "tensorrt"

@@ -183,7 +183,9 @@ def test_whatever_users_and_files_are_called_is_text(filled):
 def test_nothing_needs_a_look_while_it_listens_and_says_so(filled):
     start = replace(WAKE, kind="start", keyword="", time_s=NOW_S - DAY_S, stream_s=0.0, extra={"source": "mic:default"})
     wakes = [replace(WAKE, time_s=NOW_S - DAY_S + 600 * i, stream_s=600.0 * i, score=1.5 + i % 5 / 10) for i in range(1, 100)]
-    facts, markup = made(filled([start, *wakes]))
+    listener = filled([start, *wakes])
+    listener.begin_listening()
+    facts, markup = made(Store(listener.root, read_only=True))
 
     assert facts["attention"] == []
     assert "Nothing needs a look" in markup
@@ -199,13 +201,24 @@ def test_what_needs_a_look_is_said_worst_first(filled):
     gap = replace(start, kind="gap", time_s=NOW_S - 900, stream_s=7000.0, extra={"lost_ms": 60_000})
     failed = replace(start, kind="round", time_s=NOW_S - 800, extra={"what": "failed", "reason": "the disk is full"})
     deaf = replace(start, kind="deaf", time_s=NOW_S - 700, stream_s=7100.0, extra={"reason": "no samples for 5 s"})
-    told = levels(found(filled([start, again, *wakes, gap, failed, deaf])))
+    listener = filled([start, again, *wakes, gap, failed, deaf])
+    listener.begin_listening()
+    told = levels(found(listener))
 
     assert [level for level, _ in told] == ["bad", "warn", "warn", "warn", "warn"]
     for (_, text), wanted in zip(
         told, ("Deaf since", "1 of 2 runs ended without", "60.0 s of audio were lost", "the disk is full", "fell"), strict=True
     ):
         assert wanted in text
+
+
+def test_a_listener_that_was_killed_is_not_said_to_listen(filled):
+    start = replace(WAKE, kind="start", keyword="", time_s=NOW_S - DAY_S, stream_s=0.0, extra={"source": "mic:default"})
+    facts = found(filled([start, replace(WAKE, time_s=NOW_S - 3600)]))
+
+    assert facts["listening"]["state"] == "gone"
+    ((level, text),) = levels(facts)
+    assert level == "bad" and "ended without a word" in text
 
 
 def test_since_leaves_out_what_came_before(filled):
