@@ -34,7 +34,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def time_axis(panel: Any, ticks: int) -> None:
-    """At most so many ticks on the x axis of a panel of datetimes, with no more of a date than tells them apart."""
+    """At most so many ticks, 5 or more, on the x axis of a panel of datetimes, with no more of a date than tells them apart."""
     from matplotlib import dates
 
     vendor: Any = dates  # its types differ from version to version

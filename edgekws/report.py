@@ -489,7 +489,7 @@ def _draw_time(figure: Any, seen: History, spans: Sequence[Span], narrow: bool) 
     strip.set_yticks([0.5], ["listened" if not narrow else "on"])
     strip.tick_params(left=False)
     strip.spines[["left"]].set_visible(False)
-    time_axis(strip, 4 if narrow else 10)
+    time_axis(strip, 5 if narrow else 10)
     strip.set_xlim(at[0], at[-1])
     figure.align_ylabels()
 

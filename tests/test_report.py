@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgekws
 from edgekws import report
 from edgekws.model import find_model
+from edgekws.pictures import new_figure, time_axis
 from edgekws.store import Store
 from edgekws.values import Event
 
@@ -232,6 +235,20 @@ def test_a_clock_that_was_not_set_does_not_stretch_the_page_to_1970(filled):
 
     assert (facts["unset_clock"], facts["wakes"]["count"], facts["from_s"]) == (1, 1, WAKE.time_s)
     assert "clock was not set" in markup
+
+
+@pytest.mark.parametrize("ticks", [5, 6, 10])
+@pytest.mark.filterwarnings("error")
+def test_any_stretch_of_time_has_ticks_that_tell_it(ticks):
+    begin = datetime(2026, 9, 21, 14, 7)
+    for minutes in np.geomspace(1, 10 * 365 * 24 * 60, 60):
+        panel = new_figure(5, 3).subplots()
+        panel.set_xlim(begin, begin + timedelta(minutes=float(minutes)))
+        time_axis(panel, ticks)
+        low, high = panel.get_xlim()
+        shown = [tick for tick in panel.get_xticks() if low <= tick <= high]
+
+        assert 1 <= len(shown) <= ticks
 
 
 def test_energy_is_what_bench_measured_and_else_the_reason(filled):
