@@ -218,6 +218,19 @@ from edgekws.cli import main
     assert "memory ran out" in store.events()[-1].extra["reason"] and everything(store.root) == before
 
 
+def test_clips_that_the_listener_drops_meanwhile_stop_no_round(store, quick):
+    """By its caps of number, size and age, or since their owner purges them."""
+
+    def step_done(done, total):
+        with contextlib.closing(Store(store.root)) as listener:
+            listener.purge_clips("positive")
+
+    _, live = adaptation.run(store, "edge-small", recipe="weights-only", step_done=step_done)
+
+    assert said(store) == ["started", "promoted"] and live.path == store.current_model()
+    assert store.clips("positive") == []
+
+
 def test_a_round_that_was_killed_is_told_by_the_next_also_after_one_that_was_skipped(store):
     store.add_event(round_event("started", 1000.0))
     (store.root / "round").mkdir()
