@@ -2,11 +2,12 @@
 
     python benchmarks/soak.py [--hours 24] [--rounds 3] [--save]
 
-`edgekws run --source stdin:` with its engine, store, clips, socket, metrics and a command at each wake. Meanwhile, as on a device, other
-processes promote versions (three times an hour), rounds of adaptation are run (`edgekws adapt`, three), the settings are read again (every
-second hour), and the last wake is called wrong (each hour). While a round trains, an hour of audio takes two minutes at least.
-The audio is the demo's recordings at other speeds and levels among silence and noise, and with EDGEKWS_CORPUS the corpus' other speech and
-noise too. At the end of each hour of audio, when everything fed was heard, the process is looked at with the version `edge` live.
+`edgekws run --source stdin:` with its engine, store, clips, socket, metrics and a command at each wake. Meanwhile, as on a device,
+versions are promoted from beside (copies of `edge` under other names, three an hour), rounds of adaptation are run (`edgekws adapt`,
+three), the settings are read again (every second hour), and the last wake is called wrong (each hour). While a round trains, an hour of
+audio takes two minutes at least. The audio is the demo's recordings at other speeds and levels among silence and noise, and with
+EDGEKWS_CORPUS the corpus' other speech and noise too. At the end of each hour of audio, when a copy of `edge` listens and everything fed
+was heard, the process is looked at.
 Exit code 1 unless every sample was stepped through, every wake that was printed is in the database, no event was dropped, resident memory
 grew by at most 2 MB after the first hour, and file handles and threads by none.
 """
@@ -14,9 +15,12 @@ grew by at most 2 MB after the first hour, and file handles and threads by none.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +39,8 @@ import numpy as np
 import edgekws
 from edgekws import bench
 from edgekws.audio import read_recording
+from edgekws.cli import main as edgekws_main
+from edgekws.model import find_model, write_manifest
 from edgekws.store import Store
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 
@@ -42,9 +48,9 @@ RESULTS = Path(__file__).parent / "results" / "soak.jsonl"
 DEMO = Path(edgekws.__file__).parent / "demo"
 HOUR = 3600
 GROWTH_MB = 2.0
-SWAP_EVERY_S, RELOAD_EVERY_S = 1200, 2 * HOUR
+SWAP_EVERY_S, RELOAD_EVERY_S = 1800, 2 * HOUR
 ROUND_PACE = 30  # times real time while a round trains
-FIRST_PACE = 30  # in the first hour, so that what goes by the clock (looks at how a version does, each minute) has been there too
+FIRST_PACE = 40  # in the first hour, so that what goes by the clock (looks at how a version does, each minute) has been there too
 CORPUS_FILES = 200  # of speech and of noise
 
 
@@ -180,7 +186,6 @@ def soak(folder: Path, hours: int, count: int) -> dict[str, Any]:
         return said
 
     done("enroll", "open sesame", *map(str, sorted(DEMO.glob("enrol-*.flac"))))
-    done("models", "promote", "edge")
     listener = Listener(config, folder / "said")
     deadline_s = time.monotonic() + 60
     while not (state / "control.sock").exists():
@@ -197,14 +202,22 @@ def soak(folder: Path, hours: int, count: int) -> dict[str, Any]:
     swaps = rejected = 0
     began_s = time.monotonic()
 
-    def live(wanted: str) -> dict[str, Any]:
-        """Feed on until the wanted version listens; the status then."""
-        until = time.monotonic() + 60
-        while (status := client.ask("status"))["model"] != wanted:
+    def exchange() -> None:
+        """Promote the next copy of `edge`, and feed on until it listens."""
+        nonlocal swaps
+        swaps += 1
+        path, id = folder / "next", f"edge-copy-{swaps}"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(find_model("edge"), path)
+        write_manifest(path, {**json.loads((path / "manifest.json").read_text()), "id": id})
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            if edgekws_main(["models", "promote", str(path), "--config", str(config)]):
+                sys.exit(f"{id} cannot be promoted")
+        until = time.monotonic() + 120
+        while (status := client.ask("status"))["model"] != id:
             if time.monotonic() > until:
-                sys.exit(f"{wanted} does not go live; {status}\n{(folder / 'said').read_text()}")
+                sys.exit(f"{id} does not go live; {status}\n{(folder / 'said').read_text()}")
             feed(1)
-        return status
 
     fed_s = 0
 
@@ -238,17 +251,10 @@ def soak(folder: Path, hours: int, count: int) -> dict[str, Any]:
                 say("a round begins")
                 training = run("adapt", "--json")
             elif fed_s // SWAP_EVERY_S != before // SWAP_EVERY_S:
-                here = client.ask("status")["model"]
-                others = {"edge-1": "edge", "edge-small-1": "edge-small", **{name: name for name in Store(state).models()}}
-                others.pop(here, None)
-                done("models", "promote", others[sorted(others)[int(rng.integers(len(others)))]])
-                swaps += 1
+                exchange()
             if (fed_s + RELOAD_EVERY_S // 4) // RELOAD_EVERY_S != (before + RELOAD_EVERY_S // 4) // RELOAD_EVERY_S:
                 listener.process.send_signal(signal.SIGHUP)
-        if client.ask("status")["model"] != "edge-1":
-            done("models", "promote", "edge")
-            swaps += 1
-        live("edge-1")
+        exchange()
         rejected += "rejected" in client.ask("reject")
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read()
         until = time.monotonic() + 60
