@@ -522,6 +522,8 @@ def _wyoming(options: argparse.Namespace) -> int:
 
     from edgekws.daemon import ServiceManager
     from edgekws.engines import load_engine
+    from edgekws.model import find_model, load_model
+    from edgekws.promotion import boot
     from edgekws.sinks import Delivery, LineSink, StoreSink
     from edgekws.wyoming_server import WyomingServer
 
@@ -551,7 +553,15 @@ def _wyoming(options: argparse.Namespace) -> int:
         return load_engine(model, _backend(settings, own), fall_back=True)
 
     async def serve(delivery: Delivery) -> None:
-        server = WyomingServer(_loader(settings, options, own), stamp, new_engine, delivery)
+        load = _loader(settings, options, own)
+
+        def start() -> Version:
+            if options.model is not None:
+                return load(False)
+            # Not counted: three starts of this process say nothing about a version under which the listener runs well.
+            return boot(own, lambda path: _version(settings, own, load_model(path or find_model(settings.model.id))), counted=False)
+
+        server = WyomingServer(start, load, stamp, new_engine, delivery)
 
         def ready(port: int) -> None:
             _say(f"serving {_names(server.version.detector.enrolled)} with {server.version.model.id} on tcp://{host}:{port}")

@@ -406,13 +406,12 @@ def _snapshot(pipeline: Pipeline) -> list[Hop]:
 # Going back.
 
 
-def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[], float] = time.time) -> Version:
+def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[], float] = time.time, *, counted: bool = True) -> Version:
     """The promoted version; after three failed starts with it, or where it cannot be loaded, the one before it, and at last the default.
-
-    Counts this start as failed until `Store.clear_starts`.
 
     Args:
         load: takes the directory of a promoted version, or None for the configured model.
+        counted: this start counts as failed until `Store.clear_starts`.
 
     Raises:
         ModelError, EngineUnavailable: none can be loaded.
@@ -427,7 +426,7 @@ def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[],
             log.warning("%s", error)
 
     current = store.current_model()
-    if current is not None:
+    if current is not None and counted:
         try:
             if (failed := store.count_start()) >= FAILED_STARTS:
                 back = store.rollback()

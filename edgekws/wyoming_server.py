@@ -57,6 +57,7 @@ class WyomingServer:
 
     def __init__(
         self,
+        start: Callable[[], Version],
         load: Callable[[bool], Version],
         stamp: Callable[[], object],
         new_engine: Callable[[Model], Engine],
@@ -66,6 +67,7 @@ class WyomingServer:
     ) -> None:
         """
         Args:
+            start: gives what is served first.
             load: gives what should be served by now, with True from settings that are read again. On a thread of its own.
             stamp: differs when what `load` gives does. Asked once a second.
             new_engine: called for each stream beyond those that already ended.
@@ -77,7 +79,7 @@ class WyomingServer:
             raise EdgekwsError("the package wyoming is not installed. Try: pip install 'edgekws[wyoming]'") from error
         self._load, self._stamp, self._new_engine = load, stamp, new_engine
         self._seen = stamp()
-        self.version = load(False)
+        self.version = start()
         """What streams that begin now are given; the others go over to it."""
         self._idle: list[Engine] = [self.version.engine]
         self.delivery, self.clock = delivery, clock

@@ -44,7 +44,8 @@ class Service:
         self.root = root
         self.env = env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
         takes = sorted(map(str, DEMO.glob("enrol-*.flac")))
-        subprocess.run([*command, "enroll", KEYWORD, "--speaker", "ann", *takes], env=env, check=True, capture_output=True, timeout=120)
+        if not (root / "enrolments").exists():
+            self.tell("enroll", KEYWORD, "--speaker", "ann", *takes)
         self.process = subprocess.Popen(
             [*command, "wyoming", "--uri", "tcp://127.0.0.1:0", "--json", *options],
             env=env,
@@ -74,6 +75,12 @@ class Service:
         self.process.terminate()
         out, err = self.process.communicate(timeout=30)
         return out, err, self.process.returncode
+
+
+def promote_broken(root, scratch):
+    shutil.copytree(DEMO.parent / "models" / "edge-small", scratch / "broken")
+    (scratch / "broken" / "model.onnx").write_bytes(b"damaged")
+    Store(root).promote(scratch / "broken", "broken")
 
 
 @pytest.fixture(scope="module")
@@ -332,10 +339,7 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
             service.tell("models", "promote", "edge-small")
             service.says("edge-small-1 serves")
             names.append(await hear(STREAM[cuts[1] : cuts[2]]))
-            broken = tmp_path / "broken"
-            shutil.copytree(DEMO.parent / "models" / "edge-small", broken)
-            (broken / "model.onnx").write_bytes(b"damaged")
-            Store(service.root).promote(broken, "broken")
+            promote_broken(service.root, tmp_path)
             service.says("edge-small-1 goes on: ")
             names.append(await hear(STREAM[cuts[2] :]))
             await connection.write_event(Describe().event())
@@ -348,6 +352,24 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
     assert [sorted(found) for found in names] == [[KEYWORD], both, both, sorted(both * 2)]
     assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-1"] * 3 + ["edge-small-1"] * 6
     assert {(one.name, one.version) for one in models} == {(name, "edge-small-1") for name in both}
+
+
+def test_it_starts_with_the_version_before_one_that_is_broken(tmp_path):
+    first = Service(tmp_path / "state")
+    first.tell("models", "promote", "edge-small")
+    first.stop()
+    promote_broken(first.root, tmp_path)
+    service = Service(tmp_path / "state")
+
+    async def talk():
+        async with client(service) as connection:
+            await connection.write_event(Describe().event())
+            info = Info.from_event(await answer(connection))
+            return info.wake[0].models[0].version, [event.type for event in await heard(connection, ONCE)]
+
+    assert asyncio.run(talk()) == ("edge-small-1", ["detection"])
+    assert service.stop()[2] == 0
+    assert not (first.root / "starts").exists()
 
 
 def test_settings_are_read_again_when_it_is_told_to(tmp_path):
