@@ -177,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
 
     adapt = add("adapt", _adapt, "Learn from what was heard: one round of fine-tuning and pruning, which goes live if it is not worse.")
     adapt.add_argument(
-        "--recipe", default="onda1", help="onda1 (prune, then fine-tune; the default), onda2 (fine-tune before too), weights-only"
+        "--recipe",
+        help="onda1 (prune, then fine-tune), onda2 (fine-tune before too) or weights-only; else onda1, and if refused weights-only",
     )
     adapt.add_argument("--criterion", help="hap, taylor, fisher, l1, bn or random; else the recipe's own")
     adapt.add_argument("--target", metavar="T", help="params=0.25 (a share, or a number), latency_ms=0.02 or energy_mj=0.1 (of a hop here)")

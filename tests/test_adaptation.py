@@ -130,6 +130,17 @@ def test_what_the_gate_refuses_leaves_all_versions_as_they_were_and_a_dry_run_ev
     assert said(store) == ["started", "tried", "started", "refused"]
 
 
+def test_where_the_pruned_version_is_refused_one_without_pruning_is_tried(config, store, quick, monkeypatch, capsys):
+    monkeypatch.setitem(rounds.STEPS, "onda1", 2)
+    verdicts = iter([["it is worse"]])
+    monkeypatch.setattr(rounds, "verdict", lambda *heard: next(verdicts, []))
+    assert main(["adapt", "--config", str(config)]) == 0
+
+    assert "the gate refuses it: it is worse. Once more without pruning" in capsys.readouterr().err
+    assert load_model(store.current_model()).raw["recipe"]["name"] == "weights-only"
+    assert said(store) == ["started", "refused", "started", "promoted"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -141,7 +141,7 @@ def run(
     store: Store,
     model: str,
     *,
-    recipe: str = "onda1",
+    recipe: str | None = None,
     criterion: str | None = None,
     target: Target | None = None,
     promote: bool = True,
@@ -156,6 +156,7 @@ def run(
 
     Args:
         model: the configured factory network, by name or path.
+        recipe: None = onda1, and weights-only where the gate refuses that and nothing else was asked for.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
 
@@ -164,7 +165,9 @@ def run(
         StoreError: another round is under way, or the state directory cannot be read or written.
         EdgekwsError: nothing is enrolled, or training failed. Nothing was changed.
     """
-    criterion_of(recipe, criterion)
+    asked = recipe is not None or criterion is not None or target is not None
+    recipes = [recipe or "onda1"] if asked else ["onda1", "weights-only"]
+    criterion_of(recipes[0], criterion)
     factory = load_model(find_model(model))
     family = JUDGE.get(factory.network) if factory.path == find_model(factory.network) else None
     with store.round_folder() as folder:
@@ -173,26 +176,32 @@ def run(
         _note(store, "started", now(), reason=asked_by)
         try:
             heard, clips = snapshot(store, say)
-            outcome = adapt(
-                factory,
-                heard,
-                folder / "candidate",
-                id=_id(store, heard),
-                recipe=recipe,
-                criterion=criterion,
-                target=target,
-                starts=[load_model(find_model(name)) for name in STARTS.get(factory.network, ())] if family else (),
-                incumbent=load_model(current) if current else None,
-                judge=load_model(find_model(family)) if family else None,
-                seed=seed,
-                steps=steps,
-                say=say,
-                step_done=step_done,
-            )
-            if family and promote:
-                _mark(store, clips, outcome)
-            cost = outcome.facts["cost"]
-            facts: dict[str, Any] = {"recipe": recipe, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
+            for number, one in enumerate(recipes, 1):
+                outcome = adapt(
+                    factory,
+                    heard,
+                    folder / one,
+                    id=_id(store, heard),
+                    recipe=one,
+                    criterion=criterion,
+                    target=target,
+                    starts=[load_model(find_model(name)) for name in STARTS.get(factory.network, ())] if family else (),
+                    incumbent=load_model(current) if current else None,
+                    judge=load_model(find_model(family)) if family else None,
+                    seed=seed,
+                    steps=steps,
+                    say=say,
+                    step_done=step_done,
+                )
+                if family and promote:
+                    _mark(store, clips, outcome)
+                cost = outcome.facts["cost"]
+                facts: dict[str, Any] = {"recipe": one, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
+                if outcome.passed or number == len(recipes):
+                    break
+                say(f"the gate refuses it: {outcome.reason}. Once more without pruning")
+                _note(store, "refused", now(), reason=outcome.reason, **facts)
+                _note(store, "started", now(), reason="once more, without pruning")
             if not outcome.passed or not promote:
                 _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
                 return outcome, None

@@ -279,6 +279,7 @@ def energy_cost(network: Network, meter: PowerMeter, window_s: float = 4.0) -> C
                 cpu_s = time.thread_time() - start_s
             else:
                 time.sleep(window_s)
+            recording.sample()  # at the edge itself: on a loaded machine the meter's thread may be late
             edges.append(time.monotonic())
     before, load, after = (recording.energy(*window) for window in pairwise(edges))
     for one in (before, load, after):
