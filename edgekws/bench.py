@@ -81,6 +81,9 @@ def bench(
     if seconds * 1000 < HOP_MS or repeats < 1:
         raise EdgekwsError(f"bench needs at least {HOP_MS / 1000} s of audio and one pass, not {seconds} s and {repeats}")
     here = host()
+    if (load := here["load_average"][0]) > here["cores"]:
+        say(f"warning: {load:g} programs want {here['cores']} cores, so that latencies are those of a busy machine")
+    left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="edgekws-bench-") as folder:
         pcm = Path(folder) / "audio.pcm"
         pcm.write_bytes(audio(seconds).tobytes())
@@ -92,7 +95,8 @@ def bench(
                 except EngineUnavailable as error:
                     if backend != "all":
                         raise
-                    say(str(error).splitlines()[-1].strip())
+                    left_out.append(str(error).splitlines()[-1].strip())
+                    say(left_out[-1])
             if not workers:
                 raise EngineUnavailable("no inference engine can run here: edgekws doctor says more")
             measured = [_Measured(worker) for worker in workers]
@@ -110,6 +114,8 @@ def bench(
             backends = dict.fromkeys(one.facts["backend"] for one in measured if paced_s)
             at_a_microphone = {name: _at_a_microphone(model, name, Path(folder)) for name in backends}
         rows = [{**_row(model, one, repeats, here), **at_a_microphone.get(one.facts["backend"], _NO_MICROPHONE)} for one in measured]
+        for row in rows:
+            row["left_out"] = left_out
         for row, one in zip(rows, measured, strict=True):  # one worker at a time: a second one that idles may keep a GPU awake
             row.update(_energy(model, row, one, pcm, repeats, window_s, meter, say))
     alone = {row["backend"]: row for row in rows if row["beside"] is None}
@@ -503,6 +509,7 @@ def report_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         *(f"- {row['backend']}{', beside ' + row['beside'] if row['beside'] else ''}: {'; '.join(_energy_lines(row))}" for row in rows),
         *(f"- {row['backend']}{', beside ' + row['beside'] if row['beside'] else ''}: {_conditions_line(row)}" for row in rows),
         *([f"- {choice(rows)}"] if choice(rows) else []),
+        *(f"- not here: {reason}" for reason in rows[0]["left_out"]),
         "",
         "## Host",
         "",

@@ -351,9 +351,9 @@ print(json.dumps([trt.__version__, missing]))
 
 
 @pytest.mark.registry
-@pytest.mark.parametrize("line", ["12", "13"])
+@pytest.mark.parametrize("line", ["12", "13.0"])
 def test_every_cuda_function_that_the_engine_calls_is_in_nvidias_bindings_with_these_arguments(line, request):
-    """12 is JetPack 6's, 13 JetPack 7's; and without a driver they say so instead of dying."""
+    """12 is JetPack 6's, 13.0 JetPack 7's (deploy/constraints-jp*.txt); and without a driver they say so instead of dying."""
     folder = pip(request, f"cuda-bindings-{line}", "install", "--only-binary", ":all:", f"cuda-bindings=={line}.*")
     wanted = {name: len(inspect.signature(getattr(Cudart, name)).parameters) - 1 for name in dir(Cudart) if name.startswith("cuda")}
     enums = {kind.__name__: names_of(kind) for kind in (Cudart.cudaError_t, Cudart.cudaMemcpyKind, Cudart.cudaStreamCaptureMode)}

@@ -29,39 +29,37 @@ WHOLE = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
 
 
 class PowerMeter(Protocol):
-    """One source of readings."""
+    """One source of readings; what is said here is so unless a meter says otherwise."""
 
     name: str
     rail: str
     """The key of `read()` that stands for everything that this meter covers."""
-    covers: frozenset[str]
+    covers: frozenset[str] = frozenset({"cpu", "gpu"})
     """Of {"cpu", "gpu"}: whose power is in `rail`."""
-    counts: bool
+    counts: bool = False
     """False: readings are mW. True: mJ since the meter was opened."""
     interval_s: float
     """How far apart readings are worth taking."""
-    waits: bool
+    waits: bool = False
     """`read()` itself waits for the source's next reading, 3 s at most."""
-    step_mw: float | None
+    step_mw: float | None = None
     """The least difference that `rail` can show; None = not known."""
 
     def read(self) -> dict[str, float]:
         """Label → mW or mJ. Raises PowerError."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, where something is held."""
+        return None
 
 
-class NoMeter:
+class NoMeter(PowerMeter):
     """Stands where there is none, and knows why."""
 
     name = "none"
     rail = ""
-    covers: frozenset[str] = frozenset()
-    counts = False
+    covers = frozenset()
     interval_s = 1.0
-    waits = False
-    step_mw: float | None = None
 
     def __init__(self, why: str) -> None:
         self.why = why
@@ -69,9 +67,6 @@ class NoMeter:
     def read(self) -> dict[str, float]:
         """Raises PowerError with the reason, always."""
         raise PowerError(self.why)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 def load_meter(wanted: str = "auto", *, gpu: bool = False, sysfs: Path = SYSFS) -> PowerMeter:

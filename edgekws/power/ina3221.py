@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekws.errors import PowerError
-from edgekws.power import whole
+from edgekws.power import PowerMeter, whole
+from edgekws.power.sysfs import number, text
 
 SHUNT_STEP_UV = 40.0  # of the chip's 13 bits
 SHUNT_UOHM = 5000.0  # where there is no shunt{i}_resistor: as in the device trees of Orin Nano and Orin NX (AGX Orin: 2000)
@@ -20,21 +21,18 @@ def open_meter(sysfs: Path) -> Ina3221:
     return Ina3221(sysfs)
 
 
-class Ina3221:
+class Ina3221(PowerMeter):
     """All channels of all chips that have a label."""
 
     name = "ina3221"
-    covers = frozenset({"cpu", "gpu"})
-    counts = False
     interval_s = 0.05
-    waits = False
 
     def __init__(self, sysfs: Path) -> None:
         driver = sysfs / "bus" / "i2c" / "drivers" / "ina3221"
         self._channels: dict[str, tuple[Path, Path]] = {}
         shunts: dict[str, float] = {}
         for label_file in sorted(driver.glob("*/hwmon/hwmon*/in[123]_label")):
-            label, i = _text(label_file), label_file.name[2]
+            label, i = text(label_file), label_file.name[2]
             volts, current = label_file.with_name(f"in{i}_input"), label_file.with_name(f"curr{i}_input")
             if label and label != "NC" and volts.exists() and current.exists():
                 self._channels[label] = volts, current
@@ -44,38 +42,20 @@ class Ina3221:
         self.rail, _ = whole(self.read_rails())
         # One step of the current at the bus voltage of now: 8 mA of 5 V on Orin Nano, which is 40 mW.
         parts = self.rail.split(" + ")
-        self.step_mw = max(SHUNT_STEP_UV / shunts[one] * _milli(self._channels[one][0]) for one in parts)
+        self.step_mw = max(SHUNT_STEP_UV / shunts[one] * number(self._channels[one][0]) for one in parts)
 
     def read_rails(self) -> dict[str, float]:
         """Label → mW."""
-        return {label: _milli(volts) * _milli(current) / 1000 for label, (volts, current) in self._channels.items()}
+        return {label: number(volts) * number(current) / 1000 for label, (volts, current) in self._channels.items()}
 
     def read(self) -> dict[str, float]:
         """Label → mW, and the whole module's under `rail`."""
         rails = self.read_rails()
         return {**rails, self.rail: whole(rails)[1]}
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def _text(file: Path) -> str:
-    try:
-        return "".join(c if c.isprintable() else "?" for c in file.read_text(errors="replace").strip())
-    except OSError as error:  # the bus was busy, the driver was unbound
-        raise PowerError(f"{file}: {error.strerror}") from None
-
-
-def _milli(file: Path) -> int:
-    text = _text(file)
-    try:
-        return int(text)
-    except ValueError:
-        raise PowerError(f'{file} holds "{text[:40]}", which is no whole number') from None
-
 
 def _shunt_uohm(file: Path) -> float:
     try:
-        return _milli(file) or SHUNT_UOHM
+        return number(file) or SHUNT_UOHM
     except PowerError:
         return SHUNT_UOHM

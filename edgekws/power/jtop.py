@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekws.errors import PowerError
-from edgekws.power import whole
+from edgekws.power import PowerMeter, whole
 
 
 def open_meter(sysfs: Path) -> Jtop:
@@ -20,15 +20,12 @@ def open_meter(sysfs: Path) -> Jtop:
     return Jtop()
 
 
-class Jtop:
+class Jtop(PowerMeter):
     """A client of jtop.service."""
 
     name = "jtop"
-    covers = frozenset({"cpu", "gpu"})
-    counts = False
     interval_s = 0.5
     waits = True
-    step_mw: float | None = None
 
     def __init__(self) -> None:
         try:

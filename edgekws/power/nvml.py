@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekws.errors import PowerError
+from edgekws.power import PowerMeter
 
 
 def open_meter(sysfs: Path) -> Nvml:
@@ -16,15 +17,13 @@ def open_meter(sysfs: Path) -> Nvml:
     return Nvml()
 
 
-class Nvml:
+class Nvml(PowerMeter):
     """The first GPU alone: the processor beside it is not in the number."""
 
     name = "nvml"
     rail = "GPU 0"
     covers = frozenset({"gpu"})
     interval_s = 0.05
-    waits = False
-    step_mw: float | None = None
 
     def __init__(self) -> None:
         try:

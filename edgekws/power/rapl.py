@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekws.errors import PowerError
+from edgekws.power import PowerMeter
+from edgekws.power.sysfs import number, text
 
 
 def open_meter(sysfs: Path) -> Rapl:
@@ -12,15 +14,13 @@ def open_meter(sysfs: Path) -> Rapl:
     return Rapl(sysfs)
 
 
-class Rapl:
+class Rapl(PowerMeter):
     """mJ since it was opened. Processor packages and, where they are counted, their memory."""
 
     name = "rapl"
     covers = frozenset({"cpu"})
     counts = True
     interval_s = 0.05
-    waits = False
-    step_mw: float | None = None
 
     def __init__(self, sysfs: Path) -> None:
         base = sysfs / "class" / "powercap"
@@ -32,43 +32,23 @@ class Rapl:
         self._range_uj: dict[str, int] = {}
         for name, zone in zones.items():
             parent = zones.get(name.rpartition(":")[0])
-            label = f"{_text(parent / 'name')}/{_text(zone / 'name')}" if parent else _text(zone / "name")
+            label = f"{text(parent / 'name')}/{text(zone / 'name')}" if parent else text(zone / "name")
             self._files[label] = zone / "energy_uj"
-            self._range_uj[label] = _counter(zone / "max_energy_range_uj")
+            self._range_uj[label] = number(zone / "max_energy_range_uj")
         # core and uncore are parts of their package, psys is more than the processor.
         self._parts = [label for label in self._files if label.startswith("package") and ("/" not in label or label.endswith("/dram"))]
         if not self._parts:
             raise PowerError(f"no processor package among {', '.join(self._files)}")
         self.rail = " + ".join(self._parts)
-        self._last_uj = {label: _counter(file) for label, file in self._files.items()}
+        self._last_uj = {label: number(file) for label, file in self._files.items()}
         self._total_uj = dict.fromkeys(self._files, 0)
 
     def read(self) -> dict[str, float]:
         """Label → mJ. A counter that started again goes on: it takes minutes at full power, and we ask each 50 ms."""
         for label, file in self._files.items():
-            now = _counter(file)
+            now = number(file)
             step = now - self._last_uj[label]
             self._total_uj[label] += step if step >= 0 else step + self._range_uj[label]
             self._last_uj[label] = now
         rails = {label: total / 1000 for label, total in self._total_uj.items()}
         return {**rails, self.rail: sum(rails[label] for label in self._parts)}
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def _text(file: Path) -> str:
-    try:
-        return "".join(c if c.isprintable() else "?" for c in file.read_text(errors="replace").strip())
-    except PermissionError:
-        raise PowerError(f"{file} may be read by root only (sudo chmod a+r {file.parent.parent}/intel-rapl:*/energy_uj)") from None
-    except OSError as error:
-        raise PowerError(f"{file}: {error.strerror}") from None
-
-
-def _counter(file: Path) -> int:
-    text = _text(file)
-    try:
-        return int(text)
-    except ValueError:
-        raise PowerError(f'{file} holds "{text[:40]}", which is no whole number') from None

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgekws.errors import PowerError
-from edgekws.power import whole
+from edgekws.power import PowerMeter, whole
 
 WAIT_S = 3.0  # for a line
 RAIL = re.compile(r"\b([A-Z][A-Z0-9_]+) (\d+)mW/\d+mW")
@@ -38,15 +38,12 @@ def temperatures_c(line: str) -> dict[str, float]:
     return {zone: float(value) for zone, value in TEMPERATURE.findall(line) if float(value) != ABSENT_C}
 
 
-class Tegrastats:
+class Tegrastats(PowerMeter):
     """The newest line of the child."""
 
     name = "tegrastats"
-    covers = frozenset({"cpu", "gpu"})
-    counts = False
     interval_s = 0.1
     waits = True
-    step_mw: float | None = None
 
     def __init__(self, command: Sequence[str]) -> None:
         try:
