@@ -41,6 +41,7 @@ do_() { # a step: said, and done
   echo "+$step"
   [ -n "$dry" ] || "$@"
 }
+[ -d /run/systemd/system ] || export SYSTEMD_OFFLINE=1 # in a chroot, as where an image is made: enabled, and started by its next boot
 [ -n "$dry" ] || [ "$(id -u)" = 0 ] || fail "this needs root: sudo bash deploy/install.sh. --dry-run shows what it would do"
 
 if [ "$action" = uninstall ]; then
@@ -140,4 +141,4 @@ do_ systemctl restart edgekws.service
 do_ systemctl try-restart edgekws-wyoming.service # off until its owner turns it on
 [ -z "$version" ] || do_ systemctl enable --now edgekws-adapt.timer
 do_ runuser -u edgekws -- /usr/local/bin/edgekws doctor || true
-echo "it listens: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"
+echo "it listens${SYSTEMD_OFFLINE:+ from the next boot on}: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"
