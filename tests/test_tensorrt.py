@@ -265,6 +265,14 @@ def test_when_the_gpu_fails_in_the_middle_of_a_stream_onnx_runtime_goes_on(board
     assert "engine tensorrt failed while listening, onnxruntime takes over: cudaGraphLaunch: cudaErrorIllegalAddress" in caplog.text
 
 
+def test_a_machine_without_a_gpu_is_told_as_that(board, model, monkeypatch, caplog):
+    _, runtime = board()
+    monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (cudaError_t.cudaSuccess, 0))
+
+    assert load_engine(model, "tensorrt", fall_back=True).name == "onnxruntime"
+    assert "tensorrt: CUDA finds no GPU" in caplog.text
+
+
 def test_without_tensorrt_the_reason_says_how_to_get_it(model):
     if "tensorrt" in sys.modules or tensorrt_engine.why_unavailable() is None:
         pytest.skip("TensorRT is here")
