@@ -42,6 +42,7 @@ from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enro
 KEYWORDS, PROTOTYPES = 3, 3  # enrolled while measuring: three keywords of three recordings each
 LATENCY_BUDGET_MS = 20.0  # p99 of a hop, a quarter of it: what an engine must keep to be recommended
 SETTLE_S = 0.5  # between a load and the next idle window: sensors average
+LONGEST_S = 3600  # of audio in a pass, half a GB while it is made; of a window
 MICROPHONE_S = 2.0  # of listening, before its memory is looked at
 Item = TypeVar("Item")
 
@@ -78,8 +79,11 @@ def bench(
     Raises:
         EdgekwsError: no engine can run here, or torch was loaded by what only listens.
     """
-    if seconds * 1000 < HOP_MS or repeats < 1:
-        raise EdgekwsError(f"bench needs at least {HOP_MS / 1000} s of audio and one pass, not {seconds} s and {repeats}")
+    if not (HOP_MS / 1000 <= seconds <= LONGEST_S and 1 <= repeats <= 10_000 and 0 <= window_s <= LONGEST_S):
+        raise EdgekwsError(
+            f"bench takes {HOP_MS / 1000} to {LONGEST_S} s of audio, 1 to 10000 passes and windows of up to {LONGEST_S} s,"
+            f" not {seconds:g} s, {repeats} and {window_s:g} s"
+        )
     here = host()
     if (load := here["load_average"][0]) > here["cores"]:
         say(f"warning: {load:g} programs want {here['cores']} cores, so that latencies are those of a busy machine")
