@@ -50,8 +50,8 @@ HOUR = 3600
 GROWTH_MB = 2.0
 SWAP_EVERY_S, RELOAD_EVERY_S = 1800, 2 * HOUR
 ROUND_PACE = 30  # times real time while a round trains
-# In the first hour it listens for so long without an exchange: after a minute it looks how a version does, for which SQLite takes one file
-# handle more, that it keeps.
+# In the first hour it listens for so long without an exchange: after a minute it looks how a version does, for which it opens the database once
+# more, and SQLite keeps the handle for the next time.
 FIRST_CHECK_S = 70
 CORPUS_FILES = 200  # of speech and of noise
 
@@ -254,11 +254,11 @@ def soak(folder: Path, hours: int, count: int) -> dict[str, Any]:
                 exchange()
             if (fed_s + RELOAD_EVERY_S // 4) // RELOAD_EVERY_S != (before + RELOAD_EVERY_S // 4) // RELOAD_EVERY_S:
                 listener.process.send_signal(signal.SIGHUP)
+        rejected += "rejected" in client.ask("reject")
         exchange()
         for _ in range(FIRST_CHECK_S if hour == 1 else 0):
             feed(1)
             time.sleep(1.0)
-        rejected += "rejected" in client.ask("reject")
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read()
         until = time.monotonic() + 60
         while (status := client.ask("status"))["hops"] < fed_s * SAMPLE_RATE_HZ // HOP_SAMPLES and time.monotonic() < until:
