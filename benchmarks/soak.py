@@ -50,8 +50,8 @@ HOUR = 3600
 GROWTH_MB = 2.0
 SWAP_EVERY_S, RELOAD_EVERY_S = 1800, 2 * HOUR
 ROUND_PACE = 30  # times real time while a round trains
-# In the first hour it listens for so long without an exchange: after a minute it looks how a version does, for which it opens the database once
-# more, and SQLite keeps the handle for the next time.
+# In the first hour it listens for so long without an exchange: after a minute it looks how a version does, for which it opens the database
+# once more, and SQLite keeps that handle for the next time.
 FIRST_CHECK_S = 70
 CORPUS_FILES = 200  # of speech and of noise
 
