@@ -821,11 +821,13 @@ def _model_name(settings: Settings, promoted: Path | None) -> str:
 
 def _show_model(store: Store, model: Model, as_json: bool) -> int:
     """What a version is, what came before it, and what it was measured at when it was made."""
-    from edgekws.model import builtin_models, manifests
+    from edgekws.model import builtin_models, damage_told, manifests
 
     raw = model.raw
     sizes = {path.name: path.stat().st_size for path in sorted(model.path.iterdir())}
-    widths = [layer[1] for layer in _layers(raw.get("spec", {}).get("layers", []))]
+    with damage_told(model.path / "manifest.json"):
+        widths = [layer[1] for layer in _layers(raw.get("spec", {}).get("layers", []))]
+        made = datetime.fromtimestamp(raw["created_s"]).isoformat(" ", "seconds") if "created_s" in raw else None
     lineage, known = [str(raw.get("parent") or "")], manifests((*builtin_models().values(), *store.models().values()))
     while lineage[-1] in known and len(lineage) <= len(known):
         lineage.append(str(known[lineage[-1]][1].get("parent") or ""))
@@ -834,7 +836,6 @@ def _show_model(store: Store, model: Model, as_json: bool) -> int:
         facts = {"path": str(model.path), "widths": widths, "file_bytes": sizes, "lineage": lineage}
         print(json.dumps({**raw, **facts}, indent=1, ensure_ascii=False))
         return 0
-    made = datetime.fromtimestamp(raw["created_s"]).isoformat(" ", "seconds") if "created_s" in raw else None
     gone = "" if not lineage or lineage[-1] in known else " (no longer here)"
     rows = {
         "model": f"{model.id} ({model.network}), {model.path}",

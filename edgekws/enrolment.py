@@ -184,8 +184,9 @@ def load_negatives(model: Model) -> tuple[Negatives, np.ndarray, list[np.ndarray
         raise EnrolmentError(
             f"{path}: missing, and without negatives no threshold can be promised. Use a complete model: edgekws models list"
         )
-    spec = model.raw["spec"]
-    return _negatives(path, int(spec["window_steps"]), int(spec["segments"]))
+    with damage_told(model.path / "manifest.json"):
+        window_steps, segments = (int(model.raw["spec"][name]) for name in ("window_steps", "segments"))
+    return _negatives(path, window_steps, segments)
 
 
 def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.ndarray:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgekws.errors import ModelError
+from edgekws.errors import EdgekwsError, ModelError
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.values import HOP_MS, SAMPLE_RATE_HZ
 
@@ -216,10 +216,10 @@ def golden(model: Model) -> tuple[np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def damage_told(path: Path) -> Iterator[None]:
-    """Whatever a file of a model makes NumPy, zipfile and zlib raise → ModelError: they have a dozen kinds."""
+    """Whatever a file of a model makes NumPy, zipfile, zlib and ONNX Runtime raise → ModelError: they have a dozen kinds."""
     try:
         yield
-    except MemoryError:
+    except (EdgekwsError, MemoryError):
         raise
     except Exception as error:
         raise ModelError(f"{path}: damaged ({type(error).__name__}: {error}). Restore it or use another model") from error

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -60,6 +61,23 @@ def test_golden_embeddings_that_are_no_numbers_are_refused(model, tmp_path):
 def test_a_graph_that_onnx_runtime_cannot_read_is_a_model_error(model, tmp_path):
     with pytest.raises(ModelError, match=r"model\.onnx: ONNX Runtime refuses it"):
         load_engine(altered(model, tmp_path / "model", model=b"not a graph"))
+
+
+@pytest.mark.parametrize("change", [{"states": "name"}, {"states": "shape"}, {"dim": 7}], ids=str)
+def test_a_manifest_whose_names_or_shapes_the_graph_does_not_have_is_a_model_error(model, tmp_path, change):
+    """No hash protects it, and a start goes back from a version that is a ModelError."""
+    path = shutil.copytree(model.path, tmp_path / "altered")
+    raw = json.loads((path / "manifest.json").read_text())
+    if change == {"states": "name"}:
+        raw["states"][0][0] += "x"
+    elif change == {"states": "shape"}:
+        raw["states"][0][1] = [1, 2, 3]
+    else:
+        raw |= change
+    (path / "manifest.json").write_text(json.dumps(raw))
+
+    with pytest.raises(ModelError, match="damaged"):
+        load_engine(load_model(path))
 
 
 def test_an_unknown_backend_lists_those_accepted(model):

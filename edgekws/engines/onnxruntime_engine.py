@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
 from edgekws.errors import EngineUnavailable, ModelError
 from edgekws.frontend import HOP_FRAMES, N_MELS
-from edgekws.model import Model, graph, turns
+from edgekws.model import Model, damage_told, graph, turns
 
 CUDA = "CUDAExecutionProvider"
 
@@ -66,6 +66,13 @@ class OnnxRuntimeEngine:
             raise ModelError(f"{path}: ONNX Runtime refuses it: {error}") from error
         if self._session.get_providers()[0] != provider:
             raise EngineUnavailable(f"ONNX Runtime could not start {provider} and offers {', '.join(self._session.get_providers())}")
+        # No hash protects the manifest: names or shapes that the graph does not have. On a GPU memory may run out as well.
+        with damage_told(model.path / "manifest.json") if device == "cpu" else nullcontext():
+            self._bind(model, device)
+
+    def _bind(self, model: Model, device: str) -> None:
+        import onnxruntime as ort
+
         self.dim = model.dim
         self._frames = np.zeros((1, HOP_FRAMES, N_MELS), np.float32)
         self._embedding = np.zeros((1, model.dim), np.float32)
