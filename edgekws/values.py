@@ -31,7 +31,7 @@ class Enrolled:
     speaker: str
     """Who recorded it; "" for a bundled keyword that belongs to nobody."""
     prototypes: np.ndarray
-    """float32, shape (n, dim), rows of unit length."""
+    """float32, shape (n, dim), rows of unit length: embeddings, or what sets them apart from other speech."""
     threshold: float
     """A score at or above it is a wake."""
     scale: float = 1.0

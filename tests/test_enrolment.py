@@ -64,6 +64,38 @@ def test_a_tightly_trimmed_recording_is_given_its_context_back(engine, model, ta
     assert_all_heard(wakes_s(stream, enrolment.enrol("open sesame", "demo", trimmed, engine, model)))
 
 
+@pytest.mark.parametrize("snr_db", [5, 0])
+def test_in_noise_a_word_stands_out_further_than_by_nearness_alone(engine, model, takes, snr_db):
+    """Lowest score of the spoken keywords, and of the rest of the stream the highest, above the threshold."""
+    samples = read("stream.flac").astype(np.float64)
+    noise = np.convolve(np.random.default_rng(0).standard_normal(len(samples)), np.ones(8), "same")
+    noise *= np.sqrt((samples**2).mean() / (noise**2).mean() * 10 ** (-snr_db / 10))
+    noisy = enrolment.embed(np.clip(samples + noise, -32768, 32767).astype(np.int16), engine)
+    heard_s = np.arange(1, len(noisy) + 1) * HOP_SAMPLES / SAMPLE_RATE_HZ
+    said = [(heard_s > word["start_s"]) & (heard_s < word["end_s"] + 0.5) for word in TRUTH["spoken"]]
+
+    def stand_out(plain):
+        made = enrolment.enrol("open sesame", "demo", takes, engine, model, plain=plain)
+        margins = scores(noisy, made) - made.threshold
+        return min(margins[one].max() for one in said), margins[~np.any(said, 0)].max()
+
+    (keyword, rest), (keyword_by_nearness, rest_by_nearness) = stand_out(plain=False), stand_out(plain=True)
+
+    assert keyword > keyword_by_nearness > 0
+    assert rest < rest_by_nearness < 0
+
+
+def test_an_embedding_of_the_negatives_is_that_of_their_window(model):
+    """Read hop by hop for similarities, as windows for what sets a word apart."""
+    negatives = enrolment.load_negatives(model)[0]
+    first = np.array([0, 100, 700])
+
+    rows = negatives.embeddings(first)
+
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert np.allclose(negatives.similarities(rows)[0][first[:2]].diagonal(), 1, atol=1e-5)
+
+
 def test_noise_after_the_word_does_not_move_its_end(takes):
     start, end = enrolment.speech_span(takes[0])
     click = takes[0].copy()
@@ -75,9 +107,8 @@ def test_noise_after_the_word_does_not_move_its_end(takes):
 def test_the_threshold_gives_the_promised_rate_on_the_bundled_negatives(engine, model, takes):
     """The fit may be off by what Poisson allows at 0.3 an hour: at most 5 events in some hours."""
     made = enrolment.enrol("open sesame", "demo", takes, engine, model)
-    negatives, _, common = enrolment.load_negatives(model)
-    similarities = negatives.similarities(made.prototypes)
-    highest = np.concatenate([(one[:, 0] - taken - made.offset) * made.scale for one, taken in zip(similarities, common, strict=True)])
+    negatives = enrolment.load_negatives(model)[0]
+    highest = np.concatenate([(one[:, 0] - made.offset) * made.scale for one in negatives.similarities(made.prototypes)])
 
     assert negatives.hours > 2
     assert len([peak for peak in enrolment.peaks(highest, 30) if peak >= made.threshold]) <= 6

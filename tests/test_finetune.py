@@ -48,7 +48,7 @@ def model():
 def lessons(model):
     """The demo's speaker; the stream up to the first keyword and a noise are the room."""
     network, engine = load_network(model), load_engine(model)
-    one = enrol(TRUTH["keyword"], "slt", TAKES, engine, model)
+    one = enrol(TRUTH["keyword"], "slt", TAKES, engine, model, plain=True)
     own = [Example(log_mel(pad(take)), (24_000 + len(take)) // 1280) for take in TAKES]
     noise = np.round(np.random.default_rng(0).standard_normal(16_000 * 6) * 300).astype(np.int16)
     room = [Sound(frames, steps_of(network, frames)) for frames in (log_mel(STREAM[: 16_000 * 4]), log_mel(noise))]

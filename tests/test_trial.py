@@ -120,7 +120,7 @@ def test_a_file_of_rows_that_was_cut_short_is_named(tmp_path):
 def row(arm, recall, takes=40, gate=None):
     facts = {"recall_at_0.5": recall, "deployed_recall": recall, "fa_per_hour": 0.0, "parameters": 10, "gate": gate, "takes": takes}
     common = {"user": "u", "keyword": "k", "network": "edge", "seed": 0, "arm": arm, "compression": 1.0, "condition": "room"}
-    return {**common, **facts, "train_ms_per_step": None, "round_s": None, "network_us_per_hop": 1.0}
+    return {**common, **facts, "train_ms_per_step": None, "round_s": None, "energy_j": None, "network_us_per_hop": 1.0}
 
 
 def test_worse_is_what_chance_does_not_explain():

@@ -134,7 +134,7 @@ def add_keyword(path: Path, keyword: str) -> None:
     for _ in range(96):
         try:
             said = synthesis.say(keyword, synthesis.random_voice(rng))
-            one = enrolment.enrol(keyword, "", [to_int16(at_level(said, -25))], engine, model)
+            one = enrolment.enrol(keyword, "", [to_int16(at_level(said, -25))], engine, model, plain=True)
         except EdgekwsError:
             continue
         rows.append(one.prototypes[0])
