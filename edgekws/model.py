@@ -222,4 +222,4 @@ def damage_told(path: Path) -> Iterator[None]:
     except (EdgekwsError, MemoryError):
         raise
     except Exception as error:
-        raise ModelError(f"{path}: damaged ({type(error).__name__}: {error}). Restore it or use another model") from error
+        raise ModelError(f"{path}: damaged ({type(error).__name__}: {str(error)[:200]}). Restore it or use another model") from error
