@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="edgekws: %(message)s", force=True)
     try:
+        if any("\0" in word for word in arguments or ()):  # no shell can pass one, a program that calls this can
+            raise UsageError("an argument holds a NUL character, which no name of a file can")
         options = _parser().parse_args(arguments)
         code: int = options.command(options)
         if sys.stdout is not None:
