@@ -279,6 +279,35 @@ def arms(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
+def outcomes(rows: Sequence[Row]) -> list[list[str]]:
+    """What `edgekws adapt` leaves a user with: the pruned version where the gate lets it, else one with all its weights, else as it was."""
+    lines = [["condition", "network", "lives", "changed", "worse", "deployed recall before → after", "points, who began below 0.8"]]
+    lines[0] += ["false accepts an hour before → after", "above 2 before → after", "parameters after, median"]
+    found = measured(rows)
+    for condition in CONDITIONS:
+        for network in dict.fromkeys(row["network"] for row in found):
+            tried = [chosen(found, condition, network=network, arm=arm) for arm in ("before", "onda1-hap", "weights-only")]
+            least = min((row["compression"] for row in tried[1]), default=1.0)
+            pruned = {life_of(row): row for row in tried[1] if row["compression"] == least}
+            whole = {life_of(row): row for row in tried[2]}
+            both = [row for row in tried[0] if life_of(row) in pruned and life_of(row) in whole]
+            if not both:
+                continue
+            after = [live(pruned[life_of(row)], live(whole[life_of(row)], row)) for row in both]
+            lives = list(zip(after, both, strict=True))
+            low = [pair for pair in lives if pair[1]["deployed_recall"] < LOW_START]
+            gain = f"{100 * np.mean([a['deployed_recall'] - b['deployed_recall'] for a, b in low]):+.1f} ({len(low)} lives)" if low else "-"
+            recall, false_accepts = (
+                [np.mean([pair[i][key] for pair in lives]) for i in (1, 0)] for key in ("deployed_recall", "fa_per_hour")
+            )
+            above = [sum(pair[i]["fa_per_hour"] > 2 for pair in lives) for i in (1, 0)]
+            line = [condition, network, str(len(lives)), str(sum(a is not b for a, b in lives))]
+            line += [str(sum(significantly_worse(a, b) for a, b in lives)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
+            line += [f"{false_accepts[0]:.2f} → {false_accepts[1]:.2f}", f"{above[0]} → {above[1]}"]
+            lines.append([*line, f"{np.median([row['parameters'] for row in after]):,.0f}".replace(",", " ")])
+    return lines
+
+
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
     head, *rest = ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
@@ -298,6 +327,8 @@ def report(rows: Sequence[Row]) -> str:
             " Recall is that of the candidate, whatever the gate said, where nothing else is written. Brackets: 95 % over users.",
             "## What it must show",
             _markdown([["what", "OnDA", "asked", "measured", ""], *claims(rows)]),
+            "## What `edgekws adapt` leaves",
+            _markdown(outcomes(rows)),
             "## Each arm over all its lives",
             _markdown(arms(rows)),
             "Arms that lived other lives than their neighbours cannot be compared line by line; the table above pairs them."

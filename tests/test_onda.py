@@ -124,3 +124,16 @@ def test_the_report_and_the_pictures_are_written(tmp_path):
     assert "2 lives (user, room, network) of 2 users" in text and "1 lives ended at enrolment" in text
     assert "| edge | onda1-hap | 10 | 2 | 2 | 40 000 |" in text
     assert (tmp_path / "a.svg").stat().st_size > 10_000 and (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_user_is_left_with_the_pruned_version_else_the_whole_one_else_what_there_was():
+    before = lives("before", [0.5, 0.5, 0.5])
+    pruned = hybrid([0.9, 0.1, 0.1])
+    whole = lives("weights-only", [0.8, 0.8, 0.1])
+    for row in (pruned[1], pruned[2], whole[2]):
+        row["gate"] = "it is worse"
+
+    (_, line) = onda.outcomes(before + pruned + whole)
+    assert line[2:6] == ["3", "2", "0", "0.500 → 0.733"]
+    pruned[0]["deployed_recall"] = 0.0
+    assert onda.outcomes(before + pruned + whole)[1][4] == "1"
