@@ -151,9 +151,15 @@ class Negatives:
         flat = steps.reshape(len(first), self.segments, -1, steps.shape[2]).mean(2).reshape(len(first), -1)
         return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6), np.float32)
 
+    @functools.cached_property
     def cohort(self) -> np.ndarray:
         """`COHORT` unit embeddings, evenly spread over the negatives: float32 (64, dim)."""
         return self.embeddings(np.linspace(0, len(self.steps) - self.window_steps - 1, COHORT).astype(int))
+
+    @functools.cached_property
+    def common(self) -> list[np.ndarray]:
+        """What the cohort takes off each hop, one array a stream."""
+        return [background(one) for one in self.similarities(self.cohort)]
 
     @functools.cached_property
     def spread(self) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +179,7 @@ class Negatives:
     def contrast(self, prototype: np.ndarray) -> np.ndarray:
         """The direction that tells a prototype from these: float32 (dim,) → unit float32 (1, dim)."""
         mean, inverse = self.spread
-        return _unit(inverse @ (_unit(prototype)[0] - mean))
+        return unit(inverse @ (unit(prototype)[0] - mean))
 
     def similarities(self, rows: np.ndarray) -> list[np.ndarray]:
         """Cosine of each hop's window with unit rows (n, dim): one array (hops, n) a stream."""
@@ -197,7 +203,7 @@ class Negatives:
         return found
 
 
-def _unit(row: np.ndarray) -> np.ndarray:
+def unit(row: np.ndarray) -> np.ndarray:
     """float (dim,) → float32 (1, dim) of unit length."""
     return np.asarray(row / max(float(np.linalg.norm(row)), 1e-6), np.float32)[None]
 
@@ -211,16 +217,16 @@ def save_negatives(folder: Path, steps: Sequence[np.ndarray]) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _negatives(path: Path, window_steps: int, segments: int) -> tuple[Negatives, np.ndarray, list[np.ndarray]]:
+def _negatives(path: Path, window_steps: int, segments: int) -> Negatives:
     with damage_told(path):
         with np.load(path, allow_pickle=False) as data:
             negatives = Negatives(data["steps"], float(data["scale"]), data["starts"], window_steps, segments)
-        cohort = negatives.cohort()
-        return negatives, cohort, [background(one) for one in negatives.similarities(cohort)]
+        _ = negatives.spread  # everything in the file is looked at here, where damage has a name
+        return negatives
 
 
-def load_negatives(model: Model) -> tuple[Negatives, np.ndarray, list[np.ndarray]]:
-    """The model's negatives, their cohort (64, dim), and what the cohort takes off each hop, one array a stream.
+def load_negatives(model: Model) -> Negatives:
+    """The model's negatives.
 
     Raises:
         EnrolmentError: the model carries none.
@@ -250,11 +256,11 @@ def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.n
 
 def calibrate(prototypes: np.ndarray, model: Model) -> tuple[float, float, np.ndarray]:
     """(scale, offset, cohort): scale and offset turn a similarity into -log10 of the false accepts an hour that a threshold there gives."""
-    negatives, cohort, common = load_negatives(model)
-    return (*calibrate_on(negatives, common, prototypes), cohort)
+    negatives = load_negatives(model)
+    return (*calibrate_on(negatives, prototypes, negatives.common), negatives.cohort)
 
 
-def calibrate_on(negatives: Negatives, common: Sequence[np.ndarray] | None, prototypes: np.ndarray) -> tuple[float, float]:
+def calibrate_on(negatives: Negatives, prototypes: np.ndarray, common: Sequence[np.ndarray] | None = None) -> tuple[float, float]:
     """(scale, offset) on these negatives.
 
     The upper tail of their peaks is taken as exponential; its mean excess is the mean of the one seen and the usual one.
@@ -335,7 +341,7 @@ def enrol(
     """
     if not recordings:
         raise EnrolmentError(f'"{keyword}": no recording given; three are best')
-    negatives, cohort, _ = load_negatives(model)
+    negatives = load_negatives(model)
     candidates, noisy = [], []
     for i, samples in enumerate(recordings, 1):
         start, end = check(samples, f'"{keyword}", recording {i}')
@@ -348,24 +354,24 @@ def enrol(
         rng = np.random.default_rng(i)
         noisy.append([embed(_under_noise(padded, power, *one, rng), engine)[places] for one in (() if plain else NOISY)])
     engine.reset()
-    chosen = align(candidates, [background(one @ cohort.T) / 2 for one in candidates])
+    chosen = align(candidates, [background(one @ negatives.cohort.T) / 2 for one in candidates])
     rows = np.stack([one[at] for one, at in zip(candidates, chosen, strict=True)])
     if plain:
         means = rows
-        prototypes = _unit(rows.sum(0))
+        prototypes = unit(rows.sum(0))
         scale, offset, cohort = calibrate(prototypes, model)
     else:
         means = rows + np.stack([np.sum([one[at] for one in copies], 0) for copies, at in zip(noisy, chosen, strict=True)])
         prototypes = negatives.contrast(means.sum(0))
-        scale, offset = calibrate_on(negatives, None, prototypes)
+        scale, offset = calibrate_on(negatives, prototypes)
         offset += float(np.log10(NOISE_RATE)) / scale
-        cohort = cohort[:0]
+        cohort = negatives.cohort[:0]
     threshold = -float(np.log10(FALSE_ACCEPTS_PER_HOUR))
     made = Enrolled(keyword, speaker, prototypes, threshold, scale, offset, cohort, only_enrolled)
     own = []
     for i in range(len(rows) if len(rows) > 1 else 0):  # how each scores against the others
         others = np.delete(means, i, 0).sum(0)
-        left_out = replace(made, prototypes=_unit(others) if plain else negatives.contrast(others))
+        left_out = replace(made, prototypes=unit(others) if plain else negatives.contrast(others))
         own.append(float(scores(rows[i : i + 1], left_out)[0]))
     # A word that is common in speech scores low however well it is said: only recordings that are unlike in themselves are refused.
     alike = [float(a @ b) for a, b in itertools.combinations(rows, 2)]

@@ -87,7 +87,7 @@ def test_in_noise_a_word_stands_out_further_than_by_nearness_alone(engine, model
 
 def test_an_embedding_of_the_negatives_is_that_of_their_window(model):
     """Read hop by hop for similarities, as windows for what sets a word apart."""
-    negatives = enrolment.load_negatives(model)[0]
+    negatives = enrolment.load_negatives(model)
     first = np.array([0, 100, 700])
 
     rows = negatives.embeddings(first)
@@ -107,7 +107,7 @@ def test_noise_after_the_word_does_not_move_its_end(takes):
 def test_the_threshold_gives_the_promised_rate_on_the_bundled_negatives(engine, model, takes):
     """The fit may be off by what Poisson allows at 0.3 an hour: at most 5 events in some hours."""
     made = enrolment.enrol("open sesame", "demo", takes, engine, model)
-    negatives = enrolment.load_negatives(model)[0]
+    negatives = enrolment.load_negatives(model)
     highest = np.concatenate([(one[:, 0] - made.offset) * made.scale for one in negatives.similarities(made.prototypes)])
 
     assert negatives.hours > 2

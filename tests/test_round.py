@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 from edgekws.training import round as rounds  # noqa: E402
 from edgekws.training.round import Heard, Moment, Snapshot, Target, Trial, Voice, adapt, verdict  # noqa: E402
-from edgekws.training.synthesis import Voice as Spoken  # noqa: E402
-from edgekws.training.synthesis import say  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import stranger  # noqa: E402
 
 torch.set_num_threads(1)
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -148,30 +150,11 @@ def test_a_training_that_collapses_is_refused(factory, tmp_path, monkeypatch):
 
 def by_a_stranger(texts):
     """Clips that are labelled as the owner's wakes, of another voice that says these."""
-    rng = np.random.default_rng(1)
-    found = []
-    for i, text in enumerate(texts):
-        said = say(text, Spoken("flite", "rms", float(np.exp(rng.normal(0, 0.1))), float(np.exp(rng.normal(0, 0.05)))))
-        loud = np.flatnonzero(np.abs(said.astype(np.int32)) > 300)
-        samples = np.concatenate([np.zeros(40_000), said[loud[0] : loud[-1] + 1], np.zeros(7680)])
-        decided = (len(samples) - 7680) // HOP_SAMPLES * HOP_SAMPLES + HOP_SAMPLES
-        noisy = np.round(samples + rng.standard_normal(len(samples)) * 60)
-        found.append(Moment(np.clip(noisy, -32768, 32767).astype(np.int16), decided, KEYWORD, SPEAKER, id=201 + i))
-    return found
+    said = stranger.takes(texts, stranger.STRANGER, 14, np.random.default_rng(1))
+    return [Moment(samples, decided, KEYWORD, SPEAKER, id=201 + i) for i, (samples, decided) in enumerate(said)]
 
 
-OTHER_WORDS = (
-    "open the door",
-    "oven and seeds",
-    "says a meeting",
-    "over the bread",
-    "the kettle is empty",
-    "open window",
-    "nobody says me",
-)
-
-
-@pytest.mark.parametrize(("texts", "most"), [([KEYWORD] * 14, 14), (OTHER_WORDS * 2, 4)], ids=["the keyword", "other words"])
+@pytest.mark.parametrize(("texts", "most"), [((KEYWORD,), 14), (stranger.OTHER_WORDS, 4)], ids=["the keyword", "other words"])
 def test_a_buffer_full_of_a_strangers_voice_does_not_harm_the_owner(factory, tmp_path, texts, most):
     """A whole round on it alone, a short one; `benchmarks/stranger.py` runs whole ones. The owner's words here were in no round."""
     if not shutil.which("flite"):

@@ -400,11 +400,11 @@ class _Round:
             if network.parameter_count() < self.network.parameter_count():
                 # What is left after pruning tells less apart, and gains by it as the factory network does (four development lives, deployed
                 # recall in quiet 0.57 and 0.74 → 0.66 and 0.78 where it was not 1.00; 3 false accepts → 0); a whole one was taught without.
-                negatives, cohort, _ = enrolment.load_negatives(model)
-                prototypes, cohort = negatives.contrast(mean), cohort[:0]
-                scale, offset = enrolment.calibrate_on(negatives, None, prototypes)
+                negatives = enrolment.load_negatives(model)
+                prototypes, cohort = negatives.contrast(mean), negatives.cohort[:0]
+                scale, offset = enrolment.calibrate_on(negatives, prototypes)
             else:
-                prototypes = (mean / max(float(np.linalg.norm(mean)), 1e-6))[None].astype(np.float32)
+                prototypes = enrolment.unit(mean)
                 scale, offset, cohort = enrolment.calibrate(prototypes, model)
             threshold = factory.threshold + ADAPTED_THRESHOLD + float(np.log10(enrolment.FALSE_ACCEPTS_PER_HOUR))
             enrolled.append(replace(factory, prototypes=prototypes, threshold=threshold, scale=scale, offset=offset, cohort=cohort))
