@@ -45,7 +45,7 @@ def watch(
 
     def show() -> None:
         size = shutil.get_terminal_size()
-        title = f"{source.uri}  {model} on {pipeline.engine.name}"
+        title = f"{model} on {pipeline.engine.name}  {source.uri}"  # a long path is what is cut off
         rows = view.screen(title, size.columns, size.lines, power(gauge), unicode="utf" in (stream.encoding or "").lower())
         stream.write("\x1b[H" + "\x1b[K\r\n".join(rows) + "\x1b[J")
         stream.flush()
@@ -135,7 +135,7 @@ class View:
                     cells[min(width - 1, int((at - low) / (high - low) * width))] = sign
             return f"{label[:NAME]:<{NAME}} {''.join(cells)} {text}"[:columns]
 
-        rows = [f"{title}  {self._stream_s:.1f} s  (Ctrl-C ends)"[:columns], drawn[:columns]]
+        rows = [f"{self._stream_s:.1f} s  {title}  (Ctrl-C ends)"[:columns], drawn[:columns]]
         rows.append(bar("level", self._level, LOWEST_DBFS, 0.0, None, f"{self._level.now:.0f} dBFS"))
         room = max(1, lines - len(rows) - LAST_EVENTS - 3)
         for one in self._enrolled[:room]:

@@ -57,5 +57,5 @@ def test_a_terminal_shows_engine_power_and_what_happened(tmp_path):
     watch(Interrupted(), pipeline(), out, "edge-1", Gauge(jetson(tmp_path, ORIN_NANO)), clock=lambda: float(next(clock)))
     last = out.getvalue().rpartition("\x1b[H")[2]
 
-    assert "mic:x  edge-1 on onnxruntime" in last and "4.78 W (ina3221 VDD_IN)" in last
+    assert "edge-1 on onnxruntime  mic:x" in last and "4.78 W (ina3221 VDD_IN)" in last
     assert "deaf: no samples for 5 s" in last and "gap: 240 ms of audio were lost" in last
