@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import NamedTuple
 
@@ -72,6 +73,12 @@ class Pipeline:
             self.recent.append(Hop(self.hops, frames, self.detector.margin))
         self._pending = samples[done:].copy()
         return detections
+
+    def snapshot(self) -> list[Hop]:
+        """The recent hops, for other threads while it goes on."""
+        while True:
+            with contextlib.suppress(RuntimeError):  # a hop came while they were copied
+                return list(self.recent)
 
     def replace(self, engine: Engine, detector: Detector) -> None:
         """Go on with others from the next hop. `engine` has stepped through all of `recent`; refractory times hold."""

@@ -316,7 +316,7 @@ class Updates:
             facts: dict[str, object] = {}
             if reason is None:
                 newcomer = Newcomer(version)
-                recent = _snapshot(pipeline)
+                recent = pipeline.snapshot()
                 newcomer.follow(recent)
                 if other and newcomer.flaw is None and recent:
                     facts = newcomer.compare(recent)
@@ -394,13 +394,6 @@ def _let_go(engine: Engine) -> None:
         engine.close()
     with contextlib.suppress(AttributeError, OSError):  # another libc
         ctypes.CDLL(None).malloc_trim(0)  # 0.4 ms
-
-
-def _snapshot(pipeline: Pipeline) -> list[Hop]:
-    """The pipeline's recent hops, while it goes on."""
-    while True:
-        with contextlib.suppress(RuntimeError):  # a hop came while they were copied
-            return list(pipeline.recent)
 
 
 # Going back.

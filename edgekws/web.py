@@ -164,7 +164,7 @@ class LivePage:
                 }
                 for one in detector.enrolled
             ],
-            "margins": [[hop.number, _finite(hop.margin)] for hop in self._recent()],
+            "margins": [[hop.number, _finite(hop.margin)] for hop in self._pipeline.snapshot()],
             "events": [
                 {
                     "id": event.id,
@@ -178,11 +178,6 @@ class LivePage:
             "trouble": trouble,
             "power": {"mw": self._gauge.mw(), "by": self._gauge.name, "why": self._gauge.why},
         }
-
-    def _recent(self) -> list[Any]:
-        while True:
-            with contextlib.suppress(RuntimeError):  # a hop came while they were copied
-                return list(self._pipeline.recent)
 
     def _look(self) -> None:
         """Take up what is new in the store: whoever wrote it, this listener, a round or a person."""
