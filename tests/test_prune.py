@@ -1,3 +1,4 @@
+import threading
 import time
 
 import numpy as np
@@ -178,15 +179,15 @@ def test_what_cannot_be_is_wrong_usage():
 
 
 class Counter(NoMeter):
-    """A counter, as RAPL is one, for a machine that draws 2 W and so much for each second of this process's CPU time: known joules."""
+    """A counter, as RAPL is one, for a machine that draws 2 W and so much for each CPU second of the thread that made it: known joules."""
 
-    name, rail, counts, interval_s = "counter", "all", True, 0.02
+    name, rail, counts, interval_s, step_mw = "counter", "all", True, 0.02, 1.0
 
     def __init__(self, busy_w):
-        self.busy_w = busy_w
+        self.busy_w, self.busy_clock = busy_w, time.pthread_getcpuclockid(threading.get_ident())
 
     def read(self):
-        return {"all": 1000 * (2.0 * time.monotonic() + self.busy_w * time.process_time())}
+        return {"all": 1000 * (2.0 * time.monotonic() + self.busy_w * time.clock_gettime(self.busy_clock))}
 
 
 def test_energy_is_what_a_busy_second_draws_above_idle_times_the_seconds(monkeypatch):

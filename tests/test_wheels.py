@@ -80,12 +80,14 @@ def test_the_listener_and_every_extra_resolve_to_wheels(machine, python, tmp_pat
 
 @pytest.mark.parametrize(("jetpack", "python"), [(6, "3.10"), (7, "3.12")])
 def test_under_the_jetpack_constraints_numpy_2_is_not_pulled(jetpack, python, tmp_path):
-    """With every extra; torch-pruning too, as that and not torch is what `pip install '.[train]'` brings beside NVIDIA's torch."""
+    """With every extra; what is made for torch is looked up alone, since pip would take a torch of its own where NVIDIA's is not seen."""
     lines = [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
     wanted = [one for one in requirements(lines, "aarch64", python) if Requirement(one).name != "torch"]
-    found = resolve(wanted, "aarch64", python, tmp_path, "--constraint", str(ROOT / "deploy" / f"constraints-jp{jetpack}.txt"))
+    alone = [one for one in wanted if one.startswith("torch")]
+    held = ("--constraint", str(ROOT / "deploy" / f"constraints-jp{jetpack}.txt"))
+    found = resolve([one for one in wanted if one not in alone], "aarch64", python, tmp_path, *held)
 
     assert found["numpy"].startswith("1.26.")
     assert found["cuda-bindings"].startswith({6: "12.", 7: "13.0."}[jetpack])
-    assert "torch-pruning" in found
+    assert "torch-pruning" in resolve(alone, "aarch64", python, tmp_path, *held, "--no-deps")
     assert not {"torch", "tensorrt", "onnxruntime-gpu"} & set(found)
