@@ -339,13 +339,13 @@ def _backend(settings: Settings, store: Store) -> str:
     return measured if measured in ORDER[1:] else settings.model.engine  # the first one is what auto tries first
 
 
-def _version(settings: Settings, store: Store, model: Model) -> Version:
-    """A model, ready to listen for what is enrolled."""
+def _version(settings: Settings, store: Store, model: Model, *, at_once: bool = False) -> Version:
+    """A model, ready to listen for what is enrolled; `at_once` as in `load_engine`."""
     from edgekws.detector import Detector
     from edgekws.engines import load_engine
     from edgekws.promotion import Version
 
-    engine = load_engine(model, _backend(settings, store), fall_back=True)
+    engine = load_engine(model, _backend(settings, store), fall_back=True, at_once=at_once)
     enrolled = _enrolled(settings, store, model, engine)
     return Version(model, engine, Detector(enrolled, settings.detector.refractory_s))
 
@@ -365,23 +365,25 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
     from edgekws.promotion import Updates, boot
 
     own = _store(settings)  # for the thread beside the listener
-    load = _loader(settings, options, own)
+    # A file waits for the engine that was asked for; whoever speaks to a microphone does not.
+    at_once = not (options.source or settings.audio.source).startswith("file:")
+    load = _loader(settings, options, own, at_once=at_once)
     if options.model is not None:
         version = load(False)
     else:
-        version = boot(store, lambda path: _version(settings, store, load_model(path or find_model(settings.model.id))))
+        version = boot(store, lambda path: _version(settings, store, load_model(path or find_model(settings.model.id)), at_once=at_once))
     updates = Updates(version, load, own, follows_promotion=options.model is None)
     return Pipeline(version.engine, version.detector), updates
 
 
-def _loader(settings: Settings, options: argparse.Namespace, store: Store) -> Callable[[bool], Version]:
+def _loader(settings: Settings, options: argparse.Namespace, store: Store, *, at_once: bool = False) -> Callable[[bool], Version]:
     """What should listen by now; called with True from settings that are read again."""
 
     def load(reread: bool) -> Version:
         nonlocal settings
         if reread:
             settings = _reread(settings, options.config)
-        return _version(settings, store, _model(settings, store, options.model))
+        return _version(settings, store, _model(settings, store, options.model), at_once=at_once)
 
     return load
 

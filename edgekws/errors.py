@@ -7,6 +7,7 @@ EdgekwsError              anything that edgekws reports in one line (exit code 1
 ├── EnrolmentError        recordings that no keyword can be made from
 ├── ModelError            a model directory is missing something, altered, or from a later version
 ├── EngineUnavailable     no inference engine can run here, with each one's reason
+│   └── NotPrepared       one could, once what it needs is made, in minutes
 ├── PowerError            a power meter cannot be read, or a round outstayed its budget
 └── StoreError            the state directory cannot be read or written
 
@@ -46,6 +47,10 @@ class ModelError(EdgekwsError):
 
 class EngineUnavailable(EdgekwsError):
     """No inference engine can run here."""
+
+
+class NotPrepared(EngineUnavailable):
+    """An engine could run here, once what takes minutes is done."""
 
 
 class PowerError(EdgekwsError):

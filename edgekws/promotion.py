@@ -1,5 +1,6 @@
 """Promotion as the listener sees it. A new version is noticed, loaded off the hot path, compared with the one in use, and switched to
-between two hops; or it is refused, and the listener goes on with what it has. Later it may be gone back from.
+between two hops; or it is refused, and the listener goes on with what it has. Later it may be gone back from. So is the engine that was
+asked for, where another one listens until it is prepared.
 
 The newcomer needs no time to warm up: the pipeline keeps the frames of the last seconds, and an engine that has stepped through its
 receptive field of them is in the same state as if it had always listened. So both versions judge the same audio, and only one acts.
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekws.detector import Detector
-from edgekws.engines import Engine
+from edgekws.engines import Engine, Preparation
 from edgekws.errors import ConfigError, EdgekwsError, EngineUnavailable, ModelError, StoreError
 from edgekws.frontend import LogMel
 from edgekws.model import Model, golden
@@ -62,7 +63,7 @@ class Version:
 
 
 def model_event(model: str, what: str, now_s: float, stream_s: float = 0.0, **facts: object) -> Event:
-    """Something that befell a model version; `what` is live, refused, rolled back, promoted or reloaded."""
+    """Something that befell a model version; `what` is live, refused, rolled back, promoted, reloaded or engine."""
     return Event("", "", 0.0, 0.0, now_s, stream_s, 0.0, model, "model", extra={"what": what, **facts})
 
 
@@ -165,6 +166,7 @@ class Updates:
         *,
         follows_promotion: bool = True,
         worker: Executor | None = None,
+        prepare: Callable[[Model, str], Preparation] = Preparation,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -173,6 +175,7 @@ class Updates:
         Args:
             version: what the pipeline has.
             worker: where the rest is done; else a thread.
+            prepare: begins to make ready the engine that was asked for.
             follows_promotion: False where the model was named on the command line.
         """
         self._live = version
@@ -188,6 +191,9 @@ class Updates:
         self._refused: set[object] = set()  # stamps of versions that are not tried again until they change
         self._reload = False
         self._worker = worker or ThreadPoolExecutor(1, "updates")
+        self._prepare_engine = prepare
+        self._preparation: Preparation | None = None
+        self._tried: set[tuple[Path, str]] = set()  # engines that were prepared, once for each version
         self._work: Future[_Ready | Event | None] | None = None
         self._ready: _Ready | None = None
         self._touched = -1  # so that the first look is a whole one
@@ -233,11 +239,20 @@ class Updates:
         if around:
             self._look_around_s = now_s
         stamp = self._stamp(around)
-        if (stamp != self._seen or self._reload) and len(pipeline.recent) >= COMPARED_HOPS:
+        prepared = around and self._prepared() and len(pipeline.recent) >= COMPARED_HOPS
+        if prepared and self._preparation is not None:
+            self._tried.add(self._awaited())
+            why_not = self._preparation.why_not()
+            self._end_preparation()
+            if why_not:
+                return [self._stay(self._awaited()[1], why_not)]
+        if (stamp != self._seen or self._reload or prepared) and len(pipeline.recent) >= COMPARED_HOPS:
             reread, self._reload, self._seen = self._reload, False, stamp
             other = stamp[0] != self._live_stamp[0] and stamp[0] not in self._refused
-            if other or reread or stamp[1] != self._live_stamp[1]:
-                self._work = self._worker.submit(self._prepare, pipeline, stamp, reread, now_s)
+            if other or reread or prepared or stamp[1] != self._live_stamp[1]:
+                if reread:
+                    self._tried.clear()
+                self._work = self._worker.submit(self._prepare, pipeline, stamp, reread, prepared, now_s)
         elif self._follows and now_s >= self._check_s:
             self._check_s = now_s + self._check_pause_s
             self._work = self._worker.submit(self._check, stream_s)
@@ -250,7 +265,29 @@ class Updates:
             self._ready = found
         if self._ready is not None:
             self._ready.newcomer.version.engine.close()
+        self._end_preparation()
         self._store.close()
+
+    def _prepared(self) -> bool:
+        """Whether the engine that was asked for can be had now. Begins to prepare it where another one listens for want of that."""
+        awaited = self._awaited()
+        if self._preparation is not None and awaited != (self._preparation.model.path, self._preparation.backend):
+            self._end_preparation()  # of a version that does not listen any more
+        if not awaited[1] or awaited in self._tried:
+            return False
+        if self._preparation is None:
+            log.info("engine %s is made ready for %s in a process of its own", awaited[1], self.model)
+            self._preparation = self._prepare_engine(self._live.model, awaited[1])
+        return self._preparation.done()
+
+    def _awaited(self) -> tuple[Path, str]:
+        """The version that listens, and the engine that should take over; "" = none."""
+        return self._live.model.path, getattr(self._live.engine, "awaited", "")
+
+    def _end_preparation(self) -> None:
+        if self._preparation is not None:
+            self._preparation.close()
+            self._preparation = None
 
     def _stamp(self, around: bool) -> tuple[object, object]:
         """Differs when the promoted version or an enrolment does.
@@ -289,18 +326,25 @@ class Updates:
         if newcomer.calm_hops < CALM_HOPS or not pipeline.recent:
             return []
         pipeline.replace(version.engine, version.detector)
+        engine_before = old.engine.name
         self._worker.submit(_let_go, old.engine)
         self._ready, self._live, self._live_stamp = None, version, ready.stamp
         self._check_s, self._check_pause_s, self._checked_event = self._clock() + CHECK_S, CHECK_S, -1
         heard = ", ".join(sorted({f'"{one.keyword}"' for one in version.detector.enrolled}))
         facts = {**ready.facts, "keywords": heard, "took_ms": round((self._clock() - ready.before) * 1000)}
-        what = {"before": old.model.id} if version.model.id != old.model.id else {}
-        log.warning("%s listens%s", version.model.id, f" now, before it {old.model.id}" if what else ", with what was read again")
-        return [model_event(version.model.id, "live" if what else "reloaded", self._now(), stream_s, **what, **facts)]
+        what, told = "reloaded", ", with what was read again"
+        if version.engine.name != engine_before:
+            what, told = "engine", f" on {version.engine.name} now, before on {engine_before}"
+            facts |= {"engine": version.engine.name, "engine_before": engine_before}
+        if version.model.id != old.model.id:
+            what, told = "live", f" now, before it {old.model.id}"
+            facts |= {"before": old.model.id}
+        log.warning("%s listens%s", version.model.id, told)
+        return [model_event(version.model.id, what, self._now(), stream_s, **facts)]
 
     # On the thread.
 
-    def _prepare(self, pipeline: Pipeline, stamp: tuple[object, object], reread: bool, before: float) -> _Ready | Event:
+    def _prepare(self, pipeline: Pipeline, stamp: tuple[object, object], reread: bool, prepared: bool, before: float) -> _Ready | Event:
         """A newcomer that is warm and may go live, or why there is none."""
         path = self._store.current_model()
         stamp = (self._store.model_stamp() if self._follows else None, stamp[1])  # of what is loaded now, not of what was noticed
@@ -313,6 +357,10 @@ class Updates:
             missing = {one.keyword for one in self._live.detector.enrolled} - {one.keyword for one in version.detector.enrolled}
             if other and missing and not reread and stamp[1] == self._live_stamp[1]:
                 reason = reason or f"""it cannot hear "{'", "'.join(sorted(missing))}" any more"""
+            nothing_else = not other and not reread and stamp[1] == self._live_stamp[1]
+            if prepared and nothing_else and version.engine.name == self._live.engine.name:
+                _let_go(engine)
+                return self._stay(self._awaited()[1], getattr(engine, "refused", ""))
             facts: dict[str, object] = {}
             if reason is None:
                 newcomer = Newcomer(version)
@@ -344,6 +392,10 @@ class Updates:
                 facts |= self._go_back(stamp[0])
         log.error("%s is refused, %s goes on: %s", name, self.model, reason)
         return model_event(self.model, "refused", self._now(), self._stream_s, **facts)
+
+    def _stay(self, backend: str, reason: str) -> Event:
+        log.error("engine %s cannot be had, %s goes on with %s: %s", backend, self.model, self._live.engine.name, reason)
+        return model_event(self.model, "refused", self._now(), self._stream_s, version=f"engine {backend}", reason=reason)
 
     def _go_back(self, stamp: object) -> dict[str, object]:
         try:

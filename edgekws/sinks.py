@@ -222,6 +222,7 @@ def _model_line(event: Event) -> str:
         "refused": f"{facts.get('version')} is refused, {event.model} goes on{reason}{back}",
         "rolled back": f"{event.model} is gone back from{reason}{back}",
         "promoted": f"{event.model} is promoted{before}",
+        "engine": f"{event.model} listens on {facts.get('engine')}, before on {facts.get('engine_before')}",
     }
     line = words.get(str(facts.get("what")), f"{event.model}: {facts}")
     if "score_difference" in facts:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -15,10 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nvidia_double import Cudart, Trt, cudaError_t
+from test_promotion import AtOnce
 
-from edgekws.engines import load_engine, parity, tensorrt_engine
+from edgekws.audio import read_recording
+from edgekws.detector import Detector
+from edgekws.engines import Preparation, load_engine, parity, tensorrt_engine
+from edgekws.enrolment import enrol
 from edgekws.errors import EngineUnavailable
 from edgekws.model import find_model, golden, load_model
+from edgekws.pipeline import Pipeline
+from edgekws.promotion import Updates, Version
+from edgekws.sinks import words
+from edgekws.store import Store
+from edgekws.values import HOP_SAMPLES, AudioChunk
 
 
 @pytest.fixture
@@ -290,9 +300,186 @@ def test_listening_with_tensorrt_wanted_and_absent_is_a_warning(model, caplog):
     assert "engine onnxruntime takes over, since tensorrt: tensorrt cannot be imported" in caplog.text
 
 
-# Against NVIDIA's own files, from the package registry.
+# Beside a listener.
 
 HERE = Path(__file__).parent
+DEMO = HERE.parent / "edgekws" / "demo"
+# The double as the modules that a process of its own imports.
+MODULES = {
+    "tensorrt.py": """
+import sys
+import nvidia_double
+from cuda.bindings import runtime
+sys.modules[__name__] = nvidia_double.Trt(runtime, refuses={refuses!r})
+""",
+    "cuda/bindings.py": "import nvidia_double; runtime = nvidia_double.Cudart()",
+}
+
+
+class Listener:
+    """The demo's stream, hop by hop, with TensorRT wanted. Its clock stands at the stream's time; `prepare` as `Updates` has it."""
+
+    def __init__(self, root, **options):
+        self.store, self.at, self.heard, self.events = Store(root), 0, [], []
+        self.word = None
+        version = self.load(False)
+        clock = {"clock": lambda: self.at * 0.08, "now": lambda: 1e9 + self.at * 0.08}
+        self.updates = Updates(version, self.load, Store(root), **clock, **options)
+        self.pipeline = Pipeline(version.engine, version.detector)
+        self.stream = read_recording(DEMO / "stream.flac")
+
+    def load(self, reread):
+        model = load_model(self.store.current_model() or find_model("edge-small"))
+        engine = load_engine(model, "tensorrt", fall_back=True, at_once=True)
+        takes = [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
+        self.word = self.word or enrol("open sesame", "", takes, engine, model)
+        return Version(model, engine, Detector([self.word]))
+
+    def hear(self, hops):
+        for _ in range(hops):
+            first = self.at * HOP_SAMPLES
+            self.heard += self.pipeline.feed(AudioChunk(self.stream[first : first + HOP_SAMPLES], first))
+            self.at += 1
+            self.events += self.updates.step(self.pipeline, self.at * 0.08)
+        return self
+
+    def settled(self):
+        """Until what a thread or a process does beside it is done; the stream stands still."""
+        preparation, work = self.updates._preparation, self.updates._work
+        end_s = time.monotonic() + 300
+        while not ((preparation is None or preparation.done()) and (work is None or work.done())):
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        return self
+
+    @property
+    def engine(self):
+        return self.pipeline.engine.name
+
+
+class Here:
+    """Prepares in this process, with the double that it has, once it is asked whether it is done."""
+
+    def __init__(self, model, backend):
+        self.model, self.backend, self.closed = model, backend, False
+
+    def done(self):
+        return True
+
+    def why_not(self):
+        try:
+            load_engine(self.model, self.backend).close()
+        except EngineUnavailable as error:
+            return str(error)
+        return ""
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """What other processes find as TensorRT and CUDA is the double too."""
+
+    def install(refuses=()):
+        for name, text in MODULES.items():
+            file = tmp_path / "modules" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text.format(refuses=refuses))
+        path = [str(tmp_path / "modules"), str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+    return install
+
+
+def test_a_start_without_a_plan_listens_at_once_and_goes_over_to_tensorrt_when_another_process_has_built_it(
+    board, elsewhere, tmp_path, caplog
+):
+    trt, _ = board()
+    elsewhere()
+    listener = Listener(tmp_path / "root").hear(40)
+    assert (listener.engine, plans(tmp_path), trt.builds) == ("onnxruntime", [], 0)
+    assert "engine onnxruntime takes over, since tensorrt: there is no plan for edge-small-1 by TensorRT 10.3.0 on Orin" in caplog.text
+
+    listener.settled().hear(13).settled().hear(len(listener.stream) // HOP_SAMPLES - 53)
+    listener.updates.close()
+    (event,) = listener.events
+    assert (listener.engine, len(plans(tmp_path)), trt.builds) == ("tensorrt", 1, 0)
+    assert words(event) == "model: edge-small-1 listens on tensorrt, before on onnxruntime"
+    assert len(listener.heard) == len(json.loads((DEMO / "truth.json").read_text())["spoken"])
+
+
+def test_the_next_start_takes_the_plan_at_once(board, model):
+    board()
+    load_engine(model, "tensorrt").close()
+
+    assert load_engine(model, "tensorrt", fall_back=True, at_once=True).name == "tensorrt"
+
+
+def test_a_builder_that_fails_is_told_once_with_its_words_and_onnx_runtime_goes_on(board, elsewhere, tmp_path):
+    board()
+    elsewhere(refuses=("build",))
+    listener = Listener(tmp_path / "root").hear(40).settled().hear(60)
+
+    (event,) = listener.events
+    assert words(event) == (
+        "model: engine tensorrt is refused, edge-small-1 goes on:"
+        " tensorrt: TensorRT 10.3.0 builds no plan: Error Code 10: Could not find any implementation for node"
+    )
+    assert listener.engine == "onnxruntime"
+    listener.updates.reload()
+    listener.hear(14).settled().hear(14)
+    assert listener.updates._preparation is not None  # who reads the settings again has it tried again
+    listener.updates.close()
+
+
+def test_a_plan_that_this_process_cannot_load_is_refused_with_the_reason(board, model, tmp_path, caplog):
+    _, runtime = board()
+    load_engine(model, "tensorrt").close()
+    plans(tmp_path)[0].unlink()
+    runtime.fail["cudaMalloc"] = cudaError_t.cudaErrorMemoryAllocation, 2 * runtime.calls.count("cudaMalloc") + 1  # after the builder's own
+    listener = Listener(tmp_path / "root", prepare=Here, worker=AtOnce()).hear(60)
+
+    (event,) = listener.events
+    assert "engine tensorrt is refused, edge-small-1 goes on: tensorrt: cudaMalloc: out of memory" in words(event)
+    assert "engine onnxruntime takes over, since tensorrt: cudaMalloc: out of memory" in caplog.text
+    assert (listener.engine, len(plans(tmp_path)), runtime.alive()) == ("onnxruntime", 1, 0)
+
+
+def test_a_version_that_is_promoted_meanwhile_listens_and_has_its_own_plan_built(board, tmp_path):
+    made = []
+
+    class Endless(Here):
+        def __init__(self, *what):
+            super().__init__(*what)
+            made.append(self)
+
+        def done(self):
+            return False
+
+    board()
+    listener = Listener(tmp_path / "root", prepare=Endless, worker=AtOnce()).hear(40)
+    listener.store.promote(find_model("edge"), "edge-1")
+    listener.word = None
+    listener.hear(60)
+    assert [event.extra["what"] for event in listener.events] == ["live"]
+    assert [(one.model.id, one.closed) for one in made] == [("edge-small-1", True), ("edge-1", False)]
+
+    listener.updates.close()
+    assert made[1].closed
+
+
+def test_the_end_of_the_listener_is_the_end_of_a_builder(board, elsewhere, model):
+    board()
+    elsewhere()
+    preparation = Preparation(model, "tensorrt")
+    preparation.close()
+
+    assert preparation.done()
+
+
+# Against NVIDIA's own files, from the package registry.
+
 # Empty libraries under the names that the bindings load: enough for their classes to be there.
 STUBS = """
 #include <stddef.h>

@@ -1,9 +1,10 @@
 """INFER: one step of the network a hop. The file name is the backend's name; a backend is imported only when asked for.
 
-A backend module has two functions:
+A backend module has two functions, and a third where loading may take minutes:
 
-    why_unavailable() -> str | None      the reason why it cannot run here, with what to do; None = it can
-    load(model: Model) -> Engine         raises EngineUnavailable when that shows only now
+    why_unavailable() -> str | None         the reason why it cannot run here, with what to do; None = it can
+    load(model: Model) -> Engine            raises EngineUnavailable when that shows only now
+    load_prepared(model: Model) -> Engine   the same from what an earlier `load` left in a cache, else raises NotPrepared
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from typing import Protocol
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from edgekws.errors import EngineUnavailable
-from edgekws.model import Model, damage_told, golden
+from edgekws.errors import EdgekwsError, EngineUnavailable, NotPrepared
+from edgekws.model import Model, damage_told, golden, load_model
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +34,8 @@ ORDER = ("onnxruntime", "tensorrt", "onnxruntime-cuda")
 # multiplies in TF32, which rounds as float16 does. fp16: 2e-4 with sums in float32, 1.2e-3 with sums in float16. int8: another order of
 # sums that tips a value over a rounding step moves an embedding by up to 4e-3, frames that are 1e-4 off by 1.3e-2; a lost hop by 1e-1.
 PARITY_TOLERANCE = {"fp32": 1e-3, "fp16": 5e-3, "int8": 2e-2}
+
+PREPARING_NICE = 5  # below the listener's
 
 
 class Engine(Protocol):
@@ -48,12 +55,13 @@ class Engine(Protocol):
         """Give everything back."""
 
 
-def load_engine(model: Model, backend: str = "auto", *, fall_back: bool = False) -> Engine:
+def load_engine(model: Model, backend: str = "auto", *, fall_back: bool = False, at_once: bool = False) -> Engine:
     """The first backend that runs here and reproduces the model's golden embeddings.
 
     Args:
         fall_back: for listening. Where a GPU engine was asked for and does not work, or fails later in the middle of a stream, ONNX
             Runtime on the CPU takes over, and a warning in the log has the reason.
+        at_once: with `fall_back`: it takes over too while the one that was asked for would take minutes (`Guarded.awaited`).
 
     Raises:
         EngineUnavailable: none does; the message holds each one's reason.
@@ -64,20 +72,31 @@ def load_engine(model: Model, backend: str = "auto", *, fall_back: bool = False)
     if fall_back and backend not in ("auto", "null", ORDER[0]):
         names = (backend, ORDER[0])
     reasons: list[str] = []
+    awaited = ""
     for name in names:
-        module = importlib.import_module(f"edgekws.engines.{name.replace('-', '_')}_engine")
+        module = _backend(name)
         reason = module.why_unavailable()
         if reason is None:
+            load = getattr(module, "load_prepared", module.load) if at_once else module.load
             try:
-                engine = _checked(module.load(model), model)
+                engine = _checked(load(model), model)
             except EngineUnavailable as error:
                 reason = str(error)
+                if isinstance(error, NotPrepared):
+                    awaited = name
             else:
-                if reasons and fall_back:
-                    log.warning("engine %s takes over, since %s", name, "; ".join(one.strip() for one in reasons))
-                return _Guarded(engine, model) if fall_back and name not in (ORDER[0], "null") else engine
+                if not fall_back or (not reasons and name in (ORDER[0], "null")):
+                    return engine
+                refused = "; ".join(one.strip() for one in reasons)
+                if refused:
+                    log.warning("engine %s takes over, since %s", name, refused)
+                return Guarded(engine, model, awaited, refused)
         reasons.append(f"  {name}: {reason}")
     raise EngineUnavailable("no inference engine can run here\n" + "\n".join(reasons))
+
+
+def _backend(name: str) -> Any:
+    return importlib.import_module(f"edgekws.engines.{name.replace('-', '_')}_engine")
 
 
 def _checked(engine: Engine, model: Model) -> Engine:
@@ -96,12 +115,16 @@ def _checked(engine: Engine, model: Model) -> Engine:
     )
 
 
-class _Guarded:
+class Guarded:
     """An engine that may fail in the middle of a stream: then ONNX Runtime on the CPU goes on, as if the stream began there."""
 
-    def __init__(self, engine: Engine, model: Model) -> None:
+    def __init__(self, engine: Engine, model: Model, awaited: str = "", refused: str = "") -> None:
         self._engine, self._model = engine, model
         self.name, self.precision, self.dim = engine.name, engine.precision, engine.dim
+        self.awaited = awaited
+        """The backend that was asked for, if it works once it is prepared (`Preparation`)."""
+        self.refused = refused
+        """Why this is not the backend that was asked for; "" = it is."""
 
     def step(self, frames: np.ndarray) -> np.ndarray:
         try:
@@ -136,3 +159,49 @@ def parity(engine: Engine, model: Model) -> float:
         got = np.stack([engine.step(hop) for hop in frames])
     engine.reset()
     return float(np.abs(got - wanted).max())
+
+
+class Preparation:
+    """A process that loads an engine once, and so leaves what takes minutes, TensorRT's plan, in its cache. It is one of its own because a
+    builder takes much memory, and may die of it."""
+
+    def __init__(self, model: Model, backend: str) -> None:
+        self.model, self.backend = model, backend
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
+        code = "import sys; from edgekws.engines import prepare; prepare(*sys.argv[1:])"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(model.path), backend], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said
+        )
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    def why_not(self) -> str:
+        """Once it has ended: why the engine cannot be had; "" = it can."""
+        code = self._process.wait()
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").strip().splitlines()
+        if code < 0:
+            return f"what prepared it was ended by signal {-code}{': out of memory?' if code == -9 else ''}"
+        return (said[-1].strip() if said else f"what prepared it ended with exit code {code}") if code else ""
+
+    def close(self) -> None:
+        """End it, however far it is."""
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
+
+
+def prepare(model_path: str, backend: str) -> None:
+    """What a `Preparation` does: ends this process with the reason where it fails."""
+    os.nice(PREPARING_NICE)
+    try:
+        model = load_model(Path(model_path))
+        load_engine(model, backend).close()
+        try:
+            _backend(backend).load_prepared(model).close()
+        except NotPrepared as error:
+            sys.exit(f"it was made and could not be kept: {error}")
+    except EdgekwsError as error:
+        sys.exit(str(error))

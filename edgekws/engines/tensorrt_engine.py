@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekws.errors import EngineUnavailable
+from edgekws.errors import EngineUnavailable, NotPrepared
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.model import Model, graph, turns
 
@@ -42,11 +42,20 @@ def why_unavailable() -> str | None:
 
 
 def load(model: Model) -> TensorRtEngine:
-    """From the cached plan, else from a new one: that takes seconds on a board, so never in the thread that listens.
+    """From the cached plan, else from a new one, which takes up to minutes on a board.
 
     Raises:
         EngineUnavailable: TensorRT refuses the graph, or the GPU has no memory left.
     """
+    return _load(model)
+
+
+def load_prepared(model: Model) -> TensorRtEngine:
+    """From the cached plan. Raises NotPrepared where there is none that TensorRT takes, else as `load`."""
+    return _load(model, may_build=False)
+
+
+def _load(model: Model, *, may_build: bool = True) -> TensorRtEngine:
     trt, runtime = _libraries()
     cuda = _Cuda(runtime)
     gpu = _gpu(cuda)
@@ -61,9 +70,11 @@ def load(model: Model) -> TensorRtEngine:
     cuda_engine = runner.deserialize_cuda_engine(plan) if plan else None
     if plan and cuda_engine is None:
         log.warning("%s: TensorRT %s does not take this plan (%s); it is built again", plan_path, here["tensorrt"], logger.told())
+    if cuda_engine is None and not may_build:
+        raise NotPrepared(f"there is no plan for {model.id} by TensorRT {here['tensorrt']} on {gpu} in {cache} yet")
     if cuda_engine is None:
         timing_path = cache / f"{_digest(here)}.timing"
-        log.warning("building a TensorRT plan for %s on %s: some seconds, once", model.id, gpu)
+        log.warning("building a TensorRT plan for %s on %s: up to minutes, once", model.id, gpu)
         start_s = time.monotonic()
         plan, timing = build(trt, logger, onnx, _read(timing_path) or b"")
         log.info("%s: built in %.1f s", path, time.monotonic() - start_s)
