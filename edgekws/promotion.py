@@ -26,7 +26,7 @@ from edgekws.errors import ConfigError, EdgekwsError, EngineUnavailable, ModelEr
 from edgekws.frontend import LogMel
 from edgekws.model import Model, golden
 from edgekws.pipeline import Hop, Pipeline
-from edgekws.store import Store
+from edgekws.store import Store, Tally
 from edgekws.values import HOP_SAMPLES, Event
 
 log = logging.getLogger(__name__)
@@ -421,12 +421,9 @@ class Updates:
             if path is None or path != self._live.model.path or last == self._checked_event or age_s > WATCHED_S:
                 return None
             self._checked_event = last
-            since_s = promoted_s - WATCHED_S
-            events: list[Event] = []
-            while page := self._store.events(since_s=since_s, after=events[-1].id if events else 0):
-                events += page
+            tally = self._store.tally(self.model, WATCHED_S)
             enrolled_s = {one.keyword: one.time_s for one in reversed(self._store.enrolments())}
-            reason = worse(events, self.model, self._now(), stream_s, enrolled_s)
+            reason = worse(tally, self._now(), stream_s, enrolled_s) if tally else None
             if reason is None:
                 return None
             stamp = self._store.model_stamp()
@@ -515,37 +512,29 @@ def start_counted(store: Store) -> Iterator[None]:
         store.clear_starts()
 
 
-def worse(events: Sequence[Event], model: str, now_s: float, stream_s: float, enrolled_s: Mapping[str, float]) -> str | None:
-    """Why `model` should give way to the one before it; None = it should not, or nothing is known.
+def worse(tally: Tally, now_s: float, stream_s: float, enrolled_s: Mapping[str, float]) -> str | None:
+    """Why a version should give way to the one before it; None = it should not, or nothing is known.
 
     Its wakes, and the user's rejections, an hour of audio against those before it, by the exact test of two Poisson rates: given all of
     them, those of the newcomer are binomial with its share of the hours.
 
     Args:
-        events: in the order they came, of both.
+        tally: of the version, `WATCHED_S` back.
         stream_s: seconds of the stream heard by now.
         enrolled_s: when each keyword was enrolled; the wakes of one that is newer than the version say nothing about it.
     """
-    events = [event for event in events if "client" not in event.extra]  # the wake service has streams of its own, and is not watched
-    heard = [event for event in events if event.kind in ("start", "stop", "wake", "gap") or event.extra.get("what") == "live"]
-    first = len(heard)
-    while first and heard[first - 1].model == model:
-        first -= 1
-    if first in (0, len(heard)) or now_s - heard[first].time_s > WATCHED_S:
+    hours_before, hours = tally.hours
+    hours += max(0.0, stream_s - tally.stream_s) / 3600
+    if now_s - tally.since_s > WATCHED_S or hours_before <= 0 or hours <= 0:
         return None
-    since_s = heard[first].time_s
-    before = [event for event in heard[: first + 1] if event.time_s >= since_s - WATCHED_S]
-    hours_before = _hours(before)
-    hours = _hours(heard[first:], stream_s)
-    if hours_before <= 0 or hours <= 0:
-        return None
-    old = [event for event in heard if enrolled_s.get(event.keyword, 0.0) < since_s and event.kind == "wake"]
-    rejects = [event for event in events if event.kind == "reject"]
-    for name, found, least, level in (("wakes", old, WAKES, WAKES_P), ("rejections by the user", rejects, REJECTS, REJECTS_P)):
-        new = sum(event.model == model and event.time_s >= since_s for event in found)
-        past = sum(event.model != model and event.time_s >= since_s - WATCHED_S for event in found)
-        if new >= least and more_often(past, hours_before, new, hours) < level:
-            return f"{new} {name} in {hours:.1f} h, before it {past} in {hours_before:.1f} h"
+    wakes = [pair for keyword, pair in tally.wakes.items() if enrolled_s.get(keyword, 0.0) < tally.since_s]
+    for name, pairs, least, level in (
+        ("wakes", wakes, WAKES, WAKES_P),
+        ("rejections by the user", tally.rejects.values(), REJECTS, REJECTS_P),
+    ):
+        before, since = (sum(counts) for counts in zip((0, 0), *pairs, strict=True))
+        if since >= least and more_often(before, hours_before, since, hours) < level:
+            return f"{since} {name} in {hours:.1f} h, before it {before} in {hours_before:.1f} h"
     return None
 
 
@@ -559,16 +548,3 @@ def more_often(before: int, before_hours: float, after: int, after_hours: float)
         return ways + k * math.log(share) + (total - k) * math.log1p(-share)
 
     return min(1.0, math.fsum(math.exp(log_chance(k)) for k in range(after, total + 1)))
-
-
-def _hours(events: Sequence[Event], end_s: float | None = None) -> float:
-    """Of audio, by the place in the stream of each event, so that a clock that jumps does not matter."""
-    total_s, begin_s, last_s = 0.0, None, 0.0
-    for event in events:
-        if begin_s is None or event.stream_s < last_s:  # another stream
-            total_s += last_s - begin_s if begin_s is not None else 0.0
-            begin_s = event.stream_s
-        last_s = event.stream_s
-    if begin_s is not None:
-        total_s += (last_s if end_s is None else max(last_s, end_s)) - begin_s
-    return total_s / 3600

@@ -120,6 +120,22 @@ class Enrolment:
         return [_read_wav(path) for path in self.takes]
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What befell while a version listened, and in the time before it. Pairs are before, since."""
+
+    since_s: float
+    """Seconds since the epoch at which it began."""
+    hours: tuple[float, float]
+    """Of audio, by the places in the stream, so that a clock that jumps does not matter."""
+    stream_s: float
+    """Place in the stream of the last that is counted."""
+    wakes: Mapping[str, tuple[int, int]]
+    """By keyword."""
+    rejects: Mapping[str, tuple[int, int]]
+    """By the user; by keyword."""
+
+
 class Store:
     """The state directory, made (0700) when something is first written; the database opens when an event is first written or read.
 
@@ -175,14 +191,45 @@ class Store:
 
         For the next ones ask again with the last one's id as `after`.
         """
-        columns = ", ".join((*COLUMNS, "extra", "id"))
-        query = f"SELECT {columns} FROM events WHERE id > ? AND time_s >= ? ORDER BY id LIMIT ?"
-        rows, _ = self._execute(query, after, since_s, limit)
+        return self._events("id > ? AND time_s >= ? ORDER BY id LIMIT ?", after, since_s, limit)
+
+    def last_of(self, kind: str) -> Event | None:
+        """The newest event of a kind; None = there is none."""
+        return next(iter(self._events("kind = ? ORDER BY id DESC LIMIT 1", kind)), None)
+
+    def _events(self, which: str, *values: object) -> list[Event]:
+        rows, _ = self._execute(f"SELECT {', '.join((*COLUMNS, 'extra', 'id'))} FROM events WHERE {which}", *values)
         return [Event(**dict(zip(COLUMNS, row, strict=False)), extra=json.loads(row[-2]), id=row[-1]) for row in rows]
 
     def last_event(self) -> int:
         """The id of the newest event; 0 = there is none."""
         return int(self._execute("SELECT coalesce(max(id), 0) FROM events")[0][0][0])
+
+    def tally(self, model: str, before_s: float) -> Tally | None:
+        """From when `model` alone was heard, and of the `before_s` before that; None = it never was, or nothing was before it.
+
+        Counted by SQLite: as Python objects the 100 000 events that may be there took 68 MB of the listener, this takes 2 (measured).
+        """
+        own = "json_extract(extra, '$.client') IS NULL"  # the wake service's clients have streams of their own
+        kinds = "kind IN ('start', 'stop', 'wake', 'gap') OR json_extract(extra, '$.what') = 'live'"
+        heard = f"(SELECT id, time_s, stream_s, model FROM events WHERE {own} AND ({kinds}))"
+        other = f"SELECT id FROM {heard} WHERE model != ? ORDER BY id DESC LIMIT 1"
+        first, _ = self._execute(f"SELECT id, time_s FROM {heard} WHERE id > ({other}) ORDER BY id LIMIT 1", model)
+        if not first:
+            return None
+        id, since_s = first[0]
+        from_s = since_s - before_s
+        # Another stream begins where the place in it falls; what is between two streams is no audio.
+        steps = f"(SELECT id, stream_s, stream_s - lag(stream_s) OVER (ORDER BY id) AS step FROM {heard} WHERE time_s >= ?)"
+        hours = "total(max(step, 0)) FILTER (WHERE id <= ?) / 3600, total(max(step, 0)) FILTER (WHERE id > ?) / 3600"
+        ((old_h, new_h, stream_s, _),) = self._execute(f"SELECT {hours}, stream_s, max(id) FROM {steps}", id, id, from_s)[0]
+        pair = "count(*) FILTER (WHERE model != ?), count(*) FILTER (WHERE model = ? AND time_s >= ?)"
+        counted = f"SELECT keyword, {pair} FROM events WHERE kind = ? AND time_s >= ? AND {own} GROUP BY keyword"
+        wakes, rejects = (
+            {row[0]: (row[1], row[2]) for row in self._execute(counted, model, model, since_s, kind, from_s)[0]}
+            for kind in ("wake", "reject")
+        )
+        return Tally(since_s, (old_h, new_h), stream_s or 0.0, wakes, rejects)
 
     def begin_listening(self) -> bool:
         """A listener begins. Whether the one before it ended without a word: it was killed, or the power went."""

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import Executor, Future
@@ -21,7 +22,7 @@ from edgekws.enrolment import bundled, enrol
 from edgekws.errors import AudioError, ConfigError, EnrolmentError, ModelError
 from edgekws.model import find_model, load_model, write_manifest
 from edgekws.pipeline import Pipeline
-from edgekws.promotion import FAILED_STARTS, Updates, Version, boot, flaw, more_often, start_counted, worse
+from edgekws.promotion import FAILED_STARTS, WATCHED_S, Updates, Version, boot, flaw, more_often, start_counted, worse
 from edgekws.store import GENERATIONS, Store
 from edgekws.values import HOP_SAMPLES, AudioChunk, Event
 
@@ -522,6 +523,21 @@ def day(model, wakes, start_s, hours=24.0, keyword="hey", first="start"):
     return [begin, *(Event(keyword, "", 1.0, 0.5, start_s + at, at, 0.0, model) for at in spread), end]
 
 
+@pytest.fixture
+def judged(tmp_path):
+    """What `worse` says of "new" after some events, each list of them in a state of its own."""
+
+    def judge(events, now_s, stream_s, enrolled_s=None):
+        store = Store(Path(tempfile.mkdtemp(dir=tmp_path)))
+        for event in events:
+            store.add_event(event)
+        tally = store.tally("new", WATCHED_S)
+        store.close()
+        return tally and worse(tally, now_s, stream_s, enrolled_s or {})
+
+    return judge
+
+
 @pytest.mark.parametrize(
     ("before", "after", "hours", "back"),
     [
@@ -534,44 +550,44 @@ def day(model, wakes, start_s, hours=24.0, keyword="hey", first="start"):
         (200, 260, 24, False),
     ],
 )
-def test_a_version_that_wakes_far_more_often_is_gone_back_from(before, after, hours, back):
+def test_a_version_that_wakes_far_more_often_is_gone_back_from(judged, before, after, hours, back):
     """Twice as often may be a better recall: only beyond that it counts."""
     events = day("old", before, 0.0) + day("new", after, 90_000.0, hours)
 
-    assert (worse(events, "new", 90_000 + hours * 3600, hours * 3600, {}) is not None) == back
+    assert (judged(events, 90_000 + hours * 3600, hours * 3600) is not None) == back
 
 
-def test_where_there_is_nothing_to_compare_with_nothing_is_gone_back_from():
-    assert worse(day("new", 1000, 0.0), "new", 90_000.0, 86400.0, {}) is None
-    assert worse([], "new", 0.0, 0.0, {}) is None
+def test_where_there_is_nothing_to_compare_with_nothing_is_gone_back_from(judged):
+    assert judged(day("new", 1000, 0.0), 90_000.0, 86400.0) is None
+    assert judged([], 0.0, 0.0) is None
     old = day("old", 10, 0.0) + day("new", 1000, 90_000.0)
-    assert worse(old, "new", 90_000 + 8 * 86400.0, 86400.0, {}) is None  # a week has passed
+    assert judged(old, 90_000 + 8 * 86400.0, 86400.0) is None  # a week has passed
 
 
-def test_a_keyword_that_came_after_the_version_does_not_count_against_it():
+def test_a_keyword_that_came_after_the_version_does_not_count_against_it(judged):
     events = day("old", 10, 0.0) + day("new", 100, 90_000.0, keyword="computer")
 
-    assert worse(events, "new", 180_000.0, 86400.0, {"computer": 100_000.0}) is None
-    assert worse(events, "new", 180_000.0, 86400.0, {"computer": 0.0}) is not None
+    assert judged(events, 180_000.0, 86400.0, {"computer": 100_000.0}) is None
+    assert judged(events, 180_000.0, 86400.0, {"computer": 0.0}) is not None
 
 
-def test_wakes_of_the_wake_service_s_clients_say_nothing_about_the_listener():
+def test_wakes_of_the_wake_service_s_clients_say_nothing_about_the_listener(judged):
     """They come with the place in their own stream, which would make hours of every change from one to the other."""
     own = day("old", 10, 0.0) + day("new", 60, 90_000.0)
     others = [Event("hey", "", 1.0, 0.5, 90_000.0 + i, 5.0, 0.0, "new", extra={"client": "10.0.0.2:1234"}) for i in range(1000)]
     quiet = day("old", 10, 0.0) + day("new", 10, 90_000.0)
 
-    assert worse(quiet + others, "new", 90_000 + 86400.0, 86400.0, {}) is None
+    assert judged(quiet + others, 90_000 + 86400.0, 86400.0) is None
     mixed = sorted(own + others, key=lambda event: event.time_s)
-    assert worse(mixed, "new", 90_000 + 86400.0, 86400.0, {}) == worse(own, "new", 90_000 + 86400.0, 86400.0, {}) is not None
+    assert judged(mixed, 90_000 + 86400.0, 86400.0) == judged(own, 90_000 + 86400.0, 86400.0) is not None
 
 
-def test_three_rejections_by_the_user_in_two_hours_are_enough():
+def test_three_rejections_by_the_user_in_two_hours_are_enough(judged):
     rejects = [Event("hey", "", 1.0, 0.5, 90_000.0 + i, 0.0, 0.0, "new", "reject") for i in range(3)]
     events = day("old", 10, 0.0) + day("new", 1, 90_000.0, 2.0)
 
-    assert worse(events + rejects[:2], "new", 97_200.0, 7200.0, {}) is None
-    assert "3 rejections" in worse(events + rejects, "new", 97_200.0, 7200.0, {})
+    assert judged(events + rejects[:2], 97_200.0, 7200.0) is None
+    assert "3 rejections" in judged(events + rejects, 97_200.0, 7200.0)
 
 
 def test_the_test_of_two_rates_keeps_its_level():
@@ -621,7 +637,9 @@ def test_kill_9_at_any_moment_of_a_promotion_leaves_a_whole_version(store, tmp_p
     versions = [a_copy(tmp_path, f"v{i}", "edge-small") for i in range(GENERATIONS + 3)]  # so that old ones are deleted and copied again
     random = np.random.default_rng(0)
     seen = set()
-    for _ in range(50):
+    for kills in range(500):
+        if kills >= 50 and len(seen) > 2:  # on a busy machine it takes more of them
+            break
         process = subprocess.Popen([sys.executable, "-c", PROMOTER, store.root, *versions], stdout=subprocess.PIPE)
         process.stdout.readline()
         time.sleep(random.uniform(0, 0.15))
