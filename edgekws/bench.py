@@ -29,7 +29,7 @@ import numpy as np
 from edgekws import __version__
 from edgekws.detector import Detector
 from edgekws.engines import ORDER, load_engine
-from edgekws.errors import EdgekwsError, EngineUnavailable, PowerError
+from edgekws.errors import EdgekwsError, EngineUnavailable, PowerError, install_command
 from edgekws.frontend import LogMel
 from edgekws.model import Model, graph, load_model
 from edgekws.pipeline import Pipeline
@@ -359,7 +359,7 @@ class Training:
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
-            raise EdgekwsError("what trains beside the listener did not start: it needs torch. Try: pip install 'edgekws[train]'")
+            raise EdgekwsError(f"what trains beside the listener did not start: it needs torch. Try: {install_command('train')}")
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, 15)
         self._process.send_signal(signal.SIGSTOP)

@@ -18,14 +18,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekws import __version__
 from edgekws.config import Settings, load_settings
-from edgekws.errors import AudioError, EdgekwsError, EnrolmentError, StoreError, UsageError
+from edgekws.errors import AudioError, EdgekwsError, EnrolmentError, NotInstalled, StoreError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -1057,9 +1057,10 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
     from edgekws.sinks import StoreSink
 
     try:
-        from edgekws.training import adaptation
-    except ImportError as error:
-        _say(f"to see it learn from a noisy room too, {error.name} is needed. Try: pip install 'edgekws[train]'")
+        with _learner_for("to learn from a noisy room, as the demo goes on,"):
+            from edgekws.training import adaptation
+    except NotInstalled as error:
+        _say(str(error))
         return False
     truth = json.loads((folder / "room.json").read_text())
 
@@ -1127,23 +1128,24 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    try:
-        from edgekws.training import adaptation
-        from edgekws.training.round import Target
-    except ImportError as error:
-        raise EdgekwsError(f"adapt needs {error.name}, which is not installed. Try: pip install 'edgekws[train]'") from error
     from edgekws.power.budget import Budget
 
     settings = load_settings(options.config)
     store = _store(settings)
+    try:
+        with _learner_for("adapt"):
+            from edgekws.training import adaptation
+            from edgekws.training.round import Target
+    except NotInstalled as error:
+        if not options.if_needed:
+            raise
+        return _no_round(store, str(error), options.json)  # where the timer is on, and there was never a learner, nothing has failed
     target = Target.parse(options.target) if options.target else None
     asked_by = "by hand"
     if options.if_needed:
         refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time())
         if refusal:
-            adaptation.skipped(store, refusal, time.time())
-            print(json.dumps({"promoted": False, "skipped": refusal}) if options.json else f"no round: {refusal}")
-            return 0
+            return _no_round(store, refusal, options.json)
         budget = Budget(duty=0.5, max_temperature_c=adaptation.HOT_C, min_free_mb=256)
     else:
         budget = Budget(max_temperature_c=90.0, min_free_mb=256)
@@ -1178,6 +1180,34 @@ def _adapt(options: argparse.Namespace) -> int:
         f"{facts['model']}: {facts['parameters']} parameters, {facts['cpu_us_per_hop']} µs a hop (before {facts['cpu_us_per_hop_before']})"
     )
     print(f"live: {outcome.reason}" if live else f"not live: {'dry run' if outcome.passed else outcome.reason}")
+    return 0
+
+
+@contextlib.contextmanager
+def _learner_for(what: str) -> Iterator[None]:
+    """Around the imports of what learns.
+
+    Raises:
+        NotInstalled: a package is not there.
+        EdgekwsError: torch is there and cannot be loaded, as where a library of CUDA is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise NotInstalled(f"{what} needs {error.name}, which", "train") from error
+    except (ImportError, OSError) as error:
+        raise EdgekwsError(f"{what} needs torch, which is installed and cannot be loaded: {error}. Try: edgekws doctor") from error
+
+
+def _no_round(store: Store, reason: str, as_json: bool) -> int:
+    """Said, and in the log, but not the same line every night."""
+    from edgekws.values import Event
+
+    skipped: dict[str, object] = {"what": "skipped", "reason": reason}
+    last = store.last_of("round")
+    if last is None or last.extra != skipped:
+        _note(store, Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, "", "round", extra=skipped))
+    print(json.dumps({"promoted": False, "skipped": reason}) if as_json else f"no round: {reason}")
     return 0
 
 
@@ -1218,10 +1248,8 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _bench_adaptation(options: argparse.Namespace) -> int:
-    try:
+    with _learner_for("bench adaptation"):
         from edgekws.training import trial
-    except ImportError as error:
-        raise EdgekwsError(f"this needs {error.name}, which is not installed. Try: pip install 'edgekws[train]'") from error
     if options.corpus is None:
         raise UsageError("bench adaptation: --corpus DIR is missing, a directory with a manifest.csv")
     chosen = {
@@ -1249,11 +1277,9 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    try:
+    with _learner_for("pretrain"):
         from edgekws.training.pretrain import pretrain
         from edgekws.training.teacher import fetch
-    except ImportError as error:
-        raise EdgekwsError(f"pretrain needs {error.name}, which is not installed. Try: pip install 'edgekws[train]'") from error
     chosen = {"networks": options.network, "spoken_minutes": options.spoken_minutes, "steps": options.steps}
     models = pretrain(
         options.out,

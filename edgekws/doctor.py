@@ -24,7 +24,7 @@ from pathlib import Path
 from edgekws import __version__
 from edgekws.config import Settings
 from edgekws.engines import ORDER, load_engine
-from edgekws.errors import EdgekwsError, PowerError
+from edgekws.errors import EdgekwsError, PowerError, install_command
 from edgekws.model import Model, find_model, load_model
 from edgekws.power import NoMeter, load_meter
 from edgekws.power.conditions import power_mode
@@ -59,7 +59,7 @@ def checks(settings: Settings) -> list[Check]:
         _input_device(needs_microphone),
         _sound_devices(),
         _importable("recordings", "soundfile", "reading of WAV, FLAC and Opus files", "pip install soundfile"),
-        _importable("training", "torch", "adaptation and pretraining", "pip install 'edgekws[train]'; on a Jetson its own torch first"),
+        _importable("training", "torch", "adaptation and pretraining", f"{install_command('train')}; on a Jetson with NVIDIA's own torch"),
         _program("speech synthesis", "espeak-ng", "pretraining", "sudo apt-get install espeak-ng"),
         _power_meter(),
         *_jetson(),

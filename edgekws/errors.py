@@ -3,6 +3,7 @@
 EdgekwsError              anything that edgekws reports in one line (exit code 1)
 ├── ConfigError           the TOML file: unknown key, wrong type, out of range (exit code 2)
 ├── UsageError            the command line (exit code 2)
+├── NotInstalled          an extra is wanted that this installation does not have
 ├── AudioError            a source cannot be opened or read
 ├── EnrolmentError        recordings that no keyword can be made from
 ├── ModelError            a model directory is missing something, altered, or from a later version
@@ -13,6 +14,11 @@ EdgekwsError              anything that edgekws reports in one line (exit code 1
 
 A message says what was wrong, with the value; what is accepted; what to do next.
 """
+
+import shlex
+import sys
+from importlib.metadata import requires
+from pathlib import Path
 
 
 class EdgekwsError(Exception):
@@ -31,6 +37,13 @@ class UsageError(EdgekwsError):
     """The command line asks for something that does not exist."""
 
     exit_code = 2
+
+
+class NotInstalled(EdgekwsError):
+    """An extra is wanted that this installation does not have."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed. Try: {install_command(extra)}")
 
 
 class AudioError(EdgekwsError):
@@ -59,3 +72,17 @@ class PowerError(EdgekwsError):
 
 class StoreError(EdgekwsError):
     """The state directory cannot be read or written."""
+
+
+def install_command(extra: str) -> str:
+    """What adds an extra to the installation that runs: the Debian package, deploy/install.sh's, or one by pip."""
+    if Path(__file__).is_relative_to("/usr/lib/edgekws"):  # what is in it is not pip's; /usr/bin/edgekws looks in this directory too
+        marked = (one.split(";") for one in requires("edgekws") or () if ";" in one)
+        wanted = [name.strip() for name, marker in marked if f'"{extra}"' in marker.replace("'", '"')]
+        target = "--target /usr/local/lib/edgekws --constraint /usr/share/edgekws/constraints.txt"
+        return f"sudo python3 -m pip install {target} {shlex.join(wanted)}"
+    if sys.prefix == "/opt/edgekws/venv":
+        if extra == "train":
+            return "sudo bash deploy/install.sh --torch INDEX, where it was installed from"
+        return f"sudo {sys.executable} -m pip install 'edgekws[{extra}]'"
+    return f"{shlex.quote(sys.executable)} -m pip install 'edgekws[{extra}]'"

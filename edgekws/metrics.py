@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from edgekws import __version__
-from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.errors import ConfigError, NotInstalled
 from edgekws.values import Event
 
 LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)  # bounds of the histogram
@@ -20,7 +20,7 @@ class Metrics:
 
     Raises:
         ConfigError: that address cannot be listened on.
-        EdgekwsError: the package is not installed.
+        NotInstalled: the package is not installed.
     """
 
     def __init__(self, host: str, port: int, facts: Callable[[], Mapping[str, Any]]) -> None:
@@ -28,7 +28,7 @@ class Metrics:
         try:
             import prometheus_client as prometheus
         except ImportError as error:
-            raise EdgekwsError("the package prometheus-client is not installed. Try: pip install 'edgekws[metrics]'") from error
+            raise NotInstalled("the package prometheus-client", "metrics") from error
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         self._wakes = prometheus.Counter("edgekws_wakes", "Wakes", ["keyword"], registry=registry)

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgekws import __version__
-from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.errors import ConfigError, EdgekwsError, NotInstalled
 from edgekws.sinks import Complaints, as_json
 from edgekws.values import Event
 
@@ -44,7 +44,7 @@ class MqttSink:
 
     Raises:
         ConfigError: the URL, the site or the CA file cannot be used.
-        EdgekwsError: the package is not installed.
+        NotInstalled: the package is not installed.
     """
 
     def __init__(self, url: str, site: str, keywords: Sequence[str], *, ca_file: str = "", discovery: bool = True, model: str = "") -> None:
@@ -57,7 +57,7 @@ class MqttSink:
             from paho.mqtt.client import Client
             from paho.mqtt.enums import CallbackAPIVersion
         except ImportError as error:
-            raise EdgekwsError("the package paho-mqtt is not installed. Try: pip install 'edgekws[mqtt]'") from error
+            raise NotInstalled("the package paho-mqtt", "mqtt") from error
         self.dropped = 0
         """Wakes that found the queue full."""
         self._model, self._discovery = model, discovery

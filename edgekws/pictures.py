@@ -9,19 +9,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekws.errors import EdgekwsError
+from edgekws.errors import EdgekwsError, NotInstalled
 
 
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib Figure of so many inches, laid out so that nothing overlaps.
 
     Raises:
-        EdgekwsError: matplotlib is not installed.
+        NotInstalled: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise EdgekwsError("pictures need matplotlib, which is not installed. Try: pip install 'edgekws[plot]'") from error
+        raise NotInstalled("pictures need matplotlib, which", "plot") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -54,7 +54,7 @@ def svg(name: str, text: str, size: tuple[float, float], colours: Mapping[str, s
         draw: gets the Figure.
 
     Raises:
-        EdgekwsError: matplotlib is not installed.
+        NotInstalled: matplotlib is not installed.
     """
     new_figure(1, 1)  # says what is missing
     import matplotlib

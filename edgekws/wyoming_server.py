@@ -23,7 +23,7 @@ import numpy as np
 from edgekws import __version__
 from edgekws.audio.resampling import To16k, mono
 from edgekws.engines import Engine
-from edgekws.errors import EdgekwsError
+from edgekws.errors import EdgekwsError, NotInstalled
 from edgekws.model import Model
 from edgekws.pipeline import Pipeline
 from edgekws.promotion import CALM_HOPS, LOOK_AROUND_S, PATIENCE_HOPS, Newcomer, Version, flaw
@@ -76,7 +76,7 @@ class WyomingServer:
         try:
             import wyoming  # noqa: F401
         except ImportError as error:
-            raise EdgekwsError("the package wyoming is not installed. Try: pip install 'edgekws[wyoming]'") from error
+            raise NotInstalled("the package wyoming", "wyoming") from error
         self._load, self._stamp, self._new_engine = load, stamp, new_engine
         self._seen = stamp()
         self.version = start()
@@ -475,7 +475,7 @@ async def _announce(host: str, port: int, name: str) -> None:
     try:
         from wyoming.zeroconf import HomeAssistantZeroconf
     except ImportError as error:
-        raise EdgekwsError("the package zeroconf is not installed. Try: pip install zeroconf") from error
+        raise NotInstalled("the package zeroconf", "zeroconf") from error
     try:
         await HomeAssistantZeroconf(port=port, name=name or None, host=None if host in ("0.0.0.0", "::") else host).register_server()
     except Exception as error:  # zeroconf has a dozen kinds

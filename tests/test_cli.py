@@ -432,16 +432,37 @@ def test_watch_moves_on_a_terminal_and_leaves_it_as_it_was(enrolled):
     assert b"\x1b[?25h\x1b[?1049l" in shown and b"Traceback" not in shown
 
 
-def test_the_demo_hears_every_keyword_says_what_learning_needs_and_leaves_nothing_behind(tmp_path):
-    (tmp_path / "without").mkdir()  # a stand-in for an environment without PyTorch, which the tests' own has
+@pytest.fixture
+def without_torch(cli, tmp_path):
+    """A stand-in for an environment without PyTorch, which the tests' own has."""
+    (tmp_path / "without").mkdir()
     (tmp_path / "without" / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    cli = Edgekws(tmp_path / "state")
     cli.env["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "without"), str(Path(edgekws.__file__).parent.parent)])
+    return cli
+
+
+def test_without_a_learner_the_nightly_round_is_skipped_and_one_asked_for_is_an_error(without_torch):
+    told = f"adapt needs torch, which is not installed. Try: {sys.executable} -m pip install 'edgekws[train]'"
+
+    assert without_torch("adapt", code=1).stderr == f"edgekws: {told}\n"
+    assert without_torch("adapt", "--if-needed").stdout == without_torch("adapt", "--if-needed").stdout == f"no round: {told}\n"
+    assert without_torch("log").stdout.count("\n") == 1  # not the same line every night
+    assert f"no adaptation: {told}" in without_torch("log").stdout
+
+
+def test_a_learner_that_cannot_be_loaded_is_an_error_at_night_too(without_torch, tmp_path):
+    (tmp_path / "without" / "torch.py").write_text("raise ImportError('libcusparseLt.so.0: cannot open shared object file')")
+
+    assert "needs torch, which is installed and cannot be loaded: libcusparseLt" in without_torch("adapt", "--if-needed", code=1).stderr
+
+
+def test_the_demo_hears_every_keyword_says_what_learning_needs_and_leaves_nothing_behind(without_torch):
+    cli = without_torch
     done = cli("demo")
 
     assert len(re.findall(r"open sesame .* latency", done.stdout)) == len(TRUTH["spoken"])
     assert "5 of 5 spoken keywords heard, 0 false wakes" in done.stderr and "--listen" in done.stderr
-    assert "torch is needed. Try: pip install 'edgekws[train]'" in done.stderr
+    assert "to learn from a noisy room, as the demo goes on, needs torch" in done.stderr and "pip install 'edgekws[train]'" in done.stderr
     assert not cli.root.exists()
 
 

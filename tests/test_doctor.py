@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgekws import doctor
+from edgekws import doctor, errors
 from edgekws.config import AudioSettings, ModelSettings, Settings, StoreSettings
 from edgekws.model import builtin_models
 from edgekws.power import NoMeter
@@ -249,3 +249,27 @@ def test_the_service_tells_how_it_is(tmp_path, state, ok, essential, detail):
 
     assert (check.ok, check.essential) == (ok, essential)
     assert detail in check.detail
+
+
+@pytest.mark.parametrize(
+    ("file", "prefix", "command"),
+    [
+        ("/usr/lib/edgekws/edgekws/errors.py", "/usr", "sudo python3 -m pip install --target /usr/local/lib/edgekws"),
+        ("/opt/edgekws/venv/lib/python3.10/site-packages/edgekws/errors.py", "/opt/edgekws/venv", "sudo bash deploy/install.sh --torch"),
+        (
+            "/home/ann/.venv/lib/python3.12/site-packages/edgekws/errors.py",
+            "/home/ann/.venv",
+            f"{sys.executable} -m pip install 'edgekws[tr",
+        ),
+    ],
+)
+def test_the_command_that_adds_the_learner_is_that_of_this_installation(monkeypatch, settings, file, prefix, command):
+    """What pip installs beside the Debian package it would not find."""
+    monkeypatch.setattr(errors, "__file__", file)
+    monkeypatch.setattr(sys, "prefix", prefix)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+
+    mend = found(settings)["training"].mend
+
+    assert mend.startswith(command)
+    assert ("torch-pruning==" in mend) == ("--target" in mend)

@@ -253,13 +253,6 @@ def _tell_of_the_killed(store: Store, now: Callable[[], float]) -> None:
         _note(store, "cut short", now(), reason=f"it was killed, or the power went; {listens} goes on listening")
 
 
-def skipped(store: Store, reason: str, now_s: float) -> None:
-    """No round, and why."""
-    rounds = _events(store, "round")
-    if not rounds or rounds[-1].extra != {"what": "skipped", "reason": reason}:  # not the same line every night
-        _note(store, "skipped", now_s, reason=reason)
-
-
 def report(outcome: Outcome, live: Model | None) -> dict[str, Any]:
     """For scripts."""
     held = outcome.facts["metrics"]["held_out"]
