@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from edgekws.pipeline import Pipeline
     from edgekws.promotion import Updates, Version
     from edgekws.pseudo_labels import PseudoLabels
-    from edgekws.sinks import Sink
+    from edgekws.sinks import Delivery, Sink
     from edgekws.store import Enrolment, Store
     from edgekws.values import Clip, Enrolled, Event
 
@@ -444,27 +445,43 @@ def _names(enrolled: Sequence[Enrolled]) -> str:
 
 
 def _listen(
-    source: Source,
+    open_it: Callable[[threading.Event, Delivery], Source | None],
     pipeline: Pipeline,
     model: str,
     sinks: Sequence[Sink],
     updates: Updates | None = None,
     status: Status | None = None,
     keep: Callable[[Clip, np.ndarray], None] | None = None,
-) -> Heard:
-    """To the source's end or a signal; then everything is delivered."""
+) -> Heard | None:
+    """To the source's end or a signal; then everything is delivered. None: the end came before there was a source.
+
+    open_it: gives the source. What sets the event meanwhile wants it to give up.
+    """
     from edgekws.daemon import closed_by_signals, listen
     from edgekws.sinks import Delivery
 
-    with source, closed_by_signals(source, updates.reload if updates else None):
-        delivery = Delivery(sinks, on_failure=source.close, keep=keep)
-        try:
-            return listen(source, pipeline, delivery, model, updates=updates, status=status)
-        finally:
-            delivery.close()
-            if updates is not None:
-                updates.close()
-            pipeline.engine.close()
+    ended = threading.Event()
+    source: Source | None = None
+
+    def end() -> None:
+        ended.set()
+        if source is not None:
+            source.close()
+
+    delivery = Delivery(sinks, on_failure=end, keep=keep)
+    try:
+        with closed_by_signals(end, updates.reload if updates else None):
+            if (source := open_it(ended, delivery)) is None:
+                return None
+            with source:
+                if ended.is_set():
+                    source.close()
+                return listen(source, pipeline, delivery, model, updates=updates, status=status)
+    finally:
+        delivery.close()
+        if updates is not None:
+            updates.close()
+        pipeline.engine.close()
 
 
 # The commands.
@@ -484,22 +501,16 @@ def _run(options: argparse.Namespace) -> int:
 def _run_listener(options: argparse.Namespace, settings: Settings, store: Store, beside: contextlib.ExitStack) -> int:
     from edgekws.daemon import Status, open_patiently
     from edgekws.sinks import CommandSink, LineSink, StoreSink
+    from edgekws.values import Event
 
     pipeline, updates = _updates(settings, options, store)
-    stored = StoreSink(store)
+    stored = StoreSink(_store(settings))  # another than this thread's
     sinks: list[Sink] = [stored, LineSink(sys.stdout, json=options.json)]  # who hears of a wake can rely on finding it in the log
-    if settings.sinks.command:
-        sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
     uri, status = options.source or settings.audio.source, Status()
     status.source, status.model = uri, updates.model
-    if settings.web.port:  # before the microphone, so that it can be seen that there is none
-        from edgekws.web import LivePage
-
-        page = LivePage(settings.web.host, settings.web.port, status.report, pipeline, _store(settings))
-        beside.callback(page.close)
-        _say(f"shown at {page.url}")
-    with store.start_waits():
-        source = open_patiently(uri)
+    # All before the microphone, so that whoever looks or is to be told knows that there is none.
+    if settings.sinks.command:
+        sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
     if settings.mqtt.url:
         sinks.append(_mqtt(settings, pipeline.detector.enrolled, updates.model))
     if settings.metrics.port:
@@ -508,14 +519,35 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
         sinks.append(Metrics(settings.metrics.host, settings.metrics.port, status.report))
     if settings.sinks.socket:
         sinks.append(_control_socket(settings, status))
-    _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
-    pipeline.labels = _labels(settings, store, pipeline.detector.enrolled)
-    if pipeline.labels is not None:
-        _say(f"clips to learn from are kept in {store.root / 'clips'} ([learning] keep_audio, edgekws clips)")
+    if settings.web.port:
+        from edgekws.web import LivePage
+
+        page = LivePage(settings.web.host, settings.web.port, status.report, pipeline, _store(settings))
+        beside.callback(page.close)
+        _say(f"shown at {page.url}")
+
+    def open_it(ended: threading.Event, delivery: Delivery) -> Source | None:
+        def deaf(why: str) -> None:
+            delivery.put(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, updates.model, "deaf", extra={"reason": why}))
+
+        status.delivery = delivery
+        with store.start_waits():
+            source = open_patiently(uri, ended, deaf)
+        if source is None:
+            delivery.put(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, updates.model, "stop", extra={"audio_s": 0.0, "wakes": 0}))
+        else:
+            _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
+            pipeline.labels = _labels(settings, store, pipeline.detector.enrolled)
+            if pipeline.labels is not None:
+                _say(f"clips to learn from are kept in {store.root / 'clips'} ([learning] keep_audio, edgekws clips)")
+        store.close()
+        return source
+
     start_s = time.monotonic()
-    heard = _listen(source, pipeline, updates.model, sinks, updates, status, stored.keep)
-    gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
-    _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
+    heard = _listen(open_it, pipeline, updates.model, sinks, updates, status, stored.keep)
+    if heard is not None:
+        gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
+        _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0
 
 
@@ -602,7 +634,7 @@ def _watch(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.config)
     pipeline, model, _ = _listener(settings, options.model)
-    with open_source(options.source or settings.audio.source) as source, closed_by_signals(source):
+    with open_source(options.source or settings.audio.source) as source, closed_by_signals(source.close):
         wakes = watch(source, pipeline, sys.stdout, model.id, Gauge())
     _say(f"{wakes} wakes; none was stored")
     return 0
@@ -1023,7 +1055,8 @@ def _demo(options: argparse.Namespace) -> int:
         source = open_source(f"file:{folder / 'stream.flac'}")
         _say(f"listening to the bundled stream with {model.id} on {pipeline.engine.name}")
         start_s = time.monotonic()
-        heard = _listen(source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
+        heard = _listen(lambda *_: source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
+        assert heard is not None
         took_s = time.monotonic() - start_s
         wakes = [event.stream_s for event in store.events() if event.kind == "wake"]
         store.close()
@@ -1042,7 +1075,7 @@ def _demo(options: argparse.Namespace) -> int:
             else:
                 pipeline, model, store = _listener(settings, None)
                 _say(f'now the microphone: say "{truth["keyword"]}". Ctrl-C ends')
-                _listen(source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
+                _listen(lambda *_: source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
         else:
             _say("stdout is no terminal, so this is the end; --listen goes on with the microphone")
         return 0 if hits == len(found) == len(wakes) else 1
@@ -1074,7 +1107,8 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
             pipeline.labels = PseudoLabels(pipeline.detector.enrolled, per_hour=most, per_day=most, room_growth=1.0)
         stored = StoreSink(store)
         before = max((event.id for event in store.events()), default=0)
-        _listen(open_source(f"file:{folder / f'room-{part}.opus'}"), pipeline, model.id, [stored], keep=stored.keep)
+        source = open_source(f"file:{folder / f'room-{part}.opus'}")
+        _listen(lambda *_: source, pipeline, model.id, [stored], keep=stored.keep)
         wakes = [event.stream_s for event in _store(settings).events(after=before) if event.kind == "wake"]
         heard = sum(any(one["start_s"] < at <= one["end_s"] + 0.5 for at in wakes) for one in truth[part])
         return heard, len(wakes) - heard, model

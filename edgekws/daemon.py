@@ -208,30 +208,37 @@ def _pieces(chunk: AudioChunk) -> Iterator[AudioChunk]:
         yield AudioChunk(chunk.samples[i : i + HOP_SAMPLES], chunk.first_sample + i, 0 if i else chunk.gap_samples)
 
 
-def open_patiently(uri: str) -> Source:
+def open_patiently(uri: str, ended: threading.Event | None = None, on_deaf: Callable[[str], object] = lambda why: None) -> Source | None:
     """The source, open. A microphone that is not there is waited for where a service manager started us, which would do so again and again.
+
+    Args:
+        ended: set from elsewhere, it ends the waiting, and None comes of it.
+        on_deaf: called when the waiting begins.
 
     Raises:
         AudioError: it cannot be opened.
     """
     manager = ServiceManager()
     complaints = Complaints()
-    pause_s = FIRST_PAUSE_S
-    while True:
+    ended = ended or threading.Event()
+    pause_s = 0.0
+    while not ended.wait(pause_s):
         try:
             return open_source(uri)
         except AudioError as error:
             if not manager.present or not uri.startswith("mic:"):
                 raise
+            if not pause_s:
+                on_deaf(str(error))
             complaints.say(f"deaf: {error}. Trying again every {LAST_PAUSE_S:.0f} s", kind=str(error))
             manager.tell("READY=1", "WATCHDOG=1", f"STATUS=deaf: {error}")  # the watchdog is fed by what was tried, not by a timer
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, LAST_PAUSE_S)
+        pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LAST_PAUSE_S)
+    return None
 
 
 @contextlib.contextmanager
-def closed_by_signals(source: Source, reload: Callable[[], object] | None = None) -> Iterator[None]:
-    """SIGTERM and SIGINT end the source, so that listening ends as at a file's end; a second one does what it always does.
+def closed_by_signals(end: Callable[[], object], reload: Callable[[], object] | None = None) -> Iterator[None]:
+    """SIGTERM and SIGINT call `end`, such as a source's `close`: listening ends as at a file's end. A second one does what it always does.
 
     SIGHUP calls `reload`, except at a terminal: there it says that the terminal has gone.
     """
@@ -243,7 +250,7 @@ def closed_by_signals(source: Source, reload: Callable[[], object] | None = None
 
     def close(number: int, frame: object) -> None:
         restore()
-        source.close()
+        end()
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -2,7 +2,7 @@
 
     hermes/hotword/KEYWORD/detected            each wake, as Rhasspy wants it; hermes/hotword/toggleOff and toggleOn are obeyed
     edgekws/SITE/wake/KEYWORD                  each wake, as `edgekws run --json` prints it
-    edgekws/SITE/status                        online or offline, retained; the broker itself says offline when we are gone
+    edgekws/SITE/status                        online or offline, retained: offline while deaf, and said by the broker when we are gone
     homeassistant/event/edgekws_SITE/…/config  what Home Assistant makes entities of, retained
 
 While the broker is away wakes wait in memory, up to a bound; what finds no room is counted and said.
@@ -63,6 +63,7 @@ class MqttSink:
         self._model, self._discovery = model, discovery
         self._keywords = dict.fromkeys(keywords)
         self._off: set[str] = set()  # reasons why Rhasspy wants no wakes
+        self._deaf = False
         self._sent = self._acknowledged = 0
         self._counting = threading.Lock()
         self._complaints = Complaints()
@@ -94,6 +95,10 @@ class MqttSink:
 
     def deliver(self, event: Event) -> None:
         """Raises EdgekwsError when the broker was away for too long."""
+        if self._deaf != (event.kind == "deaf") and event.kind in ("deaf", "start", "gap", "wake"):
+            self._deaf = not self._deaf
+            if self._client.is_connected():
+                self._tell_status()
         if event.kind != "wake":
             return
         if self._waiting() >= 2 * QUEUE_WAKES:
@@ -140,7 +145,7 @@ class MqttSink:
             return
         log.info("mqtt: connected to %s", self._host)
         self._off.clear()
-        self._publish(f"{self._base}/status", "online", retain=True)
+        self._tell_status()
         client.subscribe([(topic, 1) for topic in TOGGLES])
         if self._discovery:
             client.subscribe(f"homeassistant/event/{self._node}/+/config", 1)
@@ -174,6 +179,9 @@ class MqttSink:
             self._publish(message.topic, "", retain=True)  # of a keyword that is no longer enrolled
 
     # On either thread.
+
+    def _tell_status(self) -> None:
+        self._publish(f"{self._base}/status", "offline" if self._deaf else "online", retain=True)
 
     def _announce(self, keyword: str) -> None:
         if not self._discovery:

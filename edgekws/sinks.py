@@ -269,13 +269,17 @@ class StoreSink:
     """Every event into the database, and with `keep` each clip beside the wake that it was."""
 
     def __init__(self, store: Store) -> None:
+        """`store` is for this sink alone."""
         self._store = store
+        self._died = False
         self._wakes: dict[tuple[str, float], int] = {}
 
     def deliver(self, event: Event) -> None:
-        if event.kind == "start" and self._store.begin_listening():
+        if event.kind in ("start", "deaf") and self._store.begin_listening():
             log.warning("the listener before this one %s", CUT_SHORT)
-            event = replace(event, extra={**event.extra, "before": CUT_SHORT})
+            self._died = True
+        if event.kind == "start" and self._died:
+            event, self._died = replace(event, extra={**event.extra, "before": CUT_SHORT}), False
         stored = self._store.add_event(event)
         if event.kind == "stop":
             self._store.end_listening()

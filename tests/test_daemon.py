@@ -145,7 +145,7 @@ def test_a_source_that_breaks_leaves_its_reason_behind():
 def test_a_signal_closes_the_source_and_the_next_one_is_as_before(number):
     before = signal.getsignal(number)
     source = Chunks([])
-    with closed_by_signals(source):
+    with closed_by_signals(source.close):
         os.kill(os.getpid(), number)
         assert source.closed
         assert signal.getsignal(number) == before
@@ -155,7 +155,7 @@ def test_a_signal_closes_the_source_and_the_next_one_is_as_before(number):
 
 def test_beside_the_main_thread_signals_are_left_alone():
     def use():
-        with closed_by_signals(Chunks([])):
+        with closed_by_signals(Chunks([]).close):
             done.append(1)
 
     done = []

@@ -1,5 +1,6 @@
 """Against a real broker (mosquitto), which goes away and comes back."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -159,6 +160,17 @@ def test_it_is_online_while_it_runs_and_the_broker_says_when_it_was_killed(broke
     assert subscriber.wait("edgekws/kitchen/status", 3)[2:] == ["online"]
     polite.close()
     assert subscriber.wait("edgekws/kitchen/status", 4)[3:] == ["offline"]
+
+
+def test_it_is_offline_while_it_is_deaf(broker, subscriber):
+    one = sink(broker)
+    said = ["online"]
+    subscriber.wait("edgekws/kitchen/status", 1)
+    for kind, now in (("deaf", "offline"), ("deaf", None), ("start", "online"), ("deaf", "offline"), ("gap", "online"), ("wake", None)):
+        one.deliver(dataclasses.replace(wake(), kind=kind))
+        said += [now] if now else []
+        assert subscriber.wait("edgekws/kitchen/status", len(said)) == said
+    one.close()
 
 
 def test_no_wake_is_lost_while_the_broker_is_restarted(broker, subscriber):
