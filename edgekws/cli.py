@@ -902,7 +902,7 @@ def _layers(layers: Sequence[Any]) -> list[Any]:
 def _flat(value: object) -> str:
     """A manifest's value on one line: numbers short, two of them an interval."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items() if one is not None)
     if isinstance(value, list):
         numbers = len(value) == 2 and all(isinstance(one, (int, float)) for one in value)
         return f"({_flat(value[0])} to {_flat(value[1])})" if numbers else ", ".join(map(_flat, value))
@@ -1162,6 +1162,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
+    from edgekws.power import Recording, load_meter
     from edgekws.power.budget import Budget
 
     settings = load_settings(options.config)
@@ -1169,7 +1170,7 @@ def _adapt(options: argparse.Namespace) -> int:
     try:
         with _learner_for("adapt"):
             from edgekws.training import adaptation
-            from edgekws.training.round import Target
+            from edgekws.training.round import GAP_S, Target
     except NotInstalled as error:
         if not options.if_needed:
             raise
@@ -1180,9 +1181,7 @@ def _adapt(options: argparse.Namespace) -> int:
         refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time())
         if refusal:
             return _no_round(store, refusal, options.json)
-        budget = Budget(duty=0.5, max_temperature_c=adaptation.HOT_C, min_free_mb=256)
-    else:
-        budget = Budget(max_temperature_c=90.0, min_free_mb=256)
+    max_w = settings.learning.training_max_w or None
     start_s = time.monotonic()
 
     def step_done(done: int, total: int) -> None:
@@ -1191,17 +1190,24 @@ def _adapt(options: argparse.Namespace) -> int:
             spent_s = time.monotonic() - start_s
             _say(f"edgekws: step {done} of {total}, about {spent_s / done * (total - done):.0f} s of training left")
 
-    outcome, live = adaptation.run(
-        store,
-        settings.model.id,
-        recipe=options.recipe,
-        criterion=options.criterion,
-        target=target,
-        promote=not options.dry_run,
-        asked_by=asked_by,
-        say=lambda line: _say(f"edgekws: {line}"),
-        step_done=step_done,
-    )
+    with contextlib.closing(load_meter()) as meter, Recording(meter, gap_s=GAP_S) as recording:
+        duty, max_c = (0.5, adaptation.HOT_C) if options.if_needed else (1.0, 90.0)
+        budget = Budget(duty, max_c, 256, max_w, joules=lambda begin_s, end_s: recording.energy(begin_s, end_s).joules)
+        outcome, live = adaptation.run(
+            store,
+            settings.model.id,
+            recipe=options.recipe,
+            criterion=options.criterion,
+            target=target,
+            promote=not options.dry_run,
+            asked_by=asked_by,
+            recording=recording,
+            say=lambda line: _say(f"edgekws: {line}"),
+            step_done=step_done,
+        )
+    waits = {"rested": budget.rested_s, "waited for a cooler board": budget.hot_s, "waited for memory": budget.short_s}
+    if told := ", ".join(f"{what} {seconds:.0f} s" for what, seconds in waits.items() if seconds >= 1):
+        _say(f"edgekws: it trained for {budget.worked_s:.0f} s, {told}")
     facts = adaptation.report(outcome, live)
     if options.json:
         print(json.dumps(facts))
@@ -1213,6 +1219,8 @@ def _adapt(options: argparse.Namespace) -> int:
     print(
         f"{facts['model']}: {facts['parameters']} parameters, {facts['cpu_us_per_hop']} µs a hop (before {facts['cpu_us_per_hop_before']})"
     )
+    drawn = f"{facts['energy_j']} J by {facts['meter']}" if facts["energy_j"] is not None else f"energy not known: {facts['why_no_energy']}"
+    print(f"the round took {facts['round_s']} s, {drawn}")
     print(f"live: {outcome.reason}" if live else f"not live: {'dry run' if outcome.passed else outcome.reason}")
     return 0
 

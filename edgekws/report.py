@@ -288,6 +288,8 @@ def _models(seen: History, store: Store, configured: Path) -> list[dict[str, Any
                 "held_out_before": _held_out(held_out.get("old")),
                 "cpu_us_per_hop": _number(cost.get("cpu_us_per_hop")),
                 "cpu_us_per_hop_before": _number(cost.get("cpu_us_per_hop_before")),
+                "round_s": _number(cost.get("round_s")),
+                "energy_j": _number(cost.get("energy_j")),
                 "gate": [str(one) for one in reasons] if isinstance(reasons := _dict(raw.get("gate")).get("reasons"), list) else None,
                 "hours": round(hours.get(id, 0.0), 3),
                 "wakes": wakes[id],

@@ -233,7 +233,8 @@ def _model_line(event: Event) -> str:
 def _round_line(event: Event) -> str:
     """How a round of adaptation went (`edgekws adapt`), in words."""
     facts = event.extra
-    made = f"{facts.get('parameters')} parameters in {facts.get('round_s')} s"
+    drawn = f" and {facts['energy_j']} J" if facts.get("energy_j") is not None else ""
+    made = f"{facts.get('parameters')} parameters in {facts.get('round_s')} s{drawn}"
     words = {
         "started": f"adaptation begins: {facts.get('reason')}",
         "promoted": f"adaptation made {event.model}, {made}, and it listens from now on: {facts.get('reason')}",

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -11,14 +12,16 @@ import time
 
 import pytest
 
-from edgekws.cli import main
+from edgekws.cli import _flat, main
 from edgekws.errors import EdgekwsError, StoreError
 from edgekws.model import find_model, load_model
+from edgekws.power import NoMeter, load_meter
 from edgekws.store import Store
 from edgekws.values import Clip, Event
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
+from test_power import ORIN_NANO, jetson  # noqa: E402
 from test_round import ENDS_S as SPOKEN_S  # noqa: E402
 from test_round import KEYWORD, SPEAKER, TAKES, ambience, moments  # noqa: E402
 
@@ -101,7 +104,8 @@ def everything(root):
         return files, store.current_model(), store.previous_model(), store.clips(), store.enrolments()
 
 
-def test_what_the_gate_lets_pass_goes_live(config, store, quick, capsys):
+def test_what_the_gate_lets_pass_goes_live(config, store, quick, capsys, monkeypatch):
+    monkeypatch.setattr("edgekws.power.load_meter", lambda: NoMeter("no power meter can be read here (rapl: none)"))
     assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
     shown = capsys.readouterr()
     live = load_model(store.current_model())
@@ -109,9 +113,32 @@ def test_what_the_gate_lets_pass_goes_live(config, store, quick, capsys):
     assert live.id.startswith("0001-") and live.raw["parent"] == load_model(find_model("edge-small")).id
     assert said(store) == ["started", "promoted"]
     assert [clip.state for clip in store.clips(label="positive")].count("admitted") >= 6
-    assert [line.split()[0] for line in shown.out.splitlines()] == ["before", "after", f"{live.id}:", "live:"]
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["before", "after", f"{live.id}:", "the", "live:"]
+    assert "s, energy not known: no power meter can be read here (rapl: none)" in shown.out
+    cost = live.raw["cost"]
+    assert (cost["energy_j"], cost["why_no_energy"]) == (None, "no power meter can be read here (rapl: none)")
     assert "step 2 of 2" in shown.err
     assert not (store.root / "round").exists()
+
+
+def test_the_energy_of_a_round_is_in_the_versions_lineage_the_log_and_the_report(config, store, quick, capsys, tmp_path, monkeypatch):
+    """By the meter of an Orin Nano as recorded: 4.775 W at its input, whatever this machine does."""
+    tree = jetson(tmp_path / "sys", ORIN_NANO)
+    monkeypatch.setattr("edgekws.power.load_meter", functools.partial(load_meter, "ina3221", sysfs=tree))
+    monkeypatch.setattr(rounds, "GAP_S", 600.0)  # a machine that is busy with other tests
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+    shown = capsys.readouterr().out
+    cost = load_model(store.current_model()).raw["cost"]
+
+    assert cost["energy_j"] == pytest.approx(4.775 * cost["round_s"], rel=0.02, abs=0.3)
+    assert cost["meter"] == "ina3221, VDD_IN" and "why_no_energy" not in cost
+    assert f"the round took {cost['round_s']} s, {cost['energy_j']} J by ina3221, VDD_IN" in shown
+    assert main(["models", "show", "--config", str(config)]) == 0
+    assert f"energy_j {_flat(cost['energy_j'])}, meter ina3221, VDD_IN" in capsys.readouterr().out
+    assert main(["report", "--json", "--config", str(config)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [one["energy_j"] for one in facts["models"] if one["listens"]] == [cost["energy_j"]]
+    assert f"parameters in {cost['round_s']} s and {cost['energy_j']} J" in facts["rounds"][-1]["words"]
 
 
 def test_what_the_gate_refuses_leaves_all_versions_as_they_were_and_a_dry_run_everything(config, store, quick, capsys):

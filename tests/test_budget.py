@@ -2,6 +2,7 @@ import pytest
 
 from edgekws.errors import PowerError
 from edgekws.power.budget import LOOK_S, Budget
+from edgekws.power.recording import Recording
 
 
 class Board:
@@ -134,3 +135,101 @@ def test_waiting_is_not_counted_as_work():
 
     assert budget.worked_s == pytest.approx(3.0)
     assert budget.rested_s == pytest.approx(3.0)
+
+
+class Drawing:
+    """A meter of known watts: 4 W, and 8 W more while it works. Its board's clock moves on in 50 ms, and each time it is read."""
+
+    name, rail, covers, counts, interval_s, waits, step_mw = "synthetic", "IN", frozenset({"cpu"}), False, 0.05, False, None
+
+    def __init__(self, idle_w=4.0, working_w=12.0):
+        self.now, self.joules, self.working, self.readable = 100.0, 0.0, False, True
+        self.idle_w, self.working_w = idle_w, working_w
+        self.recording = Recording(self, gap_s=10.0, clock=lambda: self.now)
+        self.recording._begin_s = self.now
+
+    def watts(self):
+        return self.working_w if self.working else self.idle_w
+
+    def read(self):
+        if not self.readable:
+            raise PowerError("the chip is gone")
+        return {"IN": self.watts() * 1000}
+
+    def go(self, seconds, working=False):
+        self.working = working
+        for _ in range(round(seconds / self.interval_s)):
+            self.recording.sample()
+            self.now += self.interval_s
+            self.joules += self.watts() * self.interval_s
+        self.working = False
+
+    def budget(self, max_w, **options):
+        return Budget(
+            max_w=max_w,
+            clock=lambda: self.now,
+            sleep=self.go,
+            thermometer=lambda: None,
+            free_mb=lambda: None,
+            joules=lambda begin_s, end_s: self.recording.energy(begin_s, end_s).joules,
+            **options,
+        )
+
+
+@pytest.mark.parametrize(("max_w", "duty"), [(6.0, 0.25), (8.0, 0.5), (10.0, 0.75)])
+def test_the_machine_draws_no_more_on_average_than_the_budget_and_works_as_much_as_that_allows(max_w, duty):
+    """The joules are counted beside the meter."""
+    board = Drawing()
+    budget = board.budget(max_w)
+    for step_s in (0.5, 1.0, 0.25, 2.0) * 60:
+        board.go(step_s, working=True)
+        budget.pause()
+
+    elapsed_s = board.now - 100
+    assert 0.95 * max_w <= board.joules / elapsed_s <= 1.01 * max_w
+    assert 0.9 * duty <= budget.worked_s / elapsed_s <= 1.02 * duty
+    assert budget.worked_s + budget.rested_s == pytest.approx(elapsed_s)
+
+
+def test_a_budget_that_is_not_reached_costs_no_rest():
+    board = Drawing()
+    budget = board.budget(15.0)
+    for _ in range(20):
+        board.go(1.0, working=True)
+        budget.pause()
+
+    assert budget.rested_s == 0.0
+
+
+def test_what_was_saved_long_ago_is_not_spent_at_once():
+    board = Drawing()
+    budget = board.budget(6.0)
+    board.go(600)
+    budget.pause()
+    begin_s, before = board.now, board.joules
+    for _ in range(40):
+        board.go(1.0, working=True)
+        budget.pause()
+
+    assert (board.joules - before) / (board.now - begin_s) <= 6.0 * 1.01
+
+
+def test_a_machine_that_draws_more_at_rest_than_the_budget_ends_the_round_with_the_reason():
+    board = Drawing(idle_w=7.0)
+    budget = board.budget(6.0, patience_s=120.0)
+    board.go(1.0, working=True)
+
+    with pytest.raises(PowerError, match=r"given up after 120 s of rest: the machine draws 7\.0 W on average, accepted are 6"):
+        budget.pause()
+
+
+def test_a_meter_that_vanishes_is_reported_once_and_does_not_stop_the_round(caplog):
+    board = Drawing()
+    budget = board.budget(6.0)
+    board.readable = False
+    for _ in range(30):
+        board.go(1.0, working=True)
+        budget.pause()
+
+    assert budget.worked_s == pytest.approx(30.0)
+    assert [record.getMessage() for record in caplog.records] == ["the power cannot be read here, so that its limit is not held"]

@@ -77,9 +77,10 @@ def integrate(
 class Recording:
     """Reads a meter from `with` to its end. What was drawn is asked afterwards, or meanwhile, for any window of it."""
 
-    def __init__(self, meter: PowerMeter, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, meter: PowerMeter, *, gap_s: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`gap_s`: bridge this long without a reading, instead of `GAP_S`."""
         self.meter = meter
-        self._clock = clock
+        self._gap_s, self._clock = gap_s, clock
         self._times: list[float] = []
         self._readings: list[dict[str, float]] = []
         self._trouble: list[tuple[float, str]] = []
@@ -126,7 +127,8 @@ class Recording:
         begin_s = self._begin_s if begin_s is None else begin_s
         end_s = (self._end_s or self._clock()) if end_s is None else end_s
         with self._lock:
-            times, readings, trouble = list(self._times), list(self._readings), list(self._trouble)
+            first = max(bisect_left(self._times, begin_s) - 1, 0)  # with the one just before
+            times, readings, trouble = self._times[first:], self._readings[first:], list(self._trouble)
         rails: dict[str, tuple[list[float], list[float]]] = {}
         for moment, reading in zip(times, readings, strict=True):
             for label, value in reading.items():
@@ -134,12 +136,13 @@ class Recording:
                 rails[label][0].append(moment)
                 rails[label][1].append(value)
         interval_s = self.meter.interval_s
+        gap_s = max(GAP_S if self._gap_s is None else self._gap_s, GAP_INTERVALS * interval_s)
         joules: dict[str, float] = {}
         why_not = ""
         for label in {self.meter.rail: None, **rails}:
             try:
                 series = rails.get(label, ([], []))
-                joules[label] = integrate(*series, begin_s, end_s, counts=self.meter.counts, gap_s=max(GAP_S, GAP_INTERVALS * interval_s))
+                joules[label] = integrate(*series, begin_s, end_s, counts=self.meter.counts, gap_s=gap_s)
             except PowerError as error:
                 if label == self.meter.rail:
                     # The last trouble that can have to do with it; a recovered one is older than the window.

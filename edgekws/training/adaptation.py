@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekws.errors import EdgekwsError, StoreError
 from edgekws.model import Model, find_model, load_model
+from edgekws.power import Recording
 from edgekws.power.conditions import free_memory_mb, hottest_c
 from edgekws.store import Store
 from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of
@@ -148,6 +149,7 @@ def run(
     seed: int = 0,
     steps: int | None = None,
     asked_by: str = "by hand",
+    recording: Recording | None = None,
     say: Callable[[str], object] = lambda line: None,
     step_done: Callable[[int, int], object] = lambda done, total: None,
     now: Callable[[], float] = time.time,
@@ -159,6 +161,7 @@ def run(
         recipe: None = onda1, and weights-only where the gate refuses that and nothing else was asked for.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
+        recording: as `adapt` has it.
 
     Raises:
         UsageError: no such recipe or criterion, or a target out of reach.
@@ -190,6 +193,7 @@ def run(
                     judge=load_model(find_model(family)) if family else None,
                     seed=seed,
                     steps=steps,
+                    recording=recording,
                     say=say,
                     step_done=step_done,
                 )
@@ -197,6 +201,7 @@ def run(
                     _mark(store, clips, outcome)
                 cost = outcome.facts["cost"]
                 facts: dict[str, Any] = {"recipe": one, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
+                facts["energy_j"] = cost["energy_j"]
                 if outcome.passed or number == len(recipes):
                     break
                 say(f"the gate refuses it: {outcome.reason}. Once more without pruning")

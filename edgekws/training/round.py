@@ -34,7 +34,7 @@ from edgekws.errors import EnrolmentError, UsageError
 from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, load_model, rewrite_manifest
-from edgekws.power import load_meter
+from edgekws.power import Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled, save_enrolled
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import (
@@ -84,6 +84,8 @@ ADAPTED_THRESHOLD = 1.2
 # Nobody's room stays as it is: copies of its ambience as another time would have it, and sounds that it never had. Without them a network
 # that learned a keyword under one chainsaw woke 400 times in 1.8 hours of another, with them 5 times, and heard more (1.00 for 0.90).
 ELSEWHERE, FOREIGN, FOREIGN_S, FOREIGN_DBFS = 2, 24, 10, (-50.0, -20.0)
+# Without a reading: beside training on a loaded machine the sampler may wait for seconds, 1.8 s seen, and what is drawn is steady then.
+GAP_S = 10.0
 AGAIN = 8  # times that each enrolment recording is said again in the gate, in quiet and under held-out ambience
 # Over the threshold: there an enrolment recording in quiet may score lower than it did. Takes that were never heard score lower than those
 # that were trained on. Of ten development lives two were worse in quiet, 29 → 20 of 35 and 19 → 9 of 23, and nothing else had told: their
@@ -568,6 +570,14 @@ def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: 
     return found
 
 
+def _drawn(recording: Recording | None, since_s: float) -> dict[str, Any]:
+    """All that the machine drew from then on, or why that is not known."""
+    energy = recording.energy(since_s, time.monotonic()) if recording else None
+    if recording is None or energy is None or energy.joules is None:
+        return {"energy_j": None, "why_no_energy": energy.why_not if energy else "no power meter was read"}
+    return {"energy_j": round(energy.joules, 1), "meter": f"{recording.meter.name}, {recording.meter.rail}"}
+
+
 def _collapse(network: Network, frames: np.ndarray) -> float:
     """Mean cosine of the embeddings of different sounds; not a number if they are none."""
     rows = windows_of(network, steps_of(network, frames))[25::25]
@@ -621,6 +631,7 @@ def adapt(
     int8: bool = True,
     seed: int = 0,
     steps: int | None = None,
+    recording: Recording | None = None,
     say: Callable[[str], object] = lambda line: None,
     step_done: Callable[[int, int], object] = lambda done, total: None,
 ) -> Outcome:
@@ -635,6 +646,7 @@ def adapt(
         pseudo: False leaves the pseudo-positives out, for comparison.
         int8: try the candidate in INT8 too, and keep that where it is as good and not slower here.
         scratch: the pruned network's shape from random weights, for comparison.
+        recording: of a meter, from before the round on: what the machine draws meanwhile is in the cost.
         say: is given a line at each part.
         step_done: is given how many of the training steps are done; may wait, or raise to give up.
 
@@ -718,6 +730,7 @@ def adapt(
         "train_ms_per_step": round(1000 * train_s / max(1, trained), 2),
         "round_s": round(time.monotonic() - start_s, 1),
         "round_cpu_s": round(time.process_time() - start_cpu_s, 1),
+        **_drawn(recording, start_s),
     }
     rewrite_manifest(out, facts)
     if int8 and not reasons:

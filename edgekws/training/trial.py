@@ -26,7 +26,7 @@ from edgekws.training.adaptation import JUDGE, STARTS
 from edgekws.training.export import load_network
 from edgekws.training.lives import ROOMS_DB, SPOKEN_KEYWORDS, Life, Person, corpus_people, lead, measure, spoken_people, test_speech
 from edgekws.training.material import to_int16
-from edgekws.training.round import Target, adapt, step_cpu_s
+from edgekws.training.round import GAP_S, Target, adapt, step_cpu_s
 
 ARMS = ("before", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
 PRUNED = ("onda1-hap", "onda2-l1", "random", "scratch")
@@ -160,7 +160,7 @@ def _arm(
     life: Life, arm: str, compression: float, factory: Any, judge: Any, starts: Sequence[Any], seed: int, alone: bool
 ) -> dict[str, dict[str, Any]]:
     """The facts of each condition. `energy_j` is all that the machine drew for the round, if no other ran beside it (`alone`)."""
-    person, energy = life.person, None
+    person = life.person
     start_s = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         if arm == "before":
@@ -171,7 +171,7 @@ def _arm(
         else:
             options = arm_options(arm)
             meter = load_meter() if alone else NoMeter("other lives ran beside it (--workers 1 runs them one by one)")
-            with closing(meter), Recording(meter) as recording:
+            with closing(meter), Recording(meter, gap_s=GAP_S) as recording:
                 outcome = adapt(
                     factory,
                     life.snapshot,
@@ -182,9 +182,9 @@ def _arm(
                     judge=judge,
                     int8=False,
                     seed=seed,
+                    recording=recording,
                     **options,
                 )
-            energy = recording.energy()
             model, cost = outcome.model, outcome.facts["cost"]
             gate = "promoted" if outcome.passed else outcome.reason
             enrolled = next(iter(load_enrolled(model.path / ADAPTED).values()))
@@ -199,8 +199,8 @@ def _arm(
             "round_cpu_s": round(round_cpu_s, 1) if cost else None,
             "network_us_per_hop": round(step_s * 1e6, 1),
             "cpu_s_per_audio_hour": round(step_s * 45_000, 3),
-            "energy_j": None if energy is None or energy.joules is None else round(energy.joules, 1),
-            "why_no_energy": energy.why_not or None if energy else "nothing was trained",
+            "energy_j": cost.get("energy_j"),
+            "why_no_energy": cost.get("why_no_energy") if cost else "nothing was trained",
         }
         network = load_network(model)
         return {where: {**found, **facts} for where, found in measure(life, network, enrolled).items()}
