@@ -92,6 +92,23 @@ def test_a_paced_file_takes_as_long_as_it_plays(tmp_path):
     assert source.live and np.array_equal(samples, NOISE[:8_000])
 
 
+def test_closed_by_another_thread_under_a_read_a_file_ends(tmp_path):
+    """In a process of its own: libsndfile crashed where the file was closed under it, in 5 of 5 runs of this."""
+    soundfile.write(tmp_path / "long.flac", np.random.default_rng(0).integers(-9999, 9999, 20 * 16_000, dtype=np.int16), 16_000)
+    script = """
+import sys, threading, time
+from edgekws.audio import open_source
+for i in range(60):
+    source = open_source("file:" + sys.argv[1])
+    thread = threading.Thread(target=lambda: (time.sleep(i / 60 * 0.02), source.close()))
+    thread.start()
+    for chunk in source.chunks():
+        pass
+    thread.join()
+"""
+    assert subprocess.run([sys.executable, "-c", script, tmp_path / "long.flac"], timeout=60).returncode == 0
+
+
 def test_close_ends_a_paced_file(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000 * 3600, np.int16), 16_000)
     with open_source(f"file:{tmp_path}/a.wav?paced=1") as source:

@@ -34,17 +34,17 @@ class FileSource(Source):
     def chunks(self) -> Iterator[AudioChunk]:
         start_s = time.monotonic()
         first = 0
-        for samples in self._rechunked():
-            if self.live:  # A microphone hands a chunk over once its last sample was spoken.
-                self._closing.wait(max(0.0, start_s + (first + len(samples)) / SAMPLE_RATE_HZ - time.monotonic()))
-            if self._closing.is_set():
-                return
-            yield AudioChunk(samples, first)
-            first += len(samples)
+        with self._file:
+            for samples in self._rechunked():
+                if self.live:  # A microphone hands a chunk over once its last sample was spoken.
+                    self._closing.wait(max(0.0, start_s + (first + len(samples)) / SAMPLE_RATE_HZ - time.monotonic()))
+                if self._closing.is_set():
+                    return
+                yield AudioChunk(samples, first)
+                first += len(samples)
 
     def close(self) -> None:
-        self._closing.set()
-        self._file.close()
+        self._closing.set()  # whoever reads closes the file: libsndfile crashes where another thread closes it under a read
 
     def _rechunked(self) -> Iterator[np.ndarray]:
         size = self._chunk_samples
@@ -108,8 +108,6 @@ def _blocks(path: Path, file: Any, closing: threading.Event | None = None) -> It
         try:
             block = file.read(BLOCK_S * file.samplerate, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, ValueError) as error:
-            if closing is not None and closing.is_set():  # closed by another thread while reading
-                return
             raise AudioError(f"cannot read {path} any further: the file is damaged ({_reason(error)})") from error
         samples = resampler.feed(mono(block)) if len(block) else resampler.flush()
         if len(samples):
