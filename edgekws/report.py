@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 from bisect import bisect_right
@@ -24,6 +25,8 @@ from edgekws.pictures import svg, time_axis
 from edgekws.sinks import words
 from edgekws.store import Store
 from edgekws.values import HOP_MS, Clip, Event
+
+log = logging.getLogger(__name__)
 
 EVENTS, CLIPS = 100_000, 20_000  # the newest ones: read and drawn in seconds
 DOTS = 2000  # in a picture, and a tenth of a rare kind: beyond that they cover each other, and a page grows by 100 bytes each
@@ -411,7 +414,7 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
 def page(facts: dict[str, Any], seen: History) -> str:
     """HTML, with its style and pictures in it. Whatever comes from users, recordings or files is escaped.
 
-    Where pictures cannot be drawn the page says so, and has all the rest.
+    Where pictures cannot be drawn the page and the log say so, and it has all the rest.
     """
     import jinja2
 
@@ -420,6 +423,7 @@ def page(facts: dict[str, Any], seen: History) -> str:
         pictures = _pictures(seen)
     except EdgekwsError as error:
         pictures, no_pictures = dict.fromkeys(PICTURES, ""), str(error)
+        log.warning("%s", error)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("edgekws", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.undefined = jinja2.StrictUndefined
     environment.filters["when"] = _when
