@@ -5,6 +5,8 @@
 On a board that deploy/install.sh set up, with NVIDIA's torch: /opt/edgekws/venv/bin/python. With a meter it takes some hours, and says
 what it is at; with --save each row is kept as soon as it is measured.
 
+On a machine that does other things too only the ratio of CPU times holds, as waiting for a core counts as latency.
+
 Everything is measured twice in turn: with the network that adapting the weights alone leaves as it is, and with one that has lost the
 share `compression` of its parameters, all layers alike, widths in multiples of 8. Ratios are of medians, first over second, so above 1
 the pruned one is cheaper. Weights are untrained, as they do not change the cost.
@@ -27,6 +29,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -51,7 +54,7 @@ THEIRS = {  # (phase, device) → latency and energy, weights-only over pruned
     ("inference", "gpu"): (1.57, 1.77),
     ("inference", "cpu"): (1.93, 2.07),
 }
-TRAINING_STEPS = 5  # in one pass
+PASS_S = 3.0  # of training steps, or one step: a ResNet15's takes 2 s of CPU time on a Xeon, and some more on a board
 NO_TORCH = "torch is not installed (on a Jetson NVIDIA's own, else pip install 'edgekws[train]')"
 RESULTS = Path(__file__).parent / "results" / "jetson.jsonl"
 
@@ -88,7 +91,7 @@ def measure(networks: Sequence[str], compression: float, repeats: int, window_s:
                     jobs.append((row, lambda run=run, pair=pair, device=device: run(pair(), device, repeats, window_s)))
         jobs.append(({"network": "edge", "phase": "round", "device": "cpu"}, lambda: adaptation(corpus, compression)))
         for i, (row, run) in enumerate(jobs, 1):
-            print(f"{i} of {len(jobs)}: {row['network']}, {row['phase']} on {row['device']}", file=sys.stderr, flush=True)
+            say(f"{i} of {len(jobs)}: {row['network']}, {row['phase']} on {row['device']}")
             try:
                 row |= run()
             except Exception as error:  # hours of other rows must not fall with it
@@ -96,6 +99,11 @@ def measure(networks: Sequence[str], compression: float, repeats: int, window_s:
                 why = str(error).splitlines()[-1].strip() if known else f"{type(error).__name__}: {error}"
                 row |= {"why_no_latency": why, "why_no_energy": why}
             yield row
+
+
+def say(line: str) -> None:
+    """What it is at."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def narrowed(spec: Mapping[str, Any], compression: float) -> dict[str, Any]:
@@ -166,18 +174,26 @@ def training(pair: Mapping[str, Model], device: str, repeats: int, window_s: flo
 
 
 def compare(workers: Mapping[str, bench.Worker], timed: str, steady: str, device: str, repeats: int, window_s: float) -> dict[str, Any]:
-    """Latency in turn, then energy one after the other: `weights_only` and `pruned`, each with ms and mj, and the ratios."""
+    """Latency in turn, then energy one after the other: `weights_only` and `pruned`, each with ms, cpu_ms and mj, and the ratios."""
     latency_ms: dict[str, list[float]] = {arm: [] for arm in workers}
+    cpu_ms: dict[str, list[float]] = {arm: [] for arm in workers}
     for repeat in range(repeats + 1):
+        start_s = time.monotonic()
         for arm, worker in workers.items():
             reading = worker.ask(timed)
             if repeat:  # the first one warms up
                 latency_ms[arm].append(float(np.median(reading.latency_ms)))
-    arms: dict[str, dict[str, Any]] = {arm: {"ms": round(median(found), 4), "mj": None} for arm, found in latency_ms.items()}
+                cpu_ms[arm].append(reading.cpu_s * 1000 / len(reading.latency_ms))
+        if (left_s := (time.monotonic() - start_s) * (repeats - repeat)) > 10:
+            say(f"  about {left_s:.0f} s of passes left")
+    arms: dict[str, dict[str, Any]] = {
+        arm: {"ms": round(median(latency_ms[arm]), 4), "cpu_ms": round(median(cpu_ms[arm]), 4), "mj": None} for arm in workers
+    }
     now = conditions()
     with closing(load_meter(gpu=device == "gpu")) as meter:
         why = meter.why if isinstance(meter, NoMeter) else ""
         for arm, worker in () if why else workers.items():
+            say(f"  energy of {arm}: {(2 * repeats + 1) * window_s:.0f} s of windows")
             modes, power_modes = bench.energy_windows(worker, {"steady": steady}, meter, repeats, window_s)
             now = modes["steady"].get("conditions", now)
             if len(power_modes) > 1:
@@ -189,9 +205,12 @@ def compare(workers: Mapping[str, bench.Worker], timed: str, steady: str, device
 
 def ratios(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     """Weights-only over pruned."""
-    one, other = arms["weights_only"], arms["pruned"]
-    both = one["mj"] is not None and other["mj"] is not None
-    return {"latency_ratio": round(one["ms"] / other["ms"], 2), "energy_ratio": round(one["mj"] / other["mj"], 2) if both else None}
+    both = [arms["weights_only"], arms["pruned"]]
+    found: dict[str, float | None] = {}
+    for name, key in (("latency", "ms"), ("cpu", "cpu_ms"), ("energy", "mj")):
+        one, other = (arm.get(key) for arm in both)
+        found[f"{name}_ratio"] = round(one / other, 2) if one is not None and other else None
+    return found
 
 
 def adaptation(corpus: Path | None, compression: float) -> dict[str, Any]:
@@ -212,7 +231,8 @@ def adaptation(corpus: Path | None, compression: float) -> dict[str, Any]:
             raise EdgekwsError(f"no round of {label} among its {len(rows)} rows")
         why = why or next((one["why_no_energy"] for one in rounds if one["energy_j"] is None), None)
         mj = None if why else median(one["energy_j"] for one in rounds) * 1000
-        arms[arm] = {"ms": median(one["round_s"] for one in rounds) * 1000, "mj": mj}
+        cpu_ms = median(one["round_cpu_s"] for one in rounds) * 1000
+        arms[arm] = {"ms": median(one["round_s"] for one in rounds) * 1000, "cpu_ms": cpu_ms, "mj": mj}
         counts[arm] = round(median(one["parameters"] for one in rounds))
     return {"parameters": counts, **arms, **ratios(arms), "why_no_energy": why}
 
@@ -233,6 +253,7 @@ def page(rows: list[dict[str, Any]], here: Mapping[str, Any]) -> str:
             "ms weights-only",
             "ms pruned",
             "ratio",
+            "of CPU time",
             "OnDA",
             "mJ weights-only",
             "mJ pruned",
@@ -258,6 +279,7 @@ def page(rows: list[dict[str, Any]], here: Mapping[str, Any]) -> str:
                 f"{counts['weights_only']} → {counts['pruned']}" if counts else "-",
                 *(f"{arm['ms']:.3f}" if arm.get("ms") is not None else "-" for arm in arms),
                 f"{row['latency_ratio']:.2f}" if row.get("latency_ratio") else "-",
+                f"{row['cpu_ratio']:.2f}" if row.get("cpu_ratio") and row["device"] == "cpu" else "-",
                 latency,
                 *(f"{arm['mj']:.3f}" if arm.get("mj") is not None else "-" for arm in arms),
                 f"{row['energy_ratio']:.2f}" if row.get("energy_ratio") else "-",
@@ -282,7 +304,10 @@ def serve_training(spec: str, device: str) -> None:
     step = stepper(json.loads(spec), "cuda" if device == "gpu" else "cpu")
 
     def steps() -> tuple[float, list[int]]:
-        return TRAINING_STEPS * HOP_MS / 1000, bench.timed(lambda _: step(), range(TRAINING_STEPS))
+        durations: list[int] = []
+        while sum(durations) < PASS_S * 1e9:
+            durations += bench.timed(lambda _: step(), [0])
+        return len(durations) * HOP_MS / 1000, durations
 
     def steady(seconds: float) -> tuple[float, list[int]]:
         return bench.repeated(lambda _: step(), seconds) * HOP_MS / 1000, []  # a step counts as a hop, so that mJ are those of a step

@@ -29,7 +29,7 @@ import numpy as np
 from edgekws import __version__
 from edgekws.detector import Detector
 from edgekws.engines import ORDER, load_engine
-from edgekws.errors import EdgekwsError, EngineUnavailable, PowerError, install_command
+from edgekws.errors import EdgekwsError, EngineUnavailable, PowerError, UsageError, install_command
 from edgekws.frontend import LogMel
 from edgekws.model import Model, graph, load_model
 from edgekws.pipeline import Pipeline
@@ -80,7 +80,7 @@ def bench(
         EdgekwsError: no engine can run here, or torch was loaded by what only listens.
     """
     if not (HOP_MS / 1000 <= seconds <= LONGEST_S and 1 <= repeats <= 10_000 and 0 <= window_s <= LONGEST_S):
-        raise EdgekwsError(
+        raise UsageError(
             f"bench takes {HOP_MS / 1000} to {LONGEST_S} s of audio, 1 to 10000 passes and windows of up to {LONGEST_S} s,"
             f" not {seconds:g} s, {repeats} and {window_s:g} s"
         )

@@ -1253,17 +1253,28 @@ def _no_round(store: Store, reason: str, as_json: bool) -> int:
     return 0
 
 
+# Those that one of its two forms has alone.
+BENCH_OPTIONS = {
+    "listener": ("model", "backend", "all", "while_adapting", "report"),
+    "adaptation": ("corpus", "arms", "networks", "compression", "keyword", "users", "condition", "save"),
+}
+
+
 def _bench(options: argparse.Namespace) -> int:
     from edgekws import bench
     from edgekws.values import Event
 
+    of_listener, of_lives = BENCH_OPTIONS["listener"], BENCH_OPTIONS["adaptation"]
+    if given := [name for name in (of_lives if options.what == "listener" else of_listener) if getattr(options, name)]:
+        other = "adaptation" if options.what == "listener" else "listener"
+        raise UsageError(f"--{given[0].replace('_', '-')} is an option of edgekws bench {other}, this is bench {options.what}")
     if options.what == "adaptation":
         return _bench_adaptation(options)
+    if options.report and (options.report.suffix != ".md" or not options.report.parent.is_dir()):
+        raise UsageError(f"--report {options.report}: accepted is a name that ends with .md, in a directory that is there")
     settings = load_settings(options.config)
     store = _store(settings)
     model = _model(settings, store, options.model)
-    if options.report and options.report.suffix != ".md":
-        raise UsageError(f"--report {options.report}: accepted is a name that ends with .md")
     rows = bench.bench(
         model,
         "all" if options.all else options.backend or _backend(settings, store),
@@ -1294,6 +1305,8 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
         from edgekws.training import trial
     if options.corpus is None:
         raise UsageError("bench adaptation: --corpus DIR is missing, a directory with a manifest.csv")
+    if options.save and not options.save.parent.is_dir():
+        raise UsageError(f"--save {options.save}: {options.save.parent} is no directory that is there")
     chosen = {
         "arms": options.arms,
         "networks": options.networks,

@@ -115,7 +115,12 @@ def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_say
         (["--networks", "resnet"], 'no network "resnet" to adapt. Accepted: edge'),
         (["--condition", "room"], 'no condition "room" to live in. Accepted: noise10, noise5, noise0'),
         (["--keyword", "abracadabra"], 'nobody says "abracadabra" often enough. There are: open sesame, hey snips, hey snapdragon'),
-        (["--compression", "0.5"], "no compression 0.5. Accepted: from 1 on"),
+        (["--compression", "0.5"], "no compression 0.5. Accepted: 1 to 1000"),
+        (["--compression", "4", "nan"], "no compression nan. Accepted: 1 to 1000"),
+        (["--users", "0"], "--users 0: accepted is a whole number from 1 on"),
+        (["--seeds", "-1"], "--seeds -1: accepted is a whole number from 1 on"),
+        (["--workers", "0"], "--workers 0: accepted is a whole number from 1 on"),
+        (["--report", "a.md"], "--report is an option of edgekws bench listener, this is bench adaptation"),
     ],
 )
 def test_what_cannot_be_is_wrong_usage(corpus, capsys, options, words):

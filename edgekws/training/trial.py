@@ -29,6 +29,7 @@ from edgekws.training.material import to_int16
 from edgekws.training.round import GAP_S, Target, adapt, step_cpu_s
 
 ARMS = ("before", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
+MOST_COMPRESSED = 1000
 PRUNED = ("onda1-hap", "onda2-l1", "random", "scratch")
 
 
@@ -102,8 +103,12 @@ def run(
         raise UsageError(f'no arm "{wrong[0]}". Accepted: {", ".join(ARMS)}')
     if wrong := [name for name in networks if name not in JUDGE]:
         raise UsageError(f'no network "{wrong[0]}" to adapt. Accepted: {", ".join(JUDGE)}')
-    if not min(compressions, default=1.0) >= 1:
-        raise UsageError(f"no compression {min(compressions):g}. Accepted: from 1 on, parameters before over parameters after")
+    if wrong := [f"{one:g}" for one in compressions if not 1 <= one <= MOST_COMPRESSED]:
+        raise UsageError(f"no compression {wrong[0]}. Accepted: 1 to {MOST_COMPRESSED}, parameters before over parameters after")
+    if wrong := [
+        f"--{name} {count}" for name, count in (("users", users), ("seeds", seeds), ("workers", workers)) if count is not None and count < 1
+    ]:
+        raise UsageError(f"{wrong[0]}: accepted is a whole number from 1 on")
     chosen = people(corpus, keywords, users)
     if not chosen:
         raise EdgekwsError(
