@@ -34,7 +34,7 @@ python=$home/venv/bin/python
 
 fail() {
   echo "$1" >&2
-  exit 1
+  exit "${2:-1}"
 }
 do_() { # a step: said, and done
   step="$(printf ' %q' "$@")"
@@ -72,7 +72,7 @@ fi
 case $jetpack in
 6 | 7) constraints=(--constraint "deploy/constraints-jp$jetpack.txt") ;;
 '') constraints=() ;;
-*) fail "--jetpack $jetpack: accepted are 6 and 7" ;;
+*) fail "--jetpack $jetpack: accepted are 6 and 7" 2 ;;
 esac
 echo "for ${jetpack:+JetPack }${jetpack:-a machine without JetPack}"
 if [ "$(dpkg-query -W -f='${db:Status-Status}' edgekws 2>/dev/null)" = installed ]; then
@@ -141,4 +141,5 @@ do_ systemctl restart edgekws.service
 do_ systemctl try-restart edgekws-wyoming.service # off until its owner turns it on
 [ -z "$version" ] || do_ systemctl enable --now edgekws-adapt.timer
 do_ runuser -u edgekws -- /usr/local/bin/edgekws doctor || true
+[ -z "$dry" ] || { echo "nothing was done: this was a dry run" && exit 0; }
 echo "it listens${SYSTEMD_OFFLINE:+ from the next boot on}: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"
