@@ -1289,7 +1289,7 @@ def _bench(options: argparse.Namespace) -> int:
         options.report.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     if options.model is None:  # of the model that listens, so `edgekws report` shows it
         for row in rows:
-            if row["beside"] is None:
+            if row["beside"] is None and row["backend"] != "null":
                 cost = {name: row[name] for name in ("backend", "energy_mj_per_hop", "why_no_energy", "cpu_s_per_audio_hour", "rss_mb")}
                 extra = {**cost, "p99_ms": row["latency_ms"]["p99"]}
                 _note(store, Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, model.id, "bench", extra=extra))
