@@ -305,7 +305,10 @@ def _service(systemctl: str = "systemctl") -> Iterator[Check]:
     detail = (
         f"{state.get('ActiveState')}{f', started again {count} times' if (count := state.get('NRestarts', '0')) != '0' else ''}: {text}"
     )
-    if state.get("ActiveState") == "active" and text.startswith("listening"):
+    if state.get("ActiveState") == "active" and ", level silence," in text:  # not even a microphone's own noise
+        mend = "unmute it (alsamixer, or pactl set-source-mute @DEFAULT_SOURCE@ 0), or name another: edgekws devices"
+        yield Check("service", False, detail, mend, False)
+    elif state.get("ActiveState") == "active" and text.startswith("listening"):
         yield Check("service", True, detail)
     elif state.get("ActiveState") == "inactive":
         yield Check("service", False, "installed and not started", "sudo systemctl enable --now edgekws", False)

@@ -80,7 +80,7 @@ def install_command(extra: str) -> str:
         marked = (one.split(";") for one in requires("edgekws") or () if ";" in one)
         wanted = [name.strip() for name, marker in marked if f'"{extra}"' in marker.replace("'", '"')]
         target = "--target /usr/local/lib/edgekws --constraint /usr/share/edgekws/constraints.txt"
-        return f"sudo python3 -m pip install {target} {shlex.join(wanted)}"
+        return f"sudo apt-get install python3-pip && sudo python3 -m pip install {target} {shlex.join(wanted)}"
     if sys.prefix == "/opt/edgekws/venv":
         if extra == "train":
             return "sudo bash deploy/install.sh --torch INDEX, where it was installed from"

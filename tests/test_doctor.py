@@ -235,6 +235,7 @@ def test_a_torch_for_another_gpu_is_told(tmp_path, said, ok, detail):
     ("state", "ok", "essential", "detail"),
     [
         ("active\nStatusText=listening to mic:\nNRestarts=0", True, True, "active: listening to mic:"),
+        ("active\nStatusText=listening to mic: with edge-1, level silence, 0 wakes", False, False, "level silence"),
         ("active\nStatusText=deaf: no microphone\nNRestarts=2", False, True, "active, started again 2 times: deaf: no microphone"),
         ("failed\nStatusText=\nNRestarts=20", False, True, "failed, started again 20 times"),
         ("inactive\nStatusText=\nNRestarts=0", False, False, "installed and not started"),
@@ -254,7 +255,11 @@ def test_the_service_tells_how_it_is(tmp_path, state, ok, essential, detail):
 @pytest.mark.parametrize(
     ("file", "prefix", "command"),
     [
-        ("/usr/lib/edgekws/edgekws/errors.py", "/usr", "sudo python3 -m pip install --target /usr/local/lib/edgekws"),
+        (
+            "/usr/lib/edgekws/edgekws/errors.py",
+            "/usr",
+            "sudo apt-get install python3-pip && sudo python3 -m pip install --target /usr/local/lib/edgekws",
+        ),
         ("/opt/edgekws/venv/lib/python3.10/site-packages/edgekws/errors.py", "/opt/edgekws/venv", "sudo bash deploy/install.sh --torch"),
         (
             "/home/ann/.venv/lib/python3.12/site-packages/edgekws/errors.py",
