@@ -28,7 +28,7 @@ def test_a_shipped_model_is_whole(name):
 
 
 def test_the_shipped_weights_together_stay_below_4_mb():
-    assert {"edge", "edge-small", "ds-cnn-l"} <= set(builtin_models())
+    assert {"edge", "edge-small", "edge-tiny", "ds-cnn-l"} <= set(builtin_models())
     assert sum((path / "model.onnx").stat().st_size for path in builtin_models().values()) <= 4e6
 
 
@@ -115,5 +115,5 @@ def test_a_directory_without_a_manifest_is_no_model(tmp_path):
 
 
 def test_an_unknown_model_lists_the_built_in_ones(tmp_path):
-    with pytest.raises(ModelError, match=r'no model ".*nowhere"\. Built in: ds-cnn-l, edge, edge-small; or give a directory'):
+    with pytest.raises(ModelError, match=r'no model ".*nowhere"\. Built in: ds-cnn-l, edge, edge-small, edge-tiny; or give a directory'):
         find_model(tmp_path / "nowhere")

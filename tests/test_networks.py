@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 from edgekws.training.networks import Network, spec  # noqa: E402
 
-NAMES = ("edge", "edge-small", "ds-cnn-s", "ds-cnn-m", "ds-cnn-l", "resnet15")
+NAMES = ("edge", "edge-small", "edge-tiny", "ds-cnn-s", "ds-cnn-m", "ds-cnn-l", "resnet15")
 HOPS = 100
 
 
@@ -125,5 +125,5 @@ def test_multiply_adds_are_those_of_the_convolutions_run(frames):
 
 
 def test_an_unknown_network_lists_those_there_are():
-    with pytest.raises(KeyError, match=r'no network "ds-cnn-xl"\. Accepted: edge, edge-small, ds-cnn-s'):
+    with pytest.raises(KeyError, match=r'no network "ds-cnn-xl"\. Accepted: edge, edge-small, edge-tiny, ds-cnn-s'):
         spec("ds-cnn-xl")

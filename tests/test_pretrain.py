@@ -20,8 +20,10 @@ def test_pretrain_writes_a_model_that_listens_and_goes_on_where_it_was(tmp_path,
     recipe = {"teacher_wheel": None, "corpus": None, "networks": ["edge-small"], "spoken_minutes": 6, "steps": 3}
 
     (model,) = pretrain.pretrain(tmp_path, **recipe)
+    (tiny,) = pretrain.pretrain(tmp_path, **{**recipe, "networks": ["edge-tiny"]})
 
     load_engine(model).close()
+    assert (tiny.raw["recipe"]["teacher"], model.raw["recipe"]["teacher"]) == ("edge", None)
     assert [one.keyword for one in enrolment.bundled(model)] == [pretrain.BUNDLED_KEYWORD]
     assert model.raw["recipe"]["steps"] == 3
     assert "minutes spoken" not in capsys.readouterr().out  # progress is no data

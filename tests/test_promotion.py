@@ -309,7 +309,7 @@ def test_a_version_that_wakes_at_ambience_or_says_no_number_is_refused(word):
         assert said in flaw(Version(model, Engine(says), Detector([enrolled])))
 
 
-@pytest.mark.parametrize("name", ["edge", "edge-small", "ds-cnn-l"])
+@pytest.mark.parametrize("name", ["edge", "edge-small", "edge-tiny", "ds-cnn-l"])
 def test_the_packaged_models_have_no_flaw(name, word):
     model = load_model(find_model(name))
     assert flaw(Version(model, load_engine(model), Detector([word(model), *bundled(model)]))) is None

@@ -30,7 +30,7 @@ def stream():
     return read_recording(DEMO / "stream.flac")
 
 
-@pytest.fixture(scope="module", params=["edge", "edge-small", "ds-cnn-l"])
+@pytest.fixture(scope="module", params=["edge", "edge-small", "edge-tiny", "ds-cnn-l"])
 def both(request, tmp_path_factory, takes, stream):
     """A packaged model, and its INT8 version calibrated on the enrolment and the first 8 s of the stream."""
     from edgekws.frontend import LogMel
