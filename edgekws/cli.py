@@ -184,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
         help="onda1 (prune, then fine-tune), onda2 (fine-tune before too) or weights-only; else onda1, and if refused weights-only",
     )
     adapt.add_argument("--criterion", help="hap, taylor, fisher, l1, bn or random; else the recipe's own")
-    adapt.add_argument("--target", metavar="T", help="params=0.25 (a share, or a number), latency_ms=0.02 or energy_mj=0.1 (of a hop here)")
+    adapt.add_argument(
+        "--target", metavar="T", help="params=0.125 (a share, or a number), latency_ms=0.02 or energy_mj=0.1 (of a hop here)"
+    )
     adapt.add_argument("--dry-run", action="store_true", help="all of it, but nothing goes live")
     adapt.add_argument("--if-needed", action="store_true", help="only if something asks for it and the machine is idle")
     adapt.add_argument("--json", action="store_true")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import platform
 from bisect import bisect_right
@@ -25,8 +24,6 @@ from edgekws.pictures import svg, time_axis
 from edgekws.sinks import words
 from edgekws.store import Store
 from edgekws.values import HOP_MS, Clip, Event
-
-log = logging.getLogger(__name__)
 
 EVENTS, CLIPS = 100_000, 20_000  # the newest ones: read and drawn in seconds
 DOTS = 2000  # in a picture, and a tenth of a rare kind: beyond that they cover each other, and a page grows by 100 bytes each
@@ -396,7 +393,7 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
         text = f"{wrong} of the {len(woke)} wakes of the version that listens were marked as wrong"
         yield one("warn", text, "edgekws adapt learns from them; a higher threshold_offset wakes less")
     if missed >= 3 and missed > 0.2 * len(woke):
-        text = f"{missed} near misses of the version that listens were the keyword, a second network says, and it woke {len(woke)} times"
+        text = f"{missed} near misses of the version that listens were the keyword, two networks say, and it woke {len(woke)} times"
         yield one("warn", text, "edgekws adapt learns from them; a lower threshold_offset wakes more")
     for row in facts["keywords"]:
         if row["drift"] and row["drift"]["moved"] == "down":
@@ -414,7 +411,7 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
 def page(facts: dict[str, Any], seen: History) -> str:
     """HTML, with its style and pictures in it. Whatever comes from users, recordings or files is escaped.
 
-    Where pictures cannot be drawn the page and the log say so, and it has all the rest.
+    Where pictures cannot be drawn the page says so, and has all the rest.
     """
     import jinja2
 
@@ -423,7 +420,6 @@ def page(facts: dict[str, Any], seen: History) -> str:
         pictures = _pictures(seen)
     except EdgekwsError as error:
         pictures, no_pictures = dict.fromkeys(PICTURES, ""), str(error)
-        log.warning("%s", error)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("edgekws", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.undefined = jinja2.StrictUndefined
     environment.filters["when"] = _when

@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # of enrolment.json
 GENERATIONS = 5  # model versions that are kept: the current one, the previous one, and the newest of the others
-CACHES = GENERATIONS + 3  # prototypes of as many models are kept: of those, and the packaged ones
 BUSY_S = 5.0  # to wait for another process that is writing
 STATES = ("quarantined", "admitted", "confirmed", "rejected")
 LABELS = ("positive", "between", "negative")
@@ -551,10 +550,7 @@ class Store:
         """What was kept for a model with `save_prototypes`; {} if nothing was or it cannot be read. Equal arrays are one array."""
         path = self.root / "prototypes" / f"{_slug(model)}.npz"
         try:
-            found = load_enrolled(path)
-            with contextlib.suppress(OSError):
-                os.utime(path)  # what is used is kept
-            return found
+            return load_enrolled(path)
         except FileNotFoundError:
             return {}
         except Exception as error:  # zipfile, NumPy and JSON have a dozen kinds; it is a cache, made again from the takes
@@ -562,7 +558,7 @@ class Store:
             return {}
 
     def save_prototypes(self, model: str, enrolled: Mapping[str, Enrolled]) -> None:
-        """Keep them for the next start, under keys of the caller's. Where there are too many, those of the model unused for longest go."""
+        """Keep them for the next start, under keys of the caller's."""
         folder = self.root / "prototypes"
         with _told(folder), self._lock():
             folder.mkdir(exist_ok=True)
@@ -570,8 +566,6 @@ class Store:
                 path = Path(new) / "prototypes.npz"
                 save_enrolled(path, enrolled)
                 os.replace(path, folder / f"{_slug(model)}.npz")
-            for old in sorted(folder.glob("*.npz"), key=lambda one: one.stat().st_mtime_ns)[:-CACHES]:
-                _shred(old)
 
     # Model versions.
 

@@ -466,8 +466,8 @@ def test_the_demo_hears_every_keyword_says_what_learning_needs_and_leaves_nothin
     assert not cli.root.exists()
 
 
-def test_the_demo_lives_in_a_room_and_a_round_that_learned_too_little_goes_not_live(enrolled, tmp_path, capsys):
-    """With two steps of training what is left after pruning hears nothing: the gate must say so, and the table has one version only."""
+def test_the_demo_lives_in_a_room_and_what_hears_less_goes_not_live(enrolled, tmp_path, capsys):
+    """With two steps of training what is left after pruning hears nothing: the gate must say so. Hardly changed, all weights may pass."""
     pytest.importorskip("torch")
     from edgekws import cli
     from edgekws.config import Settings, StoreSettings
@@ -475,16 +475,20 @@ def test_the_demo_lives_in_a_room_and_a_round_that_learned_too_little_goes_not_l
 
     root = tmp_path / "state"
     shutil.copytree(enrolled.root / "enrolments", root / "enrolments")  # without the clips that other tests made there
-    assert cli._demo_life(Settings(store=StoreSettings(root=root)), DEMO, steps=2) is False
+    live = cli._demo_life(Settings(store=StoreSettings(root=root)), DEMO, steps=2)
 
     out, err = capsys.readouterr()
     heard, of = map(int, re.search(r"noisy room: (\d+) of (\d+) heard, 0 false wakes", err).groups())
     assert 0.4 * of <= heard <= 0.75 * of and f"kept to learn from: {heard} wakes" in err
-    assert "not live: " in err and "loses" in err
-    assert re.search(r"^before +\d+ of 12 +0 +325,312 +1306 kB +\d+ µs$", out, re.MULTILINE) and "after" not in out
+    assert re.search(r"the gate refuses it: .* loses .*Once more without pruning", err)
+    rows = dict(re.findall(r"^(before|after) +(\d+) of 12 +0 +325,312 +1306 kB +\d+ µs$", out, re.MULTILINE))
+    assert (
+        rows.keys() == ({"before", "after"} if live else {"before"}) and int(rows.get("after", rows["before"])) >= int(rows["before"]) - 1
+    )
     store = Store(root)
-    assert store.current_model() is None
-    assert [event.extra["what"] for event in store.events() if event.kind == "round"] == 2 * ["started", "refused"]
+    assert (store.current_model() is not None) == live
+    said = [event.extra["what"] for event in store.events() if event.kind == "round"]
+    assert said == ["started", "refused", "started", "promoted" if live else "refused"]
 
 
 def test_help_needs_nothing_heavy():

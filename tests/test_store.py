@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgekws.errors import StoreError
-from edgekws.store import CACHES, Store
+from edgekws.store import Store
 from edgekws.values import Enrolled, Event
 
 WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-1", extra={"room": "küche"})
@@ -338,17 +338,6 @@ def test_removing_leaves_no_voice_behind(store):
     assert store.prototypes("m") == {}
     store.remove_enrolment("hey")
     assert [path for path in store.root.rglob("*") if path.name != "lock" and path.is_file()] == []
-
-
-def test_prototypes_of_models_that_nobody_uses_any_more_are_deleted(store):
-    one = {"1": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)}
-    store.save_prototypes("factory", one)
-    for i in range(30):
-        store.save_prototypes(f"adapted-{i}", one)
-        assert store.prototypes("factory")
-
-    assert len(list(store.root.glob("prototypes/*"))) == CACHES
-    assert store.prototypes("adapted-29") and not store.prototypes("adapted-0")
 
 
 def test_recordings_that_are_replaced_or_removed_are_written_over(store):

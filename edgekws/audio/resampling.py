@@ -37,8 +37,7 @@ class To16k:
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
     """float32, ±1 → int16, clipped. What was read from int16 comes back as it was; what is not a number becomes silence."""
-    with np.errstate(over="ignore"):  # a float file may hold anything
-        scaled = np.rint(np.nan_to_num(samples) * np.float32(32768))
+    scaled = np.rint(np.nan_to_num(samples) * np.float32(32768))
     return np.asarray(np.clip(scaled, -32768, 32767), np.int16)
 
 

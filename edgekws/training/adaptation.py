@@ -26,7 +26,7 @@ from edgekws.values import Clip, Event
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
 # small one.
 JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge"}
-STARTS = {"edge": ("edge-small",)}
+STARTS = {"edge": ("edge-small", "edge-tiny")}
 MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
 
 NEW_POSITIVES = MANY  # since the last round
@@ -229,10 +229,10 @@ def _id(store: Store, heard: Snapshot) -> str:
 
 
 def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
-    """What the second network said of each clip that nobody had looked at."""
+    """What two networks said of each clip that nobody had looked at."""
     for moments, state, reason in (
-        (outcome.admitted, "admitted", "a second network hears it too"),
-        (outcome.rejected, "rejected", "a second network does not hear it"),
+        (outcome.admitted, "admitted", "two networks together hear it"),
+        (outcome.rejected, "rejected", "two networks together do not hear it"),
     ):
         for moment in moments:
             if (clip := clips.get(moment.id)) and clip.state == "quarantined":
