@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,30 +65,51 @@ def _registry() -> None:
         pytest.skip("the package registry cannot be reached")
 
 
+def everything(machine: str, python: str) -> list[str]:
+    """What the package and all its extras ask for there."""
+    return requirements([*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)], machine, python)
+
+
+@pytest.fixture(scope="module")
+def resolved(_registry, tmp_path_factory):
+    """All at once, as each waits for the registry most of its time. What is made for torch is looked up alone: torch brings gigabytes."""
+    constraints = {f"jp{jetpack}": ("--constraint", str(ROOT / "deploy" / f"constraints-jp{jetpack}.txt")) for jetpack in (6, 7)}
+    cases = [("aarch64", "3.10", ""), ("aarch64", "3.12", ""), ("x86_64", "3.10", ""), ("x86_64", "3.12", "")]
+    cases += [("aarch64", "3.10", "jp6"), ("aarch64", "3.12", "jp7")]
+
+    def look_up(case: tuple[str, str, str]) -> tuple[dict[str, str], dict[str, str]]:
+        machine, python, board = case
+        wanted = [one for one in everything(machine, python) if not board or Requirement(one).name != "torch"]
+        parts = ([one for one in wanted if not one.startswith("torch")], [one for one in wanted if one.startswith("torch")])
+        options = constraints.get(board, ())
+        folders = (tmp_path_factory.mktemp("resolved"), tmp_path_factory.mktemp("resolved"))
+        return resolve(parts[0], machine, python, folders[0], *options), resolve(
+            parts[1], machine, python, folders[1], *options, "--no-deps"
+        )
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        yield {case: pool.submit(look_up, case) for case in cases}
+
+
 @pytest.mark.parametrize("python", ["3.10", "3.12"])
 @pytest.mark.parametrize("machine", ["aarch64", "x86_64"])
-def test_the_listener_and_every_extra_resolve_to_wheels(machine, python, tmp_path):
-    """One resolution for all: they can stand in one environment. torch is looked up alone, as it brings gigabytes of CUDA."""
-    wanted = requirements([*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)], machine, python)
-    found = resolve([one for one in wanted if not one.startswith("torch")], machine, python, tmp_path)
+def test_the_listener_and_every_extra_resolve_to_wheels(machine, python, resolved):
+    """One resolution for all: they can stand in one environment."""
+    found, for_torch = resolved[machine, python, ""].result()
 
-    assert resolve([one for one in wanted if one.startswith("torch")], machine, python, tmp_path, "--no-deps")["torch"]
-    assert {canonicalize_name(Requirement(one).name) for one in wanted if not one.startswith("torch")} - found.keys() == set()
+    assert for_torch["torch"]
+    assert {canonicalize_name(Requirement(one).name) for one in everything(machine, python)} - found.keys() - for_torch.keys() == set()
     assert "onnxruntime-gpu" not in found
     assert ("jetson-stats" in found) == (machine == "aarch64")
     assert ("tomli" in found) == (python == "3.10")
 
 
 @pytest.mark.parametrize(("jetpack", "python"), [(6, "3.10"), (7, "3.12")])
-def test_under_the_jetpack_constraints_numpy_2_is_not_pulled(jetpack, python, tmp_path):
-    """With every extra; what is made for torch is looked up alone, since pip would take a torch of its own where NVIDIA's is not seen."""
-    lines = [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
-    wanted = [one for one in requirements(lines, "aarch64", python) if Requirement(one).name != "torch"]
-    alone = [one for one in wanted if one.startswith("torch")]
-    held = ("--constraint", str(ROOT / "deploy" / f"constraints-jp{jetpack}.txt"))
-    found = resolve([one for one in wanted if one not in alone], "aarch64", python, tmp_path, *held)
+def test_under_the_jetpack_constraints_numpy_2_is_not_pulled(jetpack, python, resolved):
+    """With every extra."""
+    found, for_torch = resolved["aarch64", python, f"jp{jetpack}"].result()
 
     assert found["numpy"].startswith("1.26.")
     assert found["cuda-bindings"].startswith({6: "12.", 7: "13.0."}[jetpack])
-    assert "torch-pruning" in resolve(alone, "aarch64", python, tmp_path, *held, "--no-deps")
-    assert not {"torch", "tensorrt", "onnxruntime-gpu"} & set(found)
+    assert "torch-pruning" in for_torch
+    assert not {"torch", "tensorrt", "onnxruntime-gpu"} & (found.keys() | for_torch.keys())
