@@ -659,8 +659,9 @@ def per_audio_hour(readings: Sequence[Reading]) -> dict[str, float]:
 def _environment() -> dict[str, str]:
     """Of our processes: this very edgekws, and one thread."""
     one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    # The Debian package's packages, and torch beside them, are where only its own script looks for them.
     package_root = str(Path(__file__).parent.parent)
-    return {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))}
+    return {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join([package_root, *filter(None, sys.path)])}
 
 
 class Worker:

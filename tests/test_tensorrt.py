@@ -386,8 +386,8 @@ def elsewhere(monkeypatch, tmp_path):
             file = tmp_path / "modules" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text.format(refuses=refuses))
-        path = [str(tmp_path / "modules"), str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+        monkeypatch.syspath_prepend(tmp_path / "modules")
 
     return install
 

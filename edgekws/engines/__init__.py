@@ -169,9 +169,11 @@ class Preparation:
         self.model, self.backend = model, backend
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
         code = "import sys; from edgekws.engines import prepare; prepare(*sys.argv[1:])"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, str(model.path), backend], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said
-        )
+        command = [sys.executable, "-c", code, str(model.path.resolve()), backend]
+        # The Debian package's packages are where only its own script looks for them.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=self._said)
 
     def done(self) -> bool:
         """Whether it has ended."""
