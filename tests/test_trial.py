@@ -1,6 +1,8 @@
 import csv
 import functools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -135,6 +137,18 @@ def test_a_corpus_that_nobody_can_live_in_is_said(tmp_path):
         list(trial.run(corpus, arms=["before"], networks=["edge-small"], keywords=["open sesame"]))
     with pytest.raises(EdgekwsError, match=r"manifest\.csv: No such file.*Give a corpus"):
         list(trial.run(tmp_path / "nowhere", keywords=["open sesame"]))
+
+
+def test_a_life_whose_process_is_killed_says_what_to_do(corpus, monkeypatch, capsys):
+    class Killed(trial.ProcessPoolExecutor):
+        def map(self, call, jobs):
+            future = self.submit(os.getpid)
+            os.kill(future.result(), signal.SIGKILL)
+            return super().map(call, jobs)
+
+    monkeypatch.setattr(trial, "ProcessPoolExecutor", Killed)
+    assert bench(corpus, "--arms", "before") == 1
+    assert "a life's process was ended from outside, most likely as memory ran out. A life takes up to 2 GB" in capsys.readouterr().err
 
 
 def test_a_file_of_rows_that_was_cut_short_is_named(tmp_path):

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,14 @@ def run(
     ]
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for i, rows in enumerate(pool.map(_life, jobs), 1):
-            left_s = (time.monotonic() - start_s) / i * (len(jobs) - i)
-            say(f"life {i} of {len(jobs)}: {rows[0]['keyword']}, {rows[0]['network']}, {rows[0]['snr_db']:g} dB; {left_s:.0f} s left")
-            yield rows
+        try:
+            for i, rows in enumerate(pool.map(_life, jobs), 1):
+                left_s = (time.monotonic() - start_s) / i * (len(jobs) - i)
+                say(f"life {i} of {len(jobs)}: {rows[0]['keyword']}, {rows[0]['network']}, {rows[0]['snr_db']:g} dB; {left_s:.0f} s left")
+                yield rows
+        except BrokenProcessPool as error:
+            hint = "A life takes up to 2 GB: fewer --workers; with --save the same command goes on from the lives that are done"
+            raise EdgekwsError(f"a life's process was ended from outside, most likely as memory ran out. {hint}") from error
 
 
 _clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
