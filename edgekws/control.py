@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edgekws.errors import ConfigError, EdgekwsError
@@ -55,6 +56,8 @@ class ControlSocket:
         self._ear = _bind(path)
         self._inode = path.stat().st_ino
         self._loop = asyncio.new_event_loop()
+        # One is all that is used; asyncio's own begins another where the last has answered and not yet gone to wait.
+        self._loop.set_default_executor(ThreadPoolExecutor(1, "commands"))
         self._ended = asyncio.Event()
         self._one = asyncio.Lock()  # a command at a time, and meanwhile events go out
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), name="control", daemon=True)

@@ -266,13 +266,15 @@ def closed_by_signals(end: Callable[[], object], reload: Callable[[], object] | 
 
 
 def one_heap() -> None:
-    """Let all threads take their memory from one place, for as long as this process lives; where the libc is glibc.
+    """Let all threads take their memory from one place, and large pieces from the system, for as long as this process lives; with glibc.
 
-    Each would have one of its own, where what other threads let go of is never used again: that was 3 MB more after some exchanges of
-    versions, and is none with this (measured, `benchmarks/soak.py`).
+    Else each thread has a place of its own, where what other threads let go of is never used again: that was 3 MB more after some exchanges
+    of versions. And once a large piece was let go of, glibc takes such pieces from between the small ones, where they leave holes.
     """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
+        libc.mallopt(-3, 128 * 1024)  # M_MMAP_THRESHOLD: what it is at first, and now stays
 
 
 class ServiceManager:

@@ -96,6 +96,15 @@ def test_it_ends_though_a_client_does_not_read(served):
     assert sum(1 for _ in iter(stalled.read, None)) < 500
 
 
+def test_whoever_asks_and_how_often_it_takes_one_thread(served):
+    before = set(threading.enumerate())
+    clients = [served() for _ in range(4)]
+    for client in clients * 5:
+        client.ask({"command": "status"})
+
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["commands_0"]
+
+
 def test_only_the_user_and_the_group_may_use_it(served):
     assert stat.S_IMODE(os.stat(served.path).st_mode) == 0o660
 
@@ -231,7 +240,7 @@ def test_a_running_listener_answers_and_tells(tmp_path):
                 status = client.read()
         assert (status["reply"], status["listening"], status["source"], status["level_dbfs"]) == ("status", True, "stdin:", -20.0)
         listener.stdin.close()
-        assert client.read()["kind"] == "stop"
+        assert [told["kind"] for told in iter(client.read, None) if told["kind"] != "start"] == ["stop"]
         client.close()
     finally:
         listener.stdin.close()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -78,7 +79,11 @@ def test_a_service_without_its_microphone_says_so_to_whoever_looks_and_waits(tmp
         while "READY=1" not in (again := ear.recv(4096).decode()):
             pass
         page = urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/metrics").read()
-        live = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/state"))
+        for _ in range(300):  # events come by another thread
+            live = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/state"))
+            if live["events"]:
+                break
+            time.sleep(0.1)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.connect(f"{runtime}/control.sock")
             client.sendall(b'{"command": "status"}\n')
