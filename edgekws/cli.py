@@ -357,7 +357,7 @@ def _listener(settings: Settings, wanted_model: str | None) -> tuple[Pipeline, M
     from edgekws.pipeline import Pipeline
 
     store = _store(settings)
-    version = _version(settings, store, _model(settings, store, wanted_model))
+    version = _version(settings, store, _model(settings, store, wanted_model), at_once=True)
     return Pipeline(version.engine, version.detector), version.model, store
 
 
@@ -674,7 +674,7 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
         enrolment.check(recordings[-1], str(path))
     store = _store(settings)
     model = _model(settings, store, options.model)
-    engine = load_engine(model, _backend(settings, store), fall_back=True)
+    engine = load_engine(model, _backend(settings, store), fall_back=True, at_once=True)
     if not recordings:
         recordings = _record(keyword, options.source or settings.audio.source)
     made = enrolment.enrol(keyword, speaker, recordings, engine, model, only_enrolled=options.only_enrolled)
@@ -836,7 +836,7 @@ def _promote(settings: Settings, store: Store, model: Model) -> None:
     from edgekws.promotion import model_event
 
     before = _model_name(settings, store.current_model())
-    engine = load_engine(model, _backend(settings, store), fall_back=True)  # it must reproduce its golden embeddings here
+    engine = load_engine(model, _backend(settings, store), fall_back=True, at_once=True)  # it must reproduce its golden embeddings here
     _prototypes(settings, store, store.enrolments(), model, engine)
     engine.close()
     load_model(store.promote(model.path, model.id))

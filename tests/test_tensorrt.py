@@ -19,6 +19,7 @@ from nvidia_double import Cudart, Trt, cudaError_t
 from test_promotion import AtOnce
 
 from edgekws.audio import read_recording
+from edgekws.cli import main
 from edgekws.detector import Detector
 from edgekws.engines import Preparation, load_engine, parity, tensorrt_engine
 from edgekws.enrolment import enrol
@@ -414,6 +415,17 @@ def test_the_next_start_takes_the_plan_at_once(board, model):
     load_engine(model, "tensorrt").close()
 
     assert load_engine(model, "tensorrt", fall_back=True, at_once=True).name == "tensorrt"
+
+
+def test_who_enrols_or_promotes_does_not_wait_for_a_plan(board, tmp_path, capsys):
+    trt, _ = board()
+    config = tmp_path / "edgekws.toml"
+    config.write_text('[model]\nid = "edge-small"\nengine = "tensorrt"\n')
+    takes = [str(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
+
+    assert main(["enroll", "open sesame", *takes, "--config", str(config)]) == 0
+    assert main(["models", "promote", "edge-small", "--config", str(config)]) == 0
+    assert trt.builds == 0
 
 
 def test_a_builder_that_fails_is_told_once_with_its_words_and_onnx_runtime_goes_on(board, elsewhere, tmp_path):
