@@ -562,7 +562,7 @@ def _wyoming(options: argparse.Namespace) -> int:
     from edgekws.daemon import ServiceManager
     from edgekws.engines import load_engine
     from edgekws.model import find_model, load_model
-    from edgekws.promotion import boot
+    from edgekws.promotion import Awaited, boot
     from edgekws.sinks import Delivery, LineSink, StoreSink
     from edgekws.wyoming_server import WyomingServer
 
@@ -585,36 +585,48 @@ def _wyoming(options: argparse.Namespace) -> int:
     own = _store(settings)  # for the thread beside the server
     manager = ServiceManager()
 
+    server: WyomingServer | None = None
+    awaited, prepared = Awaited(), 0
+
     def stamp() -> object:
-        return (own.model_stamp() if options.model is None else None), own.enrolment_stamp()
+        nonlocal prepared
+        if server is not None and (why_not := awaited.look(server.version)) is not None:
+            if why_not:
+                log.error("wyoming: %s goes on with %s: %s", server.version.model.id, server.version.engine.name, why_not)
+            else:
+                prepared += 1
+        return (own.model_stamp() if options.model is None else None), own.enrolment_stamp(), prepared
 
     def new_engine(model: Model) -> Engine:
-        return load_engine(model, _backend(settings, own), fall_back=True)
+        return load_engine(model, _backend(settings, own), fall_back=True, at_once=True)
 
     async def serve(delivery: Delivery) -> None:
-        load = _loader(settings, options, own)
+        nonlocal server
+        load = _loader(settings, options, own, at_once=True)
 
         def start() -> Version:
             if options.model is not None:
                 return load(False)
             # Not counted: three starts of this process say nothing about a version under which the listener runs well.
-            return boot(own, lambda path: _version(settings, own, load_model(path or find_model(settings.model.id))), counted=False)
+            return boot(
+                own, lambda path: _version(settings, own, load_model(path or find_model(settings.model.id)), at_once=True), counted=False
+            )
 
-        server = WyomingServer(start, load, stamp, new_engine, delivery)
+        serving = server = WyomingServer(start, load, stamp, new_engine, delivery)
 
         def ready(port: int) -> None:
-            _say(f"serving {_names(server.version.detector.enrolled)} with {server.version.model.id} on tcp://{host}:{port}")
+            _say(f"serving {_names(serving.version.detector.enrolled)} with {serving.version.model.id} on tcp://{host}:{port}")
             manager.tell("READY=1", f"STATUS=serving on tcp://{host}:{port}")
 
         looks = itertools.count(1)
 
         def alive() -> None:
-            manager.progress(next(looks), lambda: f"serving on {options.uri}: {server.line()}")
+            manager.progress(next(looks), lambda: f"serving on {options.uri}: {serving.line()}")
 
-        task = asyncio.ensure_future(server.serve(host, port, ready, options.zeroconf, alive))
+        task = asyncio.ensure_future(serving.serve(host, port, ready, options.zeroconf, alive))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, serving.reload)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
@@ -623,6 +635,7 @@ def _wyoming(options: argparse.Namespace) -> int:
         asyncio.run(serve(delivery))
     finally:
         manager.tell("STOPPING=1")
+        awaited.close()
         delivery.close()
         own.close()
     return 0

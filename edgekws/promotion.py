@@ -144,6 +144,43 @@ class Newcomer:
         }
 
 
+class Awaited:
+    """The engine that was asked for, prepared beside the one that listens for want of that; once for each version."""
+
+    def __init__(self, prepare: Callable[[Model, str], Preparation] = Preparation) -> None:
+        self._prepare = prepare
+        self._preparation: Preparation | None = None
+        self._tried: set[tuple[Path, str]] = set()
+
+    def look(self, version: Version) -> str | None:
+        """Call now and then: None = nothing new, "" = it can be loaded now, else why it cannot."""
+        backend = getattr(version.engine, "awaited", "")
+        wanted = version.model.path, backend
+        if self._preparation is not None and wanted != (self._preparation.model.path, self._preparation.backend):
+            self.close()  # of a version that does not listen any more
+        if not backend or wanted in self._tried:
+            return None
+        if self._preparation is None:
+            log.info("engine %s is made ready for %s in a process of its own", backend, version.model.id)
+            self._preparation = self._prepare(version.model, backend)
+        if not self._preparation.done():
+            return None
+        self._tried.add(wanted)
+        why_not = self._preparation.why_not()
+        self.close()
+        return why_not
+
+    def again(self) -> None:
+        """What was tried may be tried again."""
+        self._tried.clear()
+
+    def close(self) -> None:
+        """End what is under way."""
+        if self._preparation is not None:
+            self._preparation.close()
+            self._preparation = None
+
+
 # The exchange.
 
 
@@ -191,9 +228,7 @@ class Updates:
         self._refused: set[object] = set()  # stamps of versions that are not tried again until they change
         self._reload = False
         self._worker = worker or ThreadPoolExecutor(1, "updates")
-        self._prepare_engine = prepare
-        self._preparation: Preparation | None = None
-        self._tried: set[tuple[Path, str]] = set()  # engines that were prepared, once for each version
+        self._awaited = Awaited(prepare)
         self._work: Future[_Ready | Event | None] | None = None
         self._ready: _Ready | None = None
         self._touched = -1  # so that the first look is a whole one
@@ -239,19 +274,17 @@ class Updates:
         if around:
             self._look_around_s = now_s
         stamp = self._stamp(around)
-        prepared = around and self._prepared() and len(pipeline.recent) >= COMPARED_HOPS
-        if prepared and self._preparation is not None:
-            self._tried.add(self._awaited())
-            why_not = self._preparation.why_not()
-            self._end_preparation()
+        prepared = False
+        if around and len(pipeline.recent) >= COMPARED_HOPS and (why_not := self._awaited.look(self._live)) is not None:
             if why_not:
-                return [self._stay(self._awaited()[1], why_not)]
+                return [self._stay(why_not)]
+            prepared = True
         if (stamp != self._seen or self._reload or prepared) and len(pipeline.recent) >= COMPARED_HOPS:
             reread, self._reload, self._seen = self._reload, False, stamp
             other = stamp[0] != self._live_stamp[0] and stamp[0] not in self._refused
             if other or reread or prepared or stamp[1] != self._live_stamp[1]:
                 if reread:
-                    self._tried.clear()
+                    self._awaited.again()
                 self._work = self._worker.submit(self._prepare, pipeline, stamp, reread, prepared, now_s)
         elif self._follows and now_s >= self._check_s:
             self._check_s = now_s + self._check_pause_s
@@ -265,29 +298,8 @@ class Updates:
             self._ready = found
         if self._ready is not None:
             self._ready.newcomer.version.engine.close()
-        self._end_preparation()
+        self._awaited.close()
         self._store.close()
-
-    def _prepared(self) -> bool:
-        """Whether the engine that was asked for can be had now. Begins to prepare it where another one listens for want of that."""
-        awaited = self._awaited()
-        if self._preparation is not None and awaited != (self._preparation.model.path, self._preparation.backend):
-            self._end_preparation()  # of a version that does not listen any more
-        if not awaited[1] or awaited in self._tried:
-            return False
-        if self._preparation is None:
-            log.info("engine %s is made ready for %s in a process of its own", awaited[1], self.model)
-            self._preparation = self._prepare_engine(self._live.model, awaited[1])
-        return self._preparation.done()
-
-    def _awaited(self) -> tuple[Path, str]:
-        """The version that listens, and the engine that should take over; "" = none."""
-        return self._live.model.path, getattr(self._live.engine, "awaited", "")
-
-    def _end_preparation(self) -> None:
-        if self._preparation is not None:
-            self._preparation.close()
-            self._preparation = None
 
     def _stamp(self, around: bool) -> tuple[object, object]:
         """Differs when the promoted version or an enrolment does.
@@ -360,7 +372,7 @@ class Updates:
             nothing_else = not other and not reread and stamp[1] == self._live_stamp[1]
             if prepared and nothing_else and version.engine.name == self._live.engine.name:
                 _let_go(engine)
-                return self._stay(self._awaited()[1], getattr(engine, "refused", ""))
+                return self._stay(getattr(engine, "refused", ""))
             facts: dict[str, object] = {}
             if reason is None:
                 newcomer = Newcomer(version)
@@ -393,7 +405,8 @@ class Updates:
         log.error("%s is refused, %s goes on: %s", name, self.model, reason)
         return model_event(self.model, "refused", self._now(), self._stream_s, **facts)
 
-    def _stay(self, backend: str, reason: str) -> Event:
+    def _stay(self, reason: str) -> Event:
+        backend = getattr(self._live.engine, "awaited", "")
         log.error("engine %s cannot be had, %s goes on with %s: %s", backend, self.model, self._live.engine.name, reason)
         return model_event(self.model, "refused", self._now(), self._stream_s, version=f"engine {backend}", reason=reason)
 

@@ -173,6 +173,7 @@ class WyomingServer:
                 engine.close()
             self._idle = [version.engine]
             what = f"before it {before.model.id}" if before.model.id != version.model.id else "with what was read again"
+            what += f" (on {version.engine.name}, before on {before.engine.name})" if version.engine.name != before.engine.name else ""
             heard = ", ".join(f'"{one}"' for one in self.keywords)
             log.warning("wyoming: %s serves %s now, %s", version.model.id, heard, what)
 

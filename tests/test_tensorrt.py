@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 import zipfile
@@ -346,7 +347,7 @@ class Listener:
 
     def settled(self):
         """Until what a thread or a process does beside it is done; the stream stands still."""
-        preparation, work = self.updates._preparation, self.updates._work
+        preparation, work = self.updates._awaited._preparation, self.updates._work
         end_s = time.monotonic() + 300
         while not ((preparation is None or preparation.done()) and (work is None or work.done())):
             assert time.monotonic() < end_s
@@ -441,7 +442,7 @@ def test_a_builder_that_fails_is_told_once_with_its_words_and_onnx_runtime_goes_
     assert listener.engine == "onnxruntime"
     listener.updates.reload()
     listener.hear(14).settled().hear(14)
-    assert listener.updates._preparation is not None  # who reads the settings again has it tried again
+    assert listener.updates._awaited._preparation is not None  # who reads the settings again has it tried again
     listener.updates.close()
 
 
@@ -479,6 +480,28 @@ def test_a_version_that_is_promoted_meanwhile_listens_and_has_its_own_plan_built
 
     listener.updates.close()
     assert made[1].closed
+
+
+def test_the_wake_service_serves_at_once_too_and_goes_over(elsewhere, tmp_path):
+    pytest.importorskip("wyoming")
+    elsewhere()
+    config = tmp_path / "edgekws.toml"
+    config.write_text(f'[model]\nid = "edge-small"\nengine = "tensorrt"\n[store]\nroot = "{tmp_path / "root"}"\n')
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "STATE_DIRECTORY": str(tmp_path / "state")}
+    command = [sys.executable, "-m", "edgekws", "wyoming", "--uri", "tcp://127.0.0.1:0", "--config", str(config)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as service:
+        too_long = threading.Timer(300, service.kill)
+        too_long.start()
+        said = ""
+        for line in service.stderr:
+            said += line
+            if "before on" in line:
+                break
+        too_long.cancel()
+        service.terminate()
+
+    assert "engine onnxruntime takes over, since tensorrt: there is no plan" in said.split('serving "hey jetson"')[0]
+    assert "with what was read again (on tensorrt, before on onnxruntime)" in said.split('serving "hey jetson"')[1]
 
 
 def test_the_end_of_the_listener_is_the_end_of_a_builder(board, elsewhere, model):
