@@ -96,7 +96,7 @@ class Machine:
             [*namespaces, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", command],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
         return done.stdout.strip()
