@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekws import __version__
 from edgekws.config import Settings, load_settings
-from edgekws.errors import AudioError, EdgekwsError, EnrolmentError, NotInstalled, StoreError, UsageError
+from edgekws.errors import AudioError, ConfigError, EdgekwsError, EnrolmentError, NotInstalled, StoreError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edgekws.values import Clip, Enrolled, Event
 
 log = logging.getLogger("edgekws")
+Shown = TypeVar("Shown")
 
 SHOTS = 3  # recordings that the microphone is asked for
 TAKE_S = 2.5
@@ -518,15 +519,16 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
     if settings.metrics.port:
         from edgekws.metrics import Metrics
 
-        sinks.append(Metrics(settings.metrics.host, settings.metrics.port, status.report))
+        if metrics := _or_without(lambda: Metrics(settings.metrics.host, settings.metrics.port, status.report)):
+            sinks.append(metrics)
     if settings.sinks.socket:
         sinks.append(_control_socket(settings, status))
     if settings.web.port:
         from edgekws.web import LivePage
 
-        page = LivePage(settings.web.host, settings.web.port, status.report, pipeline, _store(settings))
-        beside.callback(page.close)
-        _say(f"shown at {page.url}")
+        if page := _or_without(lambda: LivePage(settings.web.host, settings.web.port, status.report, pipeline, _store(settings))):
+            beside.callback(page.close)
+            _say(f"shown at {page.url}")
 
     def open_it(ended: threading.Event, delivery: Delivery) -> Source | None:
         def deaf(why: str) -> None:
@@ -551,6 +553,15 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
         gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
         _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0
+
+
+def _or_without(start: Callable[[], Shown]) -> Shown | None:
+    """What shows the listener's state must not make it deaf: where another program took the port, it is said, and listened without."""
+    try:
+        return start()
+    except ConfigError as error:
+        _say(f"{error}. Listening goes on without it")
+        return None
 
 
 def _wyoming(options: argparse.Namespace) -> int:

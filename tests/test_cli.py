@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -231,6 +232,18 @@ def test_a_state_directory_that_cannot_be_written_is_said_once_and_the_listener_
     (cli.root / "edgekws.db").mkdir()
     done = cli("run", "--source", STREAM)
     assert len([line for line in done.stderr.splitlines() if line.startswith("edgekws:")]) == 1
+
+
+def test_a_port_that_another_program_took_is_said_and_the_listener_goes_on(enrolled, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "edgekws.toml").write_text(f"[metrics]\nport = {port}\n[web]\nport = {port}\n")
+        done = enrolled("run", "--config", tmp_path / "edgekws.toml", "--source", STREAM)
+
+    assert len(done.stdout.splitlines()) == len(TRUTH["spoken"])
+    assert len(re.findall(rf"cannot listen on 127.0.0.1 port {port} .*\. Listening goes on without it", done.stderr)) == 2
 
 
 @pytest.fixture
