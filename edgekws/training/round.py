@@ -199,15 +199,12 @@ class Outcome:
     facts: Mapping[str, Any]
 
 
-def second_opinion(models: Sequence[Model], voices: Sequence[Voice], moments: Sequence[Moment], sure: Sequence[bool]) -> np.ndarray:
+def second_opinion(models: Sequence[Model], voices: Sequence[Voice], moments: Sequence[Moment]) -> np.ndarray:
     """What several networks together say of each moment: the sum of their scores, float64 (moments,); -inf where none can say.
 
     A word sounds otherwise in a noisy room than where it was recorded. So what all of them are certain of is added to the prototypes, up
     to an equal share, and everything is looked at again. Of 157 keywords in ten development lives the listener had woken at 84; a second
     network's opinion alone let 88 of them and 2 other sounds pass, the sum of two 99 and 2, and after two turns of this 119 and 2.
-
-    Args:
-        sure: what a person confirmed: in from the beginning.
     """
     total = np.full(len(moments), -np.inf)
     for voice in voices:
@@ -219,7 +216,8 @@ def second_opinion(models: Sequence[Model], voices: Sequence[Voice], moments: Se
                     one = enrolment.enrol(voice.keyword, voice.speaker, voice.recordings, engine, model, strict=False)
                 except EnrolmentError:
                     continue
-                near = [_near(enrolment.embed(moments[i].samples, engine), moments[i].decided_sample) for i in mine]
+                embedded = [enrolment.embed(moments[i].samples, engine) for i in mine]
+                near = [rows[_near(len(rows), moments[i].decided_sample)] for rows, i in zip(embedded, mine, strict=True)]
             known.append((one, enrolment.load_negatives(model), near))
         if not known:
             continue
@@ -227,7 +225,7 @@ def second_opinion(models: Sequence[Model], voices: Sequence[Voice], moments: Se
         for turn in range(TURNS + 1):
             each = [[scores(rows, one).max(initial=-np.inf) for rows in near] for one, (_, _, near) in zip(enrolled, known, strict=True)]
             said = np.sum(each, 0)
-            certain = [n for n, i in enumerate(mine) if sure[i] or said[n] >= SURE]
+            certain = [n for n, i in enumerate(mine) if moments[i].sure or said[n] >= SURE]
             if turn < TURNS and certain:
                 enrolled = [_as_heard(one, negatives, [near[n] for n in certain]) for one, negatives, near in known]
         total[mine] = said
@@ -243,20 +241,19 @@ def _as_heard(one: Enrolled, negatives: enrolment.Negatives, near: Sequence[np.n
     return replace(one, prototypes=prototypes, scale=scale, offset=offset + float(np.log10(enrolment.NOISE_RATE)) / scale)
 
 
-def _near(embeddings: np.ndarray, decided_sample: int) -> np.ndarray:
-    """Those of the hops around a decision."""
+def _near(count: int, decided_sample: int) -> slice:
+    """The hops around a decision, of so many."""
     hop = decided_sample // HOP_SAMPLES - 1
-    return embeddings[max(0, hop + NEAR_HOPS[0]) : hop + NEAR_HOPS[1] + 1]
+    return slice(max(0, hop + NEAR_HOPS[0]), max(0, min(count, hop + NEAR_HOPS[1] + 1)))
 
 
 def _peak(embeddings: np.ndarray, decided_sample: int, enrolled: Enrolled) -> tuple[int, float]:
     """The hop around a decision that is most like the keyword, and its score."""
-    hop = decided_sample // HOP_SAMPLES - 1
-    first, end = max(0, hop + NEAR_HOPS[0]), min(len(embeddings), hop + NEAR_HOPS[1] + 1)
-    if first >= end:
-        return max(0, min(hop, len(embeddings) - 1)), -np.inf
-    values = scores(embeddings[first:end], enrolled)
-    return first + int(values.argmax()), float(values.max())
+    near = _near(len(embeddings), decided_sample)
+    if near.start >= near.stop:
+        return max(0, min(decided_sample // HOP_SAMPLES - 1, len(embeddings) - 1)), -np.inf
+    values = scores(embeddings[near], enrolled)
+    return near.start + int(values.argmax()), float(values.max())
 
 
 def _margin(embeddings: np.ndarray, example: Example, one: Enrolled) -> float:
@@ -453,7 +450,8 @@ def verdict(new: Heard, old: Heard, collapse: float, cost: Sequence[float] = ())
 
     Recall: over the very same trials, of each kind hardly more may be lost than gained. Only the pseudo-positives were never trained on;
     they are recordings that some version heard, so it errs on the side of refusing. In quiet nobody may come nearer to the threshold than
-    `CLEAR`, unless the incumbent was as near. False accepts: no more than the promise allows, or than the incumbent has.
+    `CLEAR`, unless the incumbent was as near. False accepts: no more than the promise allows, or than the incumbent has. Without a
+    held-out wake there is nothing to compare on, and a version that heard less of its owner's other takes went live.
     """
     reasons = []
     if all(one.kind != "pseudo" for one in new.trials):
@@ -538,20 +536,14 @@ def _admit(factory: Model, snapshot: Snapshot, judge: Model | None) -> tuple[lis
     """
     if judge is None:
         return list(snapshot.positives), [], list(snapshot.near_misses)
-    wakes, doubtful, near = ([*part] for part in (snapshot.positives, snapshot.doubtful, snapshot.near_misses))
-    called_wrong = [one for one in near if one.sure]
-    moments = [*wakes, *doubtful, *(one for one in near if not one.sure)]
-    opinion = second_opinion([factory, judge], snapshot.voices, moments, [one.sure for one in moments])
-    admitted: list[Moment] = []
-    rejected: list[Moment] = []
-    wrong: list[Moment] = called_wrong
-    for i, (one, score) in enumerate(zip(moments, opinion, strict=True)):
-        if one.sure or score >= (SECOND_OPINION if i < len(wakes) else SURE):
-            admitted.append(one)
-        elif i < len(wakes):
-            rejected.append(one)
-        elif i >= len(wakes) + len(doubtful) and score < UNLIKE:
-            wrong.append(one)
+    wakes, near = snapshot.positives, [one for one in snapshot.near_misses if not one.sure]
+    said = second_opinion([factory, judge], snapshot.voices, [*wakes, *snapshot.doubtful, *near])
+    heard = [one.sure or score >= SECOND_OPINION for one, score in zip(wakes, said, strict=False)]
+    admitted = [one for one, yes in zip(wakes, heard, strict=True) if yes]
+    admitted += [one for one, score in zip([*snapshot.doubtful, *near], said[len(wakes) :], strict=True) if score >= SURE]
+    rejected = [one for one, yes in zip(wakes, heard, strict=True) if not yes]
+    wrong = [one for one in snapshot.near_misses if one.sure]
+    wrong += [one for one, score in zip(near, said[len(said) - len(near) :], strict=True) if score < UNLIKE]
     return admitted, rejected, wrong
 
 
