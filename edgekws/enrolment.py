@@ -32,7 +32,7 @@ import numpy as np
 from edgekws.detector import background, scores
 from edgekws.engines import Engine
 from edgekws.errors import EnrolmentError
-from edgekws.frontend import LogMel
+from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, damage_told
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 
@@ -62,6 +62,7 @@ MAX_CLIPPED = 0.15  # real recordings of a loud speaker reach 0.1 and still enro
 SILENT_DBFS = -60.0
 
 
+PIECE_HOPS = 256  # that are multiplied at once: what comes out stays in the cache
 PAD_BEFORE, PAD_AFTER = 3 * SAMPLE_RATE_HZ // 2, SAMPLE_RATE_HZ
 
 
@@ -74,10 +75,14 @@ def pad(samples: np.ndarray) -> np.ndarray:
 
 def embed(samples: np.ndarray, engine: Engine) -> np.ndarray:
     """The engine's embedding at each hop of a recording, from a fresh stream: int16 (n,) → float32 (n // 1280, dim)."""
+    return embed_frames(log_mel(samples), engine)
+
+
+def embed_frames(frames: np.ndarray, engine: Engine) -> np.ndarray:
+    """The same from log-mel frames: (T, 40) → float32 (T // 4, dim)."""
     engine.reset()
-    frontend = LogMel()
-    hops = [samples[i : i + HOP_SAMPLES] for i in range(0, len(samples) - HOP_SAMPLES + 1, HOP_SAMPLES)]
-    return np.stack([engine.step(frontend.hop(hop)) for hop in hops]) if hops else np.zeros((0, engine.dim), np.float32)
+    hops = np.asarray(frames[: len(frames) // HOP_FRAMES * HOP_FRAMES], np.float32).reshape(-1, HOP_FRAMES, N_MELS)
+    return np.stack([engine.step(hop) for hop in hops]) if len(hops) else np.zeros((0, engine.dim), np.float32)
 
 
 def speech_span(samples: np.ndarray) -> tuple[int, int]:
@@ -184,7 +189,7 @@ class Negatives:
     def similarities(self, rows: np.ndarray) -> list[np.ndarray]:
         """Cosine of each hop's window with unit rows (n, dim): one array (hops, n) a stream."""
         length, segments = self.window_steps, self.segments
-        parts = rows.reshape(len(rows), segments, -1)  # (n, segments, step_dim)
+        parts = rows.reshape(len(rows), segments, -1).transpose(2, 1, 0)  # (step_dim, segments, n)
         found = []
         for first, end in zip(self.starts[:-1], self.starts[1:], strict=True):
             steps = self.steps[first:end].astype(np.float32) * self.scale
@@ -193,13 +198,15 @@ class Negatives:
             count = len(steps) - length + 1
             if count <= 0:
                 continue
-            dots = np.zeros((count, len(rows)), np.float32)
-            power = np.zeros(count, np.float32)
-            for k in range(segments):
-                piece = means[k * share : k * share + count]
-                dots += piece @ parts[:, k].T
-                power += (piece**2).sum(1)
-            found.append(dots / np.sqrt(np.maximum(power, 1e-12))[:, None])
+            power = (means**2).sum(1)
+            dots = np.empty((count, len(rows)), np.float32)
+            for at in range(0, count, PIECE_HOPS):
+                here = dots[at : at + PIECE_HOPS]
+                each = means[at : at + len(here) + (segments - 1) * share] @ parts.reshape(len(parts), -1)
+                each = each.reshape(len(each), segments, len(rows))
+                here[:] = sum(each[k * share : k * share + len(here), k] for k in range(segments))
+            total = sum(power[k * share : k * share + count] for k in range(segments))
+            found.append(dots / np.sqrt(np.maximum(total, 1e-12))[:, None])
         return found
 
 

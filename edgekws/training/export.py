@@ -75,7 +75,7 @@ class _Writer:
         """(1, C, T, F), `past` frames of zeros before it → (1, C', T', F')."""
         c = layer.spec
         low, high = layer.freq_pad(freqs)
-        weight, bias = (t.detach().numpy() for t in layer.folded())
+        weight, bias = _weights(layer)
         inputs = [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
         pads, strides = [past, low, 0, high], [c.stride_t, c.stride_f]
         return self.relu(self.node("Conv", inputs, name, pads=pads, strides=strides, group=c.groups), relu)
@@ -89,7 +89,7 @@ class _Writer:
         as `shortcut` is added before the ReLU.
         """
         c = layer.spec
-        weight, bias = (t.detach().numpy() for t in layer.folded())  # (out, in / groups, kt, kf)
+        weight, bias = _weights(layer)
         if taps:
             c, weight = c._replace(c_in=c.kernel_f, kernel_f=1, stride_f=1), weight.transpose(0, 3, 2, 1)
         frames_out, freqs_out = frames // c.stride_t, -(-freqs // c.stride_f)
@@ -119,6 +119,12 @@ class _Writer:
         x = self.node("Transpose", [x], f"{name}_nchw", perm=[0, 3, 1, 2])
         x = self.node("Transpose", [self.image(layer, x, name, freqs, 0, relu=relu)], f"{name}_back", perm=[0, 2, 3, 1])
         return self.node("Reshape", [x, self.ints(frames_out * freqs_out, c.c_out)], f"{name}_rows"), frames_out, freqs_out
+
+
+def _weights(layer: CausalConv) -> tuple[np.ndarray, np.ndarray]:
+    """As the graphs have them, time before frequency: (out, in / groups, kt, kf), and the bias (out,)."""
+    weight, bias = (t.detach().numpy() for t in layer.folded())
+    return weight.transpose(0, 1, 3, 2), bias
 
 
 def _taps(network: Network, dct: np.ndarray) -> tuple[np.ndarray, int]:
@@ -271,9 +277,9 @@ def load_network(model: Model) -> Network:
                 assert isinstance(conv, CausalConv) and conv.conv.bias is not None
                 weight = weights[f"{name}.weight"]
                 if weight.ndim == 2:  # written as a matrix: (out, kt · in), or (out, kt · kf) where one channel comes in
-                    out, of, kt, kf = conv.conv.weight.shape
+                    out, of, kf, kt = conv.conv.weight.shape
                     weight = weight.reshape(out, kt, kf, of).transpose(0, 3, 1, 2)
-                conv.conv.weight.copy_(torch.from_numpy(weight.copy()))
+                conv.conv.weight.copy_(torch.from_numpy(weight.copy()).transpose(2, 3))
                 conv.conv.bias.copy_(torch.from_numpy(weights[f"{name}.bias"].copy()))
         network.head.weight.copy_(torch.from_numpy(weights["head.weight"].copy()))
         network.head.bias.copy_(torch.from_numpy(weights["head.bias"].copy()))

@@ -87,7 +87,9 @@ def _hutchinson(weights: Sequence[Tensor], gradients: Sequence[Tensor], probes: 
     total = [torch.zeros(len(w)) for w in weights]
     for probe in range(probes):
         signs = [torch.randint(0, 2, w.shape).to(w.dtype) * 2 - 1 for w in weights]
-        products = torch.autograd.grad(gradients, weights, grad_outputs=signs, retain_graph=probe + 1 < probes)
+        # The product itself, not its parts as grad_outputs: for those torch imports sympy, 0.6 s of CPU time.
+        along = torch.stack([(g * v).sum() for g, v in zip(gradients, signs, strict=True)]).sum()
+        products = torch.autograd.grad(along, weights, retain_graph=probe + 1 < probes)
         total = [t + (v * p).flatten(1).sum(1) for t, v, p in zip(total, signs, products, strict=True)]
     return [t / probes for t in total]
 

@@ -39,6 +39,7 @@ from edgekws.store import ADAPTED, load_enrolled, save_enrolled
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import (
     NOISE_DB,
+    WARM_HOPS,
     Batches,
     Example,
     Lesson,
@@ -216,8 +217,7 @@ def second_opinion(models: Sequence[Model], voices: Sequence[Voice], moments: Se
                     one = enrolment.enrol(voice.keyword, voice.speaker, voice.recordings, engine, model, strict=False)
                 except EnrolmentError:
                     continue
-                embedded = [enrolment.embed(moments[i].samples, engine) for i in mine]
-                near = [rows[_near(len(rows), moments[i].decided_sample)] for rows, i in zip(embedded, mine, strict=True)]
+                near = [enrolment.embed(samples, engine)[warm:] for samples, warm in map(_around, (moments[i] for i in mine))]
             known.append((one, enrolment.load_negatives(model), near))
         if not known:
             continue
@@ -239,6 +239,13 @@ def _as_heard(one: Enrolled, negatives: enrolment.Negatives, near: Sequence[np.n
     prototypes = enrolment.unit((1 - share) * one.prototypes[0] + share * negatives.contrast(np.sum(rows, 0))[0])
     scale, offset = enrolment.calibrate_on(negatives, prototypes)
     return replace(one, prototypes=prototypes, scale=scale, offset=offset + float(np.log10(enrolment.NOISE_RATE)) / scale)
+
+
+def _around(moment: Moment) -> tuple[np.ndarray, int]:
+    """The samples that the embeddings around the decision depend on, and how many hops of them come before those."""
+    near = _near(len(moment.samples) // HOP_SAMPLES, moment.decided_sample)
+    first = max(0, near.start - WARM_HOPS)
+    return moment.samples[first * HOP_SAMPLES : near.stop * HOP_SAMPLES], near.start - first
 
 
 def _near(count: int, decided_sample: int) -> slice:
@@ -275,13 +282,7 @@ def by_network(network: Network) -> Embed:
 
 def by_engine(engine: Engine) -> Embed:
     """As a deployed engine says it, hop by hop."""
-
-    def embed(frames: np.ndarray) -> np.ndarray:
-        engine.reset()
-        hops = np.asarray(frames[: len(frames) // HOP_FRAMES * HOP_FRAMES], np.float32).reshape(-1, HOP_FRAMES, N_MELS)
-        return np.stack([engine.step(hop) for hop in hops])
-
-    return embed
+    return lambda frames: enrolment.embed_frames(frames, engine)
 
 
 def _foreign(rng: np.random.Generator) -> np.ndarray:
