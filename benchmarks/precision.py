@@ -85,7 +85,7 @@ def measure(model: Model, folder: Path, calibration: np.ndarray, stream: np.ndar
                         print(f"{one.id} not on {reason}", file=sys.stderr)
                     told.add(reason)
                     continue
-                embeddings = np.stack([engine.step(hop) for hop in stream])
+                embeddings = engine.steps(stream)
                 off = parity(engine, one)
                 engine.close()
                 if not rows:

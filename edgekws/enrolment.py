@@ -82,7 +82,7 @@ def embed_frames(frames: np.ndarray, engine: Engine) -> np.ndarray:
     """The same from log-mel frames: (T, 40) → float32 (T // 4, dim)."""
     engine.reset()
     hops = np.asarray(frames[: len(frames) // HOP_FRAMES * HOP_FRAMES], np.float32).reshape(-1, HOP_FRAMES, N_MELS)
-    return np.stack([engine.step(hop) for hop in hops]) if len(hops) else np.zeros((0, engine.dim), np.float32)
+    return engine.steps(hops)
 
 
 def speech_span(samples: np.ndarray) -> tuple[int, int]:

@@ -154,7 +154,7 @@ class Awaited:
 
     def look(self, version: Version) -> str | None:
         """Call now and then: None = nothing new, "" = it can be loaded now, else why it cannot."""
-        backend = getattr(version.engine, "awaited", "")
+        backend = version.engine.awaited
         wanted = version.model.path, backend
         if self._preparation is not None and wanted != (self._preparation.model.path, self._preparation.backend):
             self.close()  # of a version that does not listen any more
@@ -372,7 +372,7 @@ class Updates:
             nothing_else = not other and not reread and stamp[1] == self._live_stamp[1]
             if prepared and nothing_else and version.engine.name == self._live.engine.name:
                 _let_go(engine)
-                return self._stay(getattr(engine, "refused", ""))
+                return self._stay(engine.refused)
             facts: dict[str, object] = {}
             if reason is None:
                 newcomer = Newcomer(version)
@@ -406,7 +406,7 @@ class Updates:
         return model_event(self.model, "refused", self._now(), self._stream_s, **facts)
 
     def _stay(self, reason: str) -> Event:
-        backend = getattr(self._live.engine, "awaited", "")
+        backend = self._live.engine.awaited
         log.error("engine %s cannot be had, %s goes on with %s: %s", backend, self.model, self._live.engine.name, reason)
         return model_event(self.model, "refused", self._now(), self._stream_s, version=f"engine {backend}", reason=reason)
 

@@ -86,9 +86,11 @@ class Cudart:
 
     def floats(self, address, count, side):
         """The memory behind an address, as the side that owns it sees it."""
-        kept = self._memory.get(address)
-        assert kept is not None and kept[0] == side and count * 4 <= len(kept[1]), f"{address:#x} is no {side} memory of {count} floats"
-        return np.frombuffer(kept[1], np.float32, count)
+        start = max((one for one in self._memory if one <= address), default=0)
+        owner, buffer = self._memory.get(start, ("", b""))
+        fits = owner == side and address - start + count * 4 <= len(buffer)
+        assert fits, f"{address:#x} is no {side} memory of {count} floats"
+        return np.frombuffer(buffer, np.float32, count, address - start)
 
     def _allocate(self, name, size, side):
         if (code := self._called(name)) != 0:

@@ -90,6 +90,31 @@ def test_a_hop_is_one_graph_launch_and_one_wait(board, model):
     assert runtime.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"] * len(golden(model)[0])
 
 
+@pytest.mark.parametrize(("name", "before"), [("edge-small", 0), ("edge-small", 1), ("edge-small", 5), ("edge-tiny", 1)])
+def test_several_hops_are_one_launch_and_give_what_they_give_one_by_one(name, before, board):
+    _, runtime = board()
+    engine = load_engine(load_model(find_model(name)), "tensorrt")
+    hops = np.random.default_rng(0).standard_normal((60, 4, 40)).astype(np.float32)
+    one_by_one = [engine.step(hop) for hop in hops]
+    engine.reset()
+    got = [engine.step(hop) for hop in hops[:before]]
+    runtime.calls.clear()
+    at_once = engine.steps(hops[before:50])
+
+    alone = -before % len(engine._graphs)  # until the buffers have gone round
+    several = (50 - before - alone) // tensorrt_engine.SEVERAL_HOPS
+    launches = alone + several + (50 - before - alone) % tensorrt_engine.SEVERAL_HOPS
+    assert runtime.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"] * launches
+    assert several >= 1
+    assert np.array_equal([*got, *at_once, *(engine.step(hop) for hop in hops[50:])], one_by_one)
+
+
+def test_no_hop_gives_no_embedding(board, model):
+    board()
+
+    assert load_engine(model, "tensorrt").steps(np.zeros((0, 4, 40), np.float32)).shape == (0, model.dim)
+
+
 def test_reset_starts_a_new_stream_after_an_odd_number_of_hops_too(board, model):
     board()
     engine = load_engine(model, "tensorrt")
@@ -253,24 +278,28 @@ def test_a_cuda_error_while_loading_leaves_nothing_behind_and_onnx_runtime_liste
     assert runtime.alive() == 0
 
 
-def test_a_plan_that_computes_something_else_is_refused(board, model, monkeypatch, caplog):
+@pytest.mark.parametrize("name", ["step", "steps"])
+def test_a_plan_that_computes_something_else_is_refused(name, board, model, monkeypatch, caplog):
     board()
-    right = tensorrt_engine.TensorRtEngine.step
-    monkeypatch.setattr(tensorrt_engine.TensorRtEngine, "step", lambda self, frames: right(self, frames) + np.float32(0.002))
+    right = getattr(tensorrt_engine.TensorRtEngine, name)
+    monkeypatch.setattr(tensorrt_engine.TensorRtEngine, name, lambda self, frames: right(self, frames) + np.float32(0.002))
     engine = load_engine(model, "tensorrt", fall_back=True)
 
     assert engine.name == "onnxruntime"
     assert "differs from the golden embeddings of edge-small-1 by 0.002, accepted is 0.001 in fp32" in caplog.text
 
 
-def test_when_the_gpu_fails_in_the_middle_of_a_stream_onnx_runtime_goes_on(board, model, caplog):
+@pytest.mark.parametrize(
+    "go_on", [lambda engine, hops: np.stack([engine.step(hop) for hop in hops]), lambda engine, hops: engine.steps(hops)]
+)
+def test_when_the_gpu_fails_in_the_middle_of_a_stream_onnx_runtime_goes_on(go_on, board, model, caplog):
     _, runtime = board()
     engine = load_engine(model, "tensorrt", fall_back=True)
     frames, embeddings = golden(model)
     for hop in frames[:5]:
         engine.step(hop)
     runtime.fail["cudaGraphLaunch"] = (cudaError_t.cudaErrorIllegalAddress, 1)
-    got = np.stack([engine.step(hop) for hop in frames])
+    got = go_on(engine, frames)
 
     assert (engine.name, runtime.alive()) == ("onnxruntime", 0)
     assert np.abs(got - embeddings).max() <= 1e-4  # as a stream that begins at that hop

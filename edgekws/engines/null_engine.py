@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgekws.engines import Engine
 from edgekws.model import Model
 
 
@@ -17,7 +18,7 @@ def load(model: Model) -> NullEngine:
     return NullEngine(model.dim)
 
 
-class NullEngine:
+class NullEngine(Engine):
     """Every embedding is the zero vector, which is like no keyword."""
 
     name = "null"

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
+from edgekws.engines import Engine
 from edgekws.errors import EngineUnavailable, ModelError
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.model import Model, damage_told, graph, turns
@@ -38,7 +39,7 @@ def why_no_cuda() -> str | None:
     return reason
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """Some bound steps that are taken in turn, so that no state is ever copied."""
 
     name = "onnxruntime"

@@ -1,4 +1,4 @@
-"""TensorRT: the model's graph built into a plan on this very board; states stay on the GPU; one CUDA graph launch a hop.
+"""TensorRT: the model's graph built into a plan on this very board; states stay on the GPU; one CUDA graph launch a hop, or for many.
 
 A plan is bound to the TensorRT, the GPU and the system that built it, so it is a cache and never part of a model. It is made anew,
 in seconds, where there is none for the graph or where TensorRT does not take it. Works with TensorRT 10.3 (JetPack 6), 10.16
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekws.engines import Engine
 from edgekws.errors import EngineUnavailable, NotPrepared
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.model import Model, graph, turns
@@ -30,6 +31,9 @@ WORKSPACE_BYTES = 64 << 20  # of the builder's; the networks need kilobytes
 PLANS_MAX = 8  # of one machine: models in use, the one before, and what was tried
 L4T_RELEASE = Path("/etc/nv_tegra_release")
 NON_BLOCKING = 1  # cudaStreamNonBlocking
+SEVERAL_HOPS = (
+    24  # in one launch, where a caller has them: as many as golden frames are compared, and whole rounds of every network's buffers
+)
 
 
 def why_unavailable() -> str | None:
@@ -86,9 +90,9 @@ def _load(model: Model, *, may_build: bool = True) -> TensorRtEngine:
     return TensorRtEngine(model, precision, runner, cuda_engine, cuda, logger)
 
 
-class TensorRtEngine:
+class TensorRtEngine(Engine):
     """Some CUDA graphs that are taken in turn, so that no state is ever copied. Each copies the frames in, runs the network, and copies
-    the embedding out."""
+    the embedding out. One more does that for several hops, from the first turn to the last, and so leaves the next one to the first."""
 
     name = "tensorrt"
 
@@ -97,9 +101,11 @@ class TensorRtEngine:
         self.dim = model.dim
         self._turn = 0
         self._cuda = cuda
-        self._keep: tuple[Any, ...] = (runner, cuda_engine, logger)  # TensorRT wants each to outlive what it made
+        self._keep: tuple[Any, ...] = (runner, cuda_engine)  # TensorRT wants each to outlive what it made, and the logger all
+        self._logger = logger
         self._contexts: list[Any] = []
         self._graphs: list[Any] = []
+        self._several: list[Any] = []  # one
         self._stream: Any = None
         self._device: list[int] = []
         self._pinned: list[int] = []
@@ -113,14 +119,16 @@ class TensorRtEngine:
             raise EngineUnavailable(f"the plan has other inputs and outputs than {model.id}: {odd}")
         try:
             self._stream = cuda("cudaStreamCreateWithFlags", NON_BLOCKING)
-            self._frames = self._host(HOP_FRAMES * N_MELS)
-            self._embedding = self._host(model.dim)
+            taken = turns(model.states)
+            rounds = max(1, SEVERAL_HOPS // len(taken))
+            self._frames = self._host((rounds * len(taken), HOP_FRAMES, N_MELS))
+            self._embeddings = self._host((rounds * len(taken), model.dim))
             frames, embedding = self._allocate(shapes["frames"]), self._allocate(shapes["embedding"])
             self._states = [
                 [(self._allocate(state.shape), int(np.prod(state.shape)) * 4) for _ in range(state.hops + 1)] for state in model.states
             ]
             self.reset()
-            for turn in turns(model.states):
+            for turn in taken:
                 context = cuda_engine.create_execution_context()
                 if context is None:
                     raise EngineUnavailable(f"TensorRT made no execution context, most likely for want of GPU memory: {logger.told()}")
@@ -130,7 +138,10 @@ class TensorRtEngine:
                 for name, address in addresses.items():
                     if not context.set_tensor_address(name, address):
                         raise EngineUnavailable(f"TensorRT does not take a buffer for {name}: {logger.told()}")
-                self._graphs.append(self._capture(context, frames, embedding, logger))
+                self._enqueue(context)  # what it prepares at its first run cannot be captured
+                cuda("cudaStreamSynchronize", self._stream)
+                self._graphs.append(self._capture([context], frames, embedding))
+            self._several.append(self._capture(self._contexts * rounds, frames, embedding))
             self.reset()
         except BaseException:
             self.close()
@@ -142,11 +153,27 @@ class TensorRtEngine:
         Raises:
             EngineUnavailable: CUDA failed, and this engine is of no use any more.
         """
-        self._frames[:] = frames.reshape(-1)
+        self._frames[0] = frames
         self._cuda("cudaGraphLaunch", self._graphs[self._turn], self._stream)
         self._cuda("cudaStreamSynchronize", self._stream)
         self._turn = (self._turn + 1) % len(self._graphs)
-        return self._embedding.copy()
+        return self._embeddings[0].copy()
+
+    def steps(self, hops: np.ndarray) -> np.ndarray:
+        """float32 (n, 4, 40) → (n, dim): as many as are captured together in one launch each, the rest hop by hop. Raises as `step`."""
+        found, several = np.empty((len(hops), self.dim), np.float32), len(self._frames)
+        done = 0
+        while done < len(hops):
+            if self._turn or len(hops) - done < several:
+                found[done] = self.step(hops[done])
+                done += 1
+                continue
+            self._frames[:] = hops[done : done + several]
+            self._cuda("cudaGraphLaunch", self._several[0], self._stream)
+            self._cuda("cudaStreamSynchronize", self._stream)
+            found[done : done + several] = self._embeddings
+            done += several
+        return found
 
     def reset(self) -> None:
         """Zero states: a new stream."""
@@ -159,34 +186,33 @@ class TensorRtEngine:
     def close(self) -> None:
         """Give the GPU's memory back."""
         # Each by itself: after a CUDA fault all of them fail.
-        calls = [("cudaGraphExecDestroy", captured) for captured in self._graphs]
+        calls = [("cudaGraphExecDestroy", captured) for captured in self._graphs + self._several]
         self._contexts.clear()
         calls += [("cudaFree", address) for address in self._device] + [("cudaFreeHost", address) for address in self._pinned]
         calls += [("cudaStreamDestroy", self._stream)] if self._stream is not None else []
         for name, what in calls:
             with suppress(EngineUnavailable):
                 self._cuda(name, what)
-        self._graphs, self._device, self._pinned, self._stream = [], [], [], None
-        self._frames = self._embedding = np.zeros(0, np.float32)  # what they showed is gone
+        self._graphs, self._several, self._device, self._pinned, self._stream = [], [], [], [], None
+        self._frames = self._embeddings = np.zeros(0, np.float32)  # what they showed is gone
         self._keep = ()
 
-    def _capture(self, context: Any, frames: int, embedding: int, logger: Any) -> Any:
+    def _enqueue(self, context: Any) -> None:
+        # TensorRT's own handle is a number.
+        if not context.execute_async_v3(int(self._stream)):
+            raise EngineUnavailable(f"TensorRT does not run the plan: {self._logger.told()}")
+
+    def _capture(self, contexts: list[Any], frames: int, embedding: int) -> Any:
+        """One hop after another, by these contexts."""
         cuda, runtime, stream = self._cuda, self._cuda.runtime, self._stream
-
-        def enqueue() -> None:
-            # TensorRT's own handle is a number.
-            if not context.execute_async_v3(int(stream)):
-                raise EngineUnavailable(f"TensorRT does not run the plan: {logger.told()}")
-
-        enqueue()  # what it prepares at its first run cannot be captured
-        cuda("cudaStreamSynchronize", stream)
         # Of this thread alone: another engine may be at work in another one while this is captured.
         cuda("cudaStreamBeginCapture", stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         to_device, to_host = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         try:
-            cuda("cudaMemcpyAsync", frames, self._frames.ctypes.data, self._frames.nbytes, to_device, stream)
-            enqueue()
-            cuda("cudaMemcpyAsync", self._embedding.ctypes.data, embedding, self._embedding.nbytes, to_host, stream)
+            for context, given, told in zip(contexts, self._frames, self._embeddings, strict=False):
+                cuda("cudaMemcpyAsync", frames, given.ctypes.data, given.nbytes, to_device, stream)
+                self._enqueue(context)
+                cuda("cudaMemcpyAsync", told.ctypes.data, embedding, told.nbytes, to_host, stream)
         except EngineUnavailable:
             with suppress(EngineUnavailable):  # as long as it lasts nothing can be given back
                 cuda("cudaGraphDestroy", cuda("cudaStreamEndCapture", stream))
@@ -202,10 +228,11 @@ class TensorRtEngine:
         self._device.append(int(self._cuda("cudaMalloc", int(np.prod(shape)) * 4)))
         return self._device[-1]
 
-    def _host(self, count: int) -> np.ndarray:
+    def _host(self, shape: tuple[int, ...]) -> np.ndarray:
         """Float32 numbers that the GPU can copy from and to while Python does something else."""
+        count = int(np.prod(shape))
         self._pinned.append(int(self._cuda("cudaMallocHost", count * 4)))
-        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self._pinned[-1]))
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self._pinned[-1])).reshape(shape)
 
 
 def parse(trt: Any, logger: Any, builder: Any, onnx: bytes) -> Any:
