@@ -12,6 +12,7 @@ import threading
 import time
 import types
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,40 @@ def test_without_room_for_the_plan_the_engine_runs_all_the_same(board, model, tm
 
     assert parity(load_engine(model, "tensorrt"), model) <= 1e-4
     assert "cannot be kept" in caplog.text
+
+
+def test_who_comes_while_a_plan_is_built_waits_for_it_and_says_so(board, model, monkeypatch, tmp_path, caplog):
+    """As when the listener and the wake service are started together."""
+    trt, _ = board()
+    monkeypatch.setattr(tensorrt_engine, "PROGRESS_S", 0.01)
+    begun, both, build = threading.Event(), threading.Event(), tensorrt_engine.build
+
+    def slowly(*what):
+        begun.set()
+        assert both.wait(60)
+        return build(*what)
+
+    monkeypatch.setattr(tensorrt_engine, "build", slowly)
+    with ThreadPoolExecutor(2) as processes:
+        first = processes.submit(load_engine, model, "tensorrt")
+        assert begun.wait(60)
+        second = processes.submit(load_engine, model, "tensorrt")
+        while "waiting for another process that builds a TensorRT plan: 0 s so far" not in caplog.text:
+            time.sleep(0.01)
+        both.set()
+
+        assert (first.result().name, second.result().name, trt.builds) == ("tensorrt", "tensorrt", 1)
+    assert "building a TensorRT plan for edge-small-1 on Orin (double) sm_87: up to minutes, once" in caplog.text
+
+
+def test_a_build_that_died_holds_up_nobody(board, model, tmp_path):
+    board()
+    lock = tmp_path / "state" / "tensorrt" / "build.lock"
+    lock.parent.mkdir(parents=True)
+    code = f"import fcntl, os; fcntl.flock(open({str(lock)!r}, 'a'), fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code])
+
+    assert load_engine(model, "tensorrt").name == "tensorrt"
 
 
 def test_timings_that_tensorrt_does_not_take_are_made_again(board, model, tmp_path):

@@ -8,20 +8,23 @@ in seconds, where there is none for the graph or where TensorRT does not take it
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import tempfile
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekws.engines import Engine
-from edgekws.errors import EngineUnavailable, NotPrepared
+from edgekws.errors import EngineUnavailable, NotPrepared, install_command
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.model import Model, graph, turns
 
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 WORKSPACE_BYTES = 64 << 20  # of the builder's; the networks need kilobytes
 PLANS_MAX = 8  # of one machine: models in use, the one before, and what was tried
 L4T_RELEASE = Path("/etc/nv_tegra_release")
+PROGRESS_S = 10.0  # between two words of a build
 NON_BLOCKING = 1  # cudaStreamNonBlocking
 SEVERAL_HOPS = (
     24  # in one launch, where a caller has them: as many as golden frames are compared, and whole rounds of every network's buffers
@@ -70,21 +74,27 @@ def _load(model: Model, *, may_build: bool = True) -> TensorRtEngine:
     plan_path = cache / f"{_digest({**here, 'onnx': hashlib.sha256(onnx).hexdigest()})}.plan"
     logger = _logger(trt)
     runner = _made(trt.Runtime, logger)
-    plan = _read(plan_path)
-    cuda_engine = runner.deserialize_cuda_engine(plan) if plan else None
-    if plan and cuda_engine is None:
-        log.warning("%s: TensorRT %s does not take this plan (%s); it is built again", plan_path, here["tensorrt"], logger.told())
+
+    def cached() -> Any:
+        plan = _read(plan_path)
+        taken = runner.deserialize_cuda_engine(plan) if plan else None
+        if plan and taken is None:
+            log.warning("%s: TensorRT %s does not take this plan (%s); it is built again", plan_path, here["tensorrt"], logger.told())
+        return taken
+
+    cuda_engine = cached()
     if cuda_engine is None and not may_build:
         raise NotPrepared(f"there is no plan for {model.id} by TensorRT {here['tensorrt']} on {gpu} in {cache} yet")
     if cuda_engine is None:
-        timing_path = cache / f"{_digest(here)}.timing"
-        log.warning("building a TensorRT plan for %s on %s: up to minutes, once", model.id, gpu)
-        start_s = time.monotonic()
-        plan, timing = build(trt, logger, onnx, _read(timing_path) or b"")
-        log.info("%s: built in %.1f s", path, time.monotonic() - start_s)
-        _write(timing_path, timing)
-        _write(plan_path, plan)
-        cuda_engine = runner.deserialize_cuda_engine(plan)
+        with _alone(cache) as waited:
+            cuda_engine = cached() if waited else None
+            if cuda_engine is None:
+                timing_path = cache / f"{_digest(here)}.timing"
+                with _patience(f"building a TensorRT plan for {model.id} on {gpu}"):
+                    plan, timing = build(trt, logger, onnx, _read(timing_path) or b"")
+                _write(timing_path, timing)
+                _write(plan_path, plan)
+                cuda_engine = runner.deserialize_cuda_engine(plan)
         if cuda_engine is None:
             raise EngineUnavailable(f"TensorRT {here['tensorrt']} does not load the plan that it just built: {logger.told()}")
     return TensorRtEngine(model, precision, runner, cuda_engine, cuda, logger)
@@ -275,6 +285,44 @@ def build(trt: Any, logger: Any, onnx: bytes, timing: bytes = b"") -> tuple[byte
     return bytes(plan), bytes(cache.serialize())
 
 
+@contextmanager
+def _alone(cache: Path) -> Iterator[bool]:
+    """One build at a time for all who share a cache: each takes much memory, and times the GPU. True = another one's was waited for, and
+    may have been the same."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (cache / "build.lock").open("a")
+    except OSError:  # without a cache there is nothing to wait for
+        yield False
+        return
+    with file:
+        waited = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            with _patience("waiting for another process that builds a TensorRT plan"):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield waited
+
+
+@contextmanager
+def _patience(what: str) -> Iterator[None]:
+    """Say what takes up to minutes, and every so often that it goes on."""
+    ended, start_s = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(PROGRESS_S):
+            log.warning("%s: %.0f s so far", what, time.monotonic() - start_s)
+
+    log.warning("%s: up to minutes, once", what)
+    threading.Thread(target=tell, name="patience", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 def _made(kind: Any, logger: Any, *arguments: Any) -> Any:
     """One of TensorRT's own objects. Where its library gives none, for want of memory or a driver, the bindings raise a bare TypeError."""
     try:
@@ -317,7 +365,7 @@ def _libraries() -> tuple[Any, Any]:
     try:
         from cuda.bindings import runtime
     except (ImportError, OSError, RuntimeError) as error:
-        raise EngineUnavailable(f"cuda-bindings cannot be imported: {error} (pip install 'edgekws[gpu]')") from error
+        raise EngineUnavailable(f"cuda-bindings cannot be imported: {error} ({install_command('gpu')})") from error
     return trt, runtime
 
 
