@@ -30,7 +30,11 @@ case $python in
   exit 2
   ;;
 esac
-machine=$([ "$arch" = arm64 ] && echo aarch64 || echo x86_64)
+machine=x86_64
+if [ "$arch" = arm64 ]; then
+  machine=aarch64
+  more+=(cuda-bindings) # for JetPack's TensorRT: 7 or 12 MB that only its engine opens
+fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -85,7 +85,7 @@ END
 for file in "$PWD/edgekws/demo/stream.flac" "${files[@]}"; do cp "$file" "$compared/"; done
 here -m edgekws enroll "open sesame" edgekws/demo/enrol-*.flac
 each() { # model file: where it is here, where there, the name of what comes of it
-  for model in edge edge-small ds-cnn-l int8; do
+  for model in edge edge-small edge-tiny ds-cnn-l int8; do
     for file in "$compared"/*.*; do "$1" "$model" "$(basename "$file")" "$work/$model.$(basename "$file")"; done
   done
 }
