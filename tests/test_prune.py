@@ -85,6 +85,22 @@ def test_a_cut_network_says_what_the_whole_one_says_with_those_channels_at_zero(
     assert float((cut.network(frames) - cut.whole(frames)).abs().max()) > 1e-3
 
 
+def test_channels_that_others_can_say_go_without_a_loss():
+    """A first layer whose last eight channels say half of what its first eight do."""
+    network, frames = load_network(load_model(find_model("edge-tiny"))), torch.from_numpy(noise_hops().reshape(1, -1, N_MELS))
+    conv = network.convs()[0].conv
+    with torch.no_grad():
+        conv.weight[-8:], conv.bias[-8:] = conv.weight[:8] / 2, conv.bias[:8] / 2
+        wanted = network(frames)
+    widths = {i: conv.spec.c_out - 8 * (i == 0) for i, conv in enumerate(network.convs())}
+    scores = [torch.arange(conv.spec.c_out, 0, -1.0) for conv in network.convs()]
+
+    def off(heard):
+        return float((prune(network, scores, widths, heard)(frames) - wanted).detach().abs().max())
+
+    assert off(frames) < 0.01 < 0.05 < off(None)
+
+
 def test_the_widths_meet_the_target_and_cost_what_the_network_counts(cut):
     cost = parameter_cost(cut.whole)
     full = {i: conv.spec.c_out for i, conv in enumerate(cut.whole.convs())}

@@ -34,6 +34,7 @@ CRITERIA = ("hap", "taylor", "fisher", "l1", "bn", "random")
 DATA_AWARE = ("hap", "taylor", "fisher")
 PROBES = 16  # a probe costs four to five training steps
 ROUND_TO = 8
+RIDGE = 1e-3
 # Of a layer's channels that stay at least: scores are of one channel at a time, and say nothing of a layer that is nearly gone.
 KEPT_SHARE = 1 / 8
 
@@ -200,20 +201,64 @@ def _group_score(scores: Sequence[Tensor], group: Sequence[int]) -> np.ndarray:
     return np.asarray(torch.stack([scores[i] for i in group]).sum(0).detach().numpy(), np.float64)
 
 
-def prune(network: Network, scores: Sequence[Tensor], widths: Mapping[int, int]) -> Network:
-    """A copy with the lowest channels of each group cut out, so that each convolution has its width."""
+def prune(network: Network, scores: Sequence[Tensor], widths: Mapping[int, int], frames: Tensor | None = None) -> Network:
+    """A copy with the lowest channels of each group cut out, so that each convolution has its width.
+
+    Args:
+        frames: what it will hear, (N, T, 40). Whoever heard a channel that goes then hears in its place what those that stay can say of
+            it, by least squares (as in He et al. 2017, arXiv:1707.06168). From edge-tiny to 40 472 parameters that leaves the loss, before
+            any training, 0.4 above the whole network's instead of 1.1 (four development lives). None = nothing is heard in its place.
+    """
     import torch_pruning
 
     cut = copy.deepcopy(network)
     convs = [conv.conv for conv in cut.convs()]
+    heard = [] if frames is None else _heard(cut, frames)
     for group in groups(network):
         keep = widths[group[0]]
         order = np.argsort(_group_score(scores, group), kind="stable")
         gone = sorted(order[: len(order) - keep].tolist())
         if gone:
+            for module, said_by, inputs in heard:
+                if said_by in group:
+                    _say_instead(module, inputs, gone)
             conv = convs[group[0]]
             _dependencies(cut).get_pruning_group(conv, _prune_out(torch_pruning, conv), idxs=gone).prune()
     return _as_cut(cut)
+
+
+def _heard(network: Network, frames: Tensor) -> list[tuple[Any, int, Tensor]]:
+    """Each module that mixes channels, the number of the convolution that it hears, and what it hears: (channels, samples)."""
+    sources = _inputs(network)
+    said_by: dict[torch.nn.Module, int] = {
+        conv.conv: sources[i] for i, conv in enumerate(network.convs()) if sources[i] is not None and conv.spec.groups == 1
+    }
+    said_by[network.head] = len(sources) - 1
+    found: list[tuple[Any, int, Tensor]] = []
+
+    def keep(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().movedim(-1 if module is network.head else 1, 0)
+        found.append((module, said_by[module], x.flatten(1).double()))
+
+    hooks = [module.register_forward_pre_hook(keep) for module in said_by]
+    with torch.no_grad():
+        network.steps(frames)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _say_instead(module: Any, inputs: Tensor, gone: Sequence[int]) -> None:
+    """Give the weights of the channels that go to those that stay, and to the bias, so that the module hears nearly the same."""
+    stay = [channel for channel in range(len(inputs)) if channel not in gone]
+    known = torch.cat([inputs[stay], inputs.new_ones(1, inputs.shape[1])])
+    square = known @ known.T
+    square += RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+    share = torch.linalg.solve(square, known @ inputs[gone].T).float()  # (stay + 1, gone)
+    with torch.no_grad():
+        weight = module.weight
+        module.bias += weight[:, gone].reshape(len(weight), len(gone), -1).sum(2) @ share[-1]
+        weight[:, stay] += torch.einsum("og...,sg->os...", weight[:, gone], share[:-1])
 
 
 def _as_cut(cut: Network) -> Network:

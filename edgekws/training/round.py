@@ -62,7 +62,7 @@ from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 DEFAULT_SHARE = 1 / 8  # of the factory's parameters
 RECIPES = ("weights-only", "onda1", "onda2")
 STEPS = {"weights-only": 120, "onda1": 600, "onda2": 600}
-FEW_STEPS = 280  # onda1 from a packaged network that is hardly larger than the target has less to learn anew
+FEW_STEPS = 200  # onda1 from a packaged network that is hardly larger than the target has less to learn anew
 LR_FULL, LR_PRUNED = 1e-3, 3e-3
 # How much the teacher counts. What was pruned has to learn its embedding anew (36 000 parameters, recall in quiet: by L1 0.76 with 0.5 and
 # 0.89 with 4, by HAP 0.94 to 0.96 with 4 to 10). The whole network stays where it was by itself, and in the room 0.5 gave 0.85 and 4
@@ -727,7 +727,9 @@ def adapt(
         whole.requires_grad_(True)
         worth = channel_scores(whole, criterion, lambda number: loss(whole, batches.draw()), seed=seed)
         whole.requires_grad_(False)
-        network = prune(whole, worth, target.widths(whole, worth, factory))
+        heard = [batches.draw() for _ in range(4)]
+        frames = torch.cat([part[:, : own.shape[1]] for own, _, other, _ in heard for part in (own, other)])
+        network = prune(whole, worth, target.widths(whole, worth, factory), frames)
         if scratch:
             network = fresh(network.spec, seed)
         say(f"fine-tuning what is left, {network.parameter_count()} parameters, {after} steps")
