@@ -1211,7 +1211,6 @@ def _adapt(options: argparse.Namespace) -> int:
     start_s = time.monotonic()
 
     def step_done(done: int, total: int) -> None:
-        budget.pause()
         if done % max(1, total // 10) == 0:
             spent_s = time.monotonic() - start_s
             _say(f"edgekws: step {done} of {total}, about {spent_s / done * (total - done):.0f} s of training left")
@@ -1230,10 +1229,11 @@ def _adapt(options: argparse.Namespace) -> int:
             recording=recording,
             say=lambda line: _say(f"edgekws: {line}"),
             step_done=step_done,
+            rest=budget.pause,
         )
     waits = {"rested": budget.rested_s, "waited for a cooler board": budget.hot_s, "waited for memory": budget.short_s}
     if told := ", ".join(f"{what} {seconds:.0f} s" for what, seconds in waits.items() if seconds >= 1):
-        _say(f"edgekws: it trained for {budget.worked_s:.0f} s, {told}")
+        _say(f"edgekws: it worked for {budget.worked_s:.0f} s, {told}")
     facts = adaptation.report(outcome, live)
     if options.json:
         print(json.dumps(facts))

@@ -81,8 +81,13 @@ def snapshot():
 
 
 @pytest.fixture(scope="module")
-def outcome(factory, snapshot, tmp_path_factory):
-    told = []
+def round_and_rests(factory, snapshot, tmp_path_factory):
+    """What comes of a round, and how often each of its parts let the machine rest."""
+    told, rests = [], {"second opinion": 0}
+
+    def rest():
+        rests[list(rests)[-1]] += 1
+
     made = adapt(
         factory,
         snapshot,
@@ -92,10 +97,25 @@ def outcome(factory, snapshot, tmp_path_factory):
         target=Target("params", 0.6),
         judge=load_model(find_model("ds-cnn-l")),
         steps=3,
+        say=lambda line: rests.setdefault(line, 0),
         step_done=lambda done, total: told.append((done, total)),
+        rest=rest,
     )
     assert told == [(done, 6) for done in (1, 2, 3, 4, 5, 6)]
-    return made
+    return made, rests
+
+
+@pytest.fixture(scope="module")
+def outcome(round_and_rests):
+    return round_and_rests[0]
+
+
+def test_every_part_of_a_round_lets_the_machine_rest_between_its_pieces(round_and_rests):
+    """So that duty cycle, heat and power hold for all of it: training is a third of its time."""
+    opinion, lessons, training, _, again, testing, *int8 = round_and_rests[1].values()
+
+    assert (opinion, again) == (2, 3)  # two networks; three steps of what is left
+    assert all(count > 20 for count in (lessons, training, testing, *int8))
 
 
 def test_a_round_ends_in_a_model_directory_that_any_engine_can_step(outcome):

@@ -152,6 +152,7 @@ def run(
     recording: Recording | None = None,
     say: Callable[[str], object] = lambda line: None,
     step_done: Callable[[int, int], object] = lambda done, total: None,
+    rest: Callable[[], object] = lambda: None,
     now: Callable[[], float] = time.time,
 ) -> tuple[Outcome, Model | None]:
     """A round: the gate's verdict, and the version that listens from now on, None if it is the one that did.
@@ -161,7 +162,7 @@ def run(
         recipe: None = onda1, and weights-only where the gate refuses that and nothing else was asked for.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
-        recording: as `adapt` has it.
+        recording, rest: as `adapt` has them.
 
     Raises:
         UsageError: no such recipe or criterion, or a target out of reach.
@@ -196,6 +197,7 @@ def run(
                     recording=recording,
                     say=say,
                     step_done=step_done,
+                    rest=rest,
                 )
                 if family and promote:
                     _mark(store, clips, outcome)

@@ -200,7 +200,9 @@ class Outcome:
     facts: Mapping[str, Any]
 
 
-def second_opinion(models: Sequence[Model], voices: Sequence[Voice], moments: Sequence[Moment]) -> np.ndarray:
+def second_opinion(
+    models: Sequence[Model], voices: Sequence[Voice], moments: Sequence[Moment], rest: Callable[[], object] = lambda: None
+) -> np.ndarray:
     """What several networks together say of each moment: the sum of their scores, float64 (moments,); -inf where none can say.
 
     A word sounds otherwise in a noisy room than where it was recorded. So what all of them are certain of is added to the prototypes, up
@@ -213,6 +215,7 @@ def second_opinion(models: Sequence[Model], voices: Sequence[Voice], moments: Se
         known: list[tuple[Enrolled, enrolment.Negatives, list[np.ndarray]]] = []
         for model in models if mine else ():
             with closing(load_engine(model)) as engine:
+                rest()
                 try:
                     one = enrolment.enrol(voice.keyword, voice.speaker, voice.recordings, engine, model, strict=False)
                 except EnrolmentError:
@@ -295,9 +298,15 @@ class _Round:
     """The parts of a round that share what was heard."""
 
     def __init__(
-        self, factory: Model, snapshot: Snapshot, admitted: Sequence[Moment], wrong: Sequence[Moment], say: Callable[[str], object]
+        self,
+        factory: Model,
+        snapshot: Snapshot,
+        admitted: Sequence[Moment],
+        wrong: Sequence[Moment],
+        say: Callable[[str], object],
+        rest: Callable[[], object],
     ) -> None:
-        self.factory, self.wrong = factory, wrong
+        self.factory, self.wrong, self.rest = factory, wrong, rest
         self.network = load_network(factory)
         engine = load_engine(factory)
         self.enrolled = []
@@ -363,6 +372,7 @@ class _Round:
             keywords.append(Lesson(one.prototypes[0], threshold, self.own[k], [self._pseudo(m, one) for m in mine]))
 
         def sound(frames: np.ndarray) -> Sound:
+            self.rest()
             return Sound(frames, steps_of(teacher, frames))
 
         ambience, shipped = [sound(f) for f in self.train_ambience], [sound(f) for f in self.train_replay]
@@ -388,6 +398,7 @@ class _Round:
 
     def hear(self, embed: Embed, enrolled: Sequence[Enrolled]) -> Heard:
         """What a version does on everything that was held out."""
+        embed = self._resting(embed)
         trials = []
         for moment in self.held_positives:
             one = enrolled[self.number[moment.keyword, moment.speaker]]
@@ -410,6 +421,15 @@ class _Round:
             false_accepts += sum(len(events(scores(embeddings, one), one.threshold)) for one in enrolled)
         return Heard(tuple(trials), false_accepts, hops * HOP_MS / 3_600_000)
 
+    def _resting(self, embed: Embed) -> Embed:
+        """After a rest each time."""
+
+        def rested(frames: np.ndarray) -> np.ndarray:
+            self.rest()
+            return embed(frames)
+
+        return rested
+
     def _own_again(self, k: int, rng: np.random.Generator) -> Iterator[Example]:
         """The enrolment recordings of a voice, each followed by itself said again."""
         for own in self.own[k]:
@@ -425,7 +445,7 @@ class _Round:
         save_model(network, out, id=id, name=name, golden_frames=golden, facts=facts)
         enrolment.save_negatives(out, [steps_of(network, frames) for frames in self.held])
         rewrite_manifest(out)
-        model, embed = load_model(out), by_network(network)
+        model, embed = load_model(out), self._resting(by_network(network))
         enrolled = []
         for k, factory in enumerate(self.enrolled):
             rows = [embed(each.frames)[each.word_hop] for each in self.own[k]]
@@ -530,7 +550,9 @@ def _start(factory: Model, starts: Sequence[Model], target: Target) -> Model:
     return min(larger, key=lambda one: one.parameters, default=factory)
 
 
-def _admit(factory: Model, snapshot: Snapshot, judge: Model | None) -> tuple[list[Moment], list[Moment], list[Moment]]:
+def _admit(
+    factory: Model, snapshot: Snapshot, judge: Model | None, rest: Callable[[], object]
+) -> tuple[list[Moment], list[Moment], list[Moment]]:
     """Pseudo-positives to learn from, wakes that two networks together do not hear, and near misses that they do not hear either.
 
     In a noisy room many a missed keyword is among the near misses and among what nearly woke.
@@ -538,7 +560,7 @@ def _admit(factory: Model, snapshot: Snapshot, judge: Model | None) -> tuple[lis
     if judge is None:
         return list(snapshot.positives), [], list(snapshot.near_misses)
     wakes, near = snapshot.positives, [one for one in snapshot.near_misses if not one.sure]
-    said = second_opinion([factory, judge], snapshot.voices, [*wakes, *snapshot.doubtful, *near])
+    said = second_opinion([factory, judge], snapshot.voices, [*wakes, *snapshot.doubtful, *near], rest)
     heard = [one.sure or score >= SECOND_OPINION for one, score in zip(wakes, said, strict=False)]
     admitted = [one for one, yes in zip(wakes, heard, strict=True) if yes]
     admitted += [one for one, score in zip([*snapshot.doubtful, *near], said[len(wakes) :], strict=True) if score >= SURE]
@@ -664,6 +686,7 @@ def adapt(
     recording: Recording | None = None,
     say: Callable[[str], object] = lambda line: None,
     step_done: Callable[[int, int], object] = lambda done, total: None,
+    rest: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """A round, from what was heard to the gate's verdict. The candidate is in `out` whatever the verdict; nothing else is changed.
 
@@ -679,6 +702,7 @@ def adapt(
         recording: of a meter, from before the round on: what the machine draws meanwhile is in the cost.
         say: is given a line at each part.
         step_done: is given how many of the training steps are done; may wait, or raise to give up.
+        rest: called all the while, between pieces of work of a second or so; may wait, or raise to give up.
 
     Raises:
         UsageError: no such recipe or criterion, or a target out of reach.
@@ -687,12 +711,12 @@ def adapt(
     criterion = criterion_of(recipe, criterion)
     start_s, start_cpu_s = time.monotonic(), time.process_time()
     torch.set_num_threads(1)  # two wait for each other on a loaded machine: a round took 190 s of CPU time instead of 40
-    admitted, rejected, wrong = _admit(factory, snapshot, judge)
+    admitted, rejected, wrong = _admit(factory, snapshot, judge, rest)
     say(
         f"{len(admitted)} pseudo-positives admitted, of {len(snapshot.positives)} wakes and {len(snapshot.doubtful)} moments that"
         f" nearly woke, {len(snapshot.near_misses)} near misses; {len(snapshot.ambience)} pieces of the room"
     )
-    round_ = _Round(factory, snapshot, admitted if pseudo else [], wrong, say)
+    round_ = _Round(factory, snapshot, admitted if pseudo else [], wrong, say, rest)
     target = target or Target("params", DEFAULT_SHARE)
     start = _start(factory, starts, target)
     # before and after pruning
@@ -707,6 +731,7 @@ def adapt(
         def tell(step: int) -> None:
             nonlocal done
             done = first + step
+            rest()
             step_done(done, total)
 
         return finetune(network, lessons, steps=count, lr=lr, seed=seed, teacher_weight=weight, step_done=tell)
@@ -725,7 +750,12 @@ def adapt(
         say(f"pruning {name} by {criterion} to {target}")
         batches, loss = Batches(lessons, seed + 1), Loss(lessons, TEACHER_PRUNED)
         whole.requires_grad_(True)
-        worth = channel_scores(whole, criterion, lambda number: loss(whole, batches.draw()), seed=seed)
+
+        def drawn(number: int) -> Tensor:
+            rest()
+            return loss(whole, batches.draw())
+
+        worth = channel_scores(whole, criterion, drawn, seed=seed)
         whole.requires_grad_(False)
         heard = [batches.draw() for _ in range(4)]
         frames = torch.cat([part[:, : own.shape[1]] for own, _, other, _ in heard for part in (own, other)])
