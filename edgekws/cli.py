@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     enroll.add_argument("keyword", nargs="?", metavar="KEYWORD")
     enroll.add_argument("files", nargs="*", type=Path, metavar="FILE", help="WAV, FLAC or Opus at any rate; none: the microphone")
     enroll.add_argument("--speaker", metavar="NAME", help="whose voice it is")
-    enroll.add_argument("--only-enrolled", action="store_true", help="only enrolled speakers may wake it")
+    enroll.add_argument("--only-enrolled", action="store_true", help="a higher threshold: others wake it less, voices are not told apart")
     enroll.add_argument("--source", metavar="URI", help="to record from; else as configured")
     enroll.add_argument("--model", metavar="ID|DIR", help=model)
     what = enroll.add_mutually_exclusive_group()

@@ -82,7 +82,7 @@ class KeywordSettings:
     enabled: bool = True
     """Whether it is listened for."""
     only_enrolled: bool | None = None
-    """Whether only the enrolled speakers wake it. Left out: as chosen at enrolment."""
+    """Whether only the enrolled speakers are meant: a higher threshold, voices are not told apart. Left out: as chosen at enrolment."""
     threshold_offset: float = _number(0.0, -3.0, 3.0)
     """Added to this keyword's threshold, on top of that of [detector]."""
 
