@@ -219,6 +219,9 @@ class Trt:
     class MemoryPoolType(enum.IntEnum):
         WORKSPACE = 0
 
+    class BuilderFlag(enum.IntEnum):
+        REFIT = 4
+
     def __init__(self, cudart, version="10.3.0", refuses=()):
         self.__version__, self.builds = version, 0
         outer = self
@@ -241,11 +244,18 @@ class Trt:
                 return True
 
         class Engine:
-            def __init__(self, onnx, log):
-                self._log = log
+            def __init__(self, head, onnx, log):
+                self._head, self._log = head, log
+                self._set(onnx)
+
+            def _set(self, onnx):
+                self._onnx = onnx
                 self._session = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
                 self._inputs, self._outputs = self._session.get_inputs(), self._session.get_outputs()
                 self._names = [one.name for one in (*self._inputs, *self._outputs)]
+
+            def serialize(self):
+                return _Memory(self._head + b"\n" + self._onnx)
 
             def _compute(self, at):
                 def seen(one):
@@ -285,7 +295,31 @@ class Trt:
                 if json.loads(head)["version"] != outer.__version__ or "plan" in refuses:
                     self._log.log(_Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1: Version tag does not match")
                     return None
-                return Engine(onnx, self._log)
+                return Engine(head, onnx, self._log)
+
+        class Refitter:
+            def __init__(self, engine, log):
+                assert json.loads(engine._head)["refit"], "only a plan that was built for it can be refitted"
+                self._engine, self._onnx = engine, None
+
+            def get_missing_weights(self):
+                return ["a bias"] if "all weights" in refuses else []
+
+            def refit_cuda_engine(self):
+                if "numerics" not in refuses:  # as NVIDIA's notes have it: it says that it did
+                    self._engine._set(self._onnx)
+                return True
+
+        class OnnxParserRefitter:
+            def __init__(self, refitter, log):
+                self._refitter, self._log = refitter, log
+
+            def refit_from_bytes(self, onnx):
+                if "weights" in refuses:
+                    self._log.log(_Severity.ERROR, "Weights of other shapes")
+                    return False
+                self._refitter._onnx = onnx
+                return True
 
         class TimingCache:
             def __init__(self, data):
@@ -295,6 +329,11 @@ class Trt:
                 return _Memory(self._data or b"timings")
 
         class Config:
+            refit = False
+
+            def set_flag(self, flag):
+                self.refit = flag == Trt.BuilderFlag.REFIT
+
             def set_memory_pool_limit(self, pool, size):
                 assert pool == Trt.MemoryPoolType.WORKSPACE and size > 0
 
@@ -351,12 +390,14 @@ class Trt:
                     self._log.log(_Severity.ERROR, "Error Code 10: Could not find any implementation for node")
                     return None
                 outer.builds += 1
-                return _Memory(json.dumps({"version": outer.__version__}).encode() + b"\n" + network.onnx)
+                return _Memory(json.dumps({"version": outer.__version__, "refit": config.refit}).encode() + b"\n" + network.onnx)
 
         self.Builder, self.OnnxParser, self.Runtime = Builder, OnnxParser, Runtime
+        self.Refitter, self.OnnxParserRefitter = Refitter, OnnxParserRefitter
         # By the names that the real bindings have, for the test that compares them.
         self.classes = {
             "Builder": Builder,
+            "BuilderFlag": Trt.BuilderFlag,
             "IBuilderConfig": Config,
             "ICudaEngine": Engine,
             "IExecutionContext": Context,
@@ -367,6 +408,8 @@ class Trt:
             "MemoryPoolType": Trt.MemoryPoolType,
             "NetworkDefinitionCreationFlag": Trt.NetworkDefinitionCreationFlag,
             "OnnxParser": OnnxParser,
+            "OnnxParserRefitter": OnnxParserRefitter,
             "ParserError": ParserError,
+            "Refitter": Refitter,
             "Runtime": Runtime,
         }

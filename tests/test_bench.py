@@ -91,7 +91,9 @@ def test_the_table_says_it_to_people(rows, model):
 
 
 def test_an_unknown_backend_lists_those_accepted(model):
-    with pytest.raises(EdgekwsError, match=r'no engine "npu"\. Accepted: auto, onnxruntime, tensorrt, onnxruntime-cuda, null'):
+    with pytest.raises(
+        EdgekwsError, match=r'no engine "npu"\. Accepted: auto, onnxruntime, tensorrt, onnxruntime-cuda, tensorrt-refit, null'
+    ):
         bench.bench(model, "npu", seconds=1, repeats=1)
 
 

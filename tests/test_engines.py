@@ -84,7 +84,7 @@ def test_an_unknown_backend_lists_those_accepted(model):
     with pytest.raises(EngineUnavailable, match='no engine "tensorflow"') as refusal:
         load_engine(model, "tensorflow")
 
-    assert "Accepted: auto, onnxruntime, tensorrt, onnxruntime-cuda, null" in str(refusal.value)
+    assert "Accepted: auto, onnxruntime, tensorrt, onnxruntime-cuda, tensorrt-refit, null" in str(refusal.value)
 
 
 def test_reset_starts_a_new_stream(model):

@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -225,17 +226,17 @@ def test_who_comes_while_a_plan_is_built_waits_for_it_and_says_so(board, model, 
     monkeypatch.setattr(tensorrt_engine, "PROGRESS_S", 0.01)
     begun, both, build = threading.Event(), threading.Event(), tensorrt_engine.build
 
-    def slowly(*what):
+    def slowly(*what, **how):
         begun.set()
-        assert both.wait(60)
-        return build(*what)
+        assert both.wait(300)
+        return build(*what, **how)
 
     monkeypatch.setattr(tensorrt_engine, "build", slowly)
     with ThreadPoolExecutor(2) as processes:
         first = processes.submit(load_engine, model, "tensorrt")
-        assert begun.wait(60)
+        assert begun.wait(300)
         second = processes.submit(load_engine, model, "tensorrt")
-        while "waiting for another process that builds a TensorRT plan: 0 s so far" not in caplog.text:
+        while not re.search("waiting for another process that builds a TensorRT plan: .* so far", caplog.text) and not second.done():
             time.sleep(0.01)
         both.set()
 
@@ -269,6 +270,56 @@ def test_old_plans_go(board, model, tmp_path):
         load_engine(model, "tensorrt").close()
 
     assert len(plans(tmp_path)) == tensorrt_engine.PLANS_MAX
+
+
+@pytest.fixture
+def other_weights(model, tmp_path):
+    """A version of the same shapes, as fine-tuning without pruning leaves it."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from edgekws.training.export import load_network, save_model
+
+    torch.manual_seed(0)
+    network = load_network(model)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+    save_model(network, tmp_path / "other", id="other", name=model.network, golden_frames=golden(model)[0], facts={})
+    return load_model(tmp_path / "other")
+
+
+def test_an_engine_that_refits_builds_once_for_versions_of_the_same_shapes(board, model, other_weights, tmp_path):
+    trt, runtime = board()
+    load_engine(model, "tensorrt-refit").close()
+    for _ in range(2):  # the second time from the cache
+        engine = load_engine(other_weights, "tensorrt-refit")
+        assert (engine.name, trt.builds, len(plans(tmp_path))) == ("tensorrt-refit", 1, 2)
+        assert parity(engine, other_weights) <= 1e-4 < 1e-2 < parity(engine, model)
+        engine.close()
+
+    load_engine(load_model(find_model("edge")), "tensorrt-refit").close()  # other shapes
+    load_engine(other_weights, "tensorrt").close()  # a plan that nothing can be put in
+    assert (trt.builds, runtime.alive()) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "told"),
+    [
+        ("weights", "does not refit a plan with other (Weights of other shapes); one is built"),
+        ("all weights", "does not refit a plan with other (TensorRT says no reason); one is built"),
+        ("numerics", "a plan refitted with other differs from its golden embeddings by "),
+    ],
+)
+def test_what_cannot_be_refitted_or_then_computes_something_else_is_built(refuses, told, board, model, other_weights, caplog):
+    trt, runtime = board(refuses=(refuses,))
+    load_engine(model, "tensorrt-refit").close()
+    engine = load_engine(other_weights, "tensorrt-refit")
+
+    assert (engine.name, trt.builds) == ("tensorrt-refit", 2)
+    assert parity(engine, other_weights) <= 1e-4
+    assert told in caplog.text
+    engine.close()
+    assert runtime.alive() == 0
 
 
 FAULTS = {
@@ -612,7 +663,9 @@ def pip(request, name, *arguments):
 def names_of(kind):
     """What the engine may ask of a class or module of the double: everything public that was written there."""
     found = {name for name in vars(kind) if not name.startswith("_")}
-    return sorted(found - {"classes", "builds", "calls", "fail", "alive", "enqueue", "capturing", "floats", "captured", "queue", "onnx"})
+    return sorted(
+        found - {"classes", "builds", "refit", "calls", "fail", "alive", "enqueue", "capturing", "floats", "captured", "queue", "onnx"}
+    )
 
 
 @pytest.mark.registry

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekws.engines import Engine
+from edgekws.engines import PARITY_TOLERANCE, Engine, parity
 from edgekws.errors import EngineUnavailable, NotPrepared, install_command
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.model import Model, graph, turns
@@ -63,13 +63,23 @@ def load_prepared(model: Model) -> TensorRtEngine:
     return _load(model, may_build=False)
 
 
-def _load(model: Model, *, may_build: bool = True) -> TensorRtEngine:
+def load_refitted(model: Model) -> TensorRtEngine:
+    """As `load`, from plans that take other weights (tensorrt_refit_engine)."""
+    return _load(model, refit=True)
+
+
+def load_refitted_prepared(model: Model) -> TensorRtEngine:
+    """As `load_prepared`, of these."""
+    return _load(model, may_build=False, refit=True)
+
+
+def _load(model: Model, *, may_build: bool = True, refit: bool = False) -> TensorRtEngine:
     trt, runtime = _libraries()
     cuda = _Cuda(runtime)
     gpu = _gpu(cuda)
     path, precision = graph(model, gpu=True)
     onnx = path.read_bytes()
-    here = {"tensorrt": str(trt.__version__), "gpu": gpu, "l4t": _l4t(), "workspace": WORKSPACE_BYTES}
+    here = {"tensorrt": str(trt.__version__), "gpu": gpu, "l4t": _l4t(), "workspace": WORKSPACE_BYTES} | ({"refit": True} if refit else {})
     cache = cache_directory()
     plan_path = cache / f"{_digest({**here, 'onnx': hashlib.sha256(onnx).hexdigest()})}.plan"
     logger = _logger(trt)
@@ -82,31 +92,58 @@ def _load(model: Model, *, may_build: bool = True) -> TensorRtEngine:
             log.warning("%s: TensorRT %s does not take this plan (%s); it is built again", plan_path, here["tensorrt"], logger.told())
         return taken
 
+    def engine_of(cuda_engine: Any) -> TensorRtEngine:
+        name = "tensorrt-refit" if refit else "tensorrt"
+        return TensorRtEngine(model, precision, runner, cuda_engine, cuda, logger, name)
+
+    shapes_path = cache / f"{_digest({**here, 'spec': model.raw.get('spec'), 'precision': precision})}.shapes"
+
+    def refitted() -> TensorRtEngine | None:
+        """With these weights in a plan for the same shapes."""
+        plan = _read(shapes_path)
+        base = runner.deserialize_cuda_engine(plan) if plan else None
+        if base is None:
+            return None
+        refitter = _made(trt.Refitter, logger, base)
+        put_in = _made(trt.OnnxParserRefitter, logger, refitter).refit_from_bytes(onnx)
+        if not put_in or refitter.get_missing_weights() or not refitter.refit_cuda_engine():
+            log.warning("TensorRT %s does not refit a plan with %s (%s); one is built", here["tensorrt"], model.id, logger.told())
+            return None
+        engine = engine_of(base)
+        if not (off := parity(engine, model)) <= PARITY_TOLERANCE[precision]:
+            engine.close()
+            log.warning("a plan refitted with %s differs from its golden embeddings by %.2g; one is built", model.id, off)
+            return None
+        _write(plan_path, bytes(base.serialize()))
+        return engine
+
     cuda_engine = cached()
     if cuda_engine is None and not may_build:
         raise NotPrepared(f"there is no plan for {model.id} by TensorRT {here['tensorrt']} on {gpu} in {cache} yet")
     if cuda_engine is None:
         with _alone(cache) as waited:
             cuda_engine = cached() if waited else None
+            if cuda_engine is None and refit and (engine := refitted()) is not None:
+                return engine
             if cuda_engine is None:
                 timing_path = cache / f"{_digest(here)}.timing"
                 with _patience(f"building a TensorRT plan for {model.id} on {gpu}"):
-                    plan, timing = build(trt, logger, onnx, _read(timing_path) or b"")
+                    plan, timing = build(trt, logger, onnx, _read(timing_path) or b"", refit=refit)
                 _write(timing_path, timing)
-                _write(plan_path, plan)
+                for path in (plan_path, shapes_path) if refit else (plan_path,):
+                    _write(path, plan)
                 cuda_engine = runner.deserialize_cuda_engine(plan)
         if cuda_engine is None:
             raise EngineUnavailable(f"TensorRT {here['tensorrt']} does not load the plan that it just built: {logger.told()}")
-    return TensorRtEngine(model, precision, runner, cuda_engine, cuda, logger)
+    return engine_of(cuda_engine)
 
 
 class TensorRtEngine(Engine):
     """Some CUDA graphs that are taken in turn, so that no state is ever copied. Each copies the frames in, runs the network, and copies
     the embedding out. One more does that for several hops, from the first turn to the last, and so leaves the next one to the first."""
 
-    name = "tensorrt"
-
-    def __init__(self, model: Model, precision: str, runner: Any, cuda_engine: Any, cuda: _Cuda, logger: Any) -> None:
+    def __init__(self, model: Model, precision: str, runner: Any, cuda_engine: Any, cuda: _Cuda, logger: Any, name: str) -> None:
+        self.name = name
         self.precision = precision
         self.dim = model.dim
         self._turn = 0
@@ -270,8 +307,8 @@ def configure(trt: Any, builder: Any, timing: bytes) -> tuple[Any, Any]:
     return config, cache
 
 
-def build(trt: Any, logger: Any, onnx: bytes, timing: bytes = b"") -> tuple[bytes, bytes]:
-    """A plan for this GPU, and the timing cache that makes the next one cheap.
+def build(trt: Any, logger: Any, onnx: bytes, timing: bytes = b"", *, refit: bool = False) -> tuple[bytes, bytes]:
+    """A plan for this GPU, and the timing cache that makes the next one cheap. `refit`: one that takes other weights.
 
     Raises:
         EngineUnavailable: the parser or the builder refuses the graph, with its own words.
@@ -279,6 +316,8 @@ def build(trt: Any, logger: Any, onnx: bytes, timing: bytes = b"") -> tuple[byte
     builder = _made(trt.Builder, logger)
     network = parse(trt, logger, builder, onnx)
     config, cache = configure(trt, builder, timing)
+    if refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineUnavailable(f"TensorRT {trt.__version__} builds no plan: {logger.told()}")
