@@ -17,7 +17,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -210,28 +210,31 @@ def second_opinion(
     network's opinion alone let 88 of them and 2 other sounds pass, the sum of two 99 and 2, and after two turns of this 119 and 2.
     """
     total = np.full(len(moments), -np.inf)
-    for voice in voices:
-        mine = [i for i, one in enumerate(moments) if (one.keyword, one.speaker) == (voice.keyword, voice.speaker)]
-        known: list[tuple[Enrolled, enrolment.Negatives, list[np.ndarray]]] = []
-        for model in models if mine else ():
-            with closing(load_engine(model)) as engine:
+    with ExitStack() as stack:
+        engines = [stack.enter_context(closing(load_engine(model))) for model in models]
+        for voice in voices:
+            mine = [i for i, one in enumerate(moments) if (one.keyword, one.speaker) == (voice.keyword, voice.speaker)]
+            known: list[tuple[Enrolled, enrolment.Negatives, list[np.ndarray]]] = []
+            for model, engine in zip(models, engines, strict=True) if mine else ():
                 rest()
                 try:
                     one = enrolment.enrol(voice.keyword, voice.speaker, voice.recordings, engine, model, strict=False)
                 except EnrolmentError:
                     continue
                 near = [enrolment.embed(samples, engine)[warm:] for samples, warm in map(_around, (moments[i] for i in mine))]
-            known.append((one, enrolment.load_negatives(model), near))
-        if not known:
-            continue
-        enrolled = [one for one, _, _ in known]
-        for turn in range(TURNS + 1):
-            each = [[scores(rows, one).max(initial=-np.inf) for rows in near] for one, (_, _, near) in zip(enrolled, known, strict=True)]
-            said = np.sum(each, 0)
-            certain = [n for n, i in enumerate(mine) if moments[i].sure or said[n] >= SURE]
-            if turn < TURNS and certain:
-                enrolled = [_as_heard(one, negatives, [near[n] for n in certain]) for one, negatives, near in known]
-        total[mine] = said
+                known.append((one, enrolment.load_negatives(model), near))
+            if not known:
+                continue
+            enrolled = [one for one, _, _ in known]
+            for turn in range(TURNS + 1):
+                each = [
+                    [scores(rows, one).max(initial=-np.inf) for rows in near] for one, (_, _, near) in zip(enrolled, known, strict=True)
+                ]
+                said = np.sum(each, 0)
+                certain = [n for n, i in enumerate(mine) if moments[i].sure or said[n] >= SURE]
+                if turn < TURNS and certain:
+                    enrolled = [_as_heard(one, negatives, [near[n] for n in certain]) for one, negatives, near in known]
+            total[mine] = said
     return total
 
 
