@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -97,18 +98,20 @@ def corpus_people(corpus: Path, keywords: Sequence[str] | None = None) -> list[P
 
 def spoken_people(count: int = len(SPOKEN_VOICES)) -> list[Person]:
     """Text-to-speech users, whose rate and pitch vary from take to take."""
-    people = []
-    for i, (program, name) in enumerate(SPOKEN_VOICES[:count]):
-        rng = np.random.default_rng([29, i])
-        keyword = SPOKEN_KEYWORDS[i % len(SPOKEN_KEYWORDS)]
-        takes = []
-        for _ in range(3 + SPOKEN_TAKES):
-            voice = synthesis.Voice(program, name, float(np.exp(rng.normal(0, 0.08))), float(np.exp(rng.normal(0, 0.06))))
-            quiet = np.zeros(round(rng.uniform(0.3, 0.6) * SAMPLE_RATE_HZ), np.int16)
-            said = at_level(np.concatenate([quiet, synthesis.say(keyword, voice), quiet]), LEVEL_DBFS + rng.uniform(-3, 3))
-            takes.append(to_int16(said + rng.standard_normal(len(said)) * 8))
-        people.append(Person(keyword, f"{program}:{name}", takes[:3], takes[3:]))
-    return people
+    keywords = itertools.cycle(SPOKEN_KEYWORDS)
+    voices = enumerate(zip(keywords, SPOKEN_VOICES[:count], strict=False))
+    return [spoken_person(keyword, *voice, SPOKEN_TAKES, np.random.default_rng([29, i])) for i, (keyword, voice) in voices]
+
+
+def spoken_person(keyword: str, program: str, name: str, takes: int, rng: np.random.Generator) -> Person:
+    """A text-to-speech user with so many takes beside the enrolment."""
+    said = []
+    for _ in range(3 + takes):
+        voice = synthesis.Voice(program, name, float(np.exp(rng.normal(0, 0.08))), float(np.exp(rng.normal(0, 0.06))))
+        quiet = np.zeros(round(rng.uniform(0.3, 0.6) * SAMPLE_RATE_HZ), np.int16)
+        take = at_level(np.concatenate([quiet, synthesis.say(keyword, voice), quiet]), LEVEL_DBFS + rng.uniform(-3, 3))
+        said.append(to_int16(take + rng.standard_normal(len(take)) * 8))
+    return Person(keyword, f"{program}:{name}", said[:3], said[3:])
 
 
 @functools.lru_cache(maxsize=512)

@@ -161,15 +161,18 @@ def _life(job: tuple[Path, Person, int, float, str, tuple[str, ...], tuple[float
     rows = []
     for arm in arms:
         for compression in compressions if arm in PRUNED else (1.0,):
-            for where, facts in _arm(life, arm, compression, factory, judge, starts, seed, alone).items():
+            for where, facts in live(life, arm, compression, factory, judge, starts, seed, alone).items():
                 rows.append({**common, "arm": arm, "compression": compression, "condition": where, **facts})
     return rows
 
 
-def _arm(
+def live(
     life: Life, arm: str, compression: float, factory: Any, judge: Any, starts: Sequence[Any], seed: int, alone: bool
 ) -> dict[str, dict[str, Any]]:
-    """The facts of each condition. `energy_j` is all that the machine drew for the round, if no other ran beside it (`alone`)."""
+    """What an arm makes of a life: the facts of each condition.
+
+    `energy_j` is all that the machine drew for the round, if no other ran beside it (`alone`).
+    """
     person = life.person
     start_s = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
