@@ -64,10 +64,11 @@ RECIPES = ("weights-only", "onda1", "onda2")
 STEPS = {"weights-only": 120, "onda1": 600, "onda2": 600}
 FEW_STEPS = 200  # onda1 from a packaged network that is hardly larger than the target has less to learn anew
 LR_FULL, LR_PRUNED = 1e-3, 3e-3
-# How much the teacher counts. What was pruned has to learn its embedding anew (36 000 parameters, recall in quiet: by L1 0.76 with 0.5 and
-# 0.89 with 4, by HAP 0.94 to 0.96 with 4 to 10). The whole network stays where it was by itself, and in the room 0.5 gave 0.85 and 4
-# gave 0.80.
-TEACHER_FULL, TEACHER_PRUNED = 0.5, 6.0
+# How much the teacher counts. What was pruned far has to learn its embedding anew (36 000 parameters, recall in quiet: by L1 0.76 with 0.5
+# and 0.89 with 4, by HAP 0.94 to 0.96 with 4 to 10). The whole network stays where it was by itself, and in the room 0.5 gave 0.85 and 4
+# gave 0.80. What lost little keeps most of it: onda1 from edge-tiny, room and quiet, two seeds (benchmarks/development_lives.py): with 6
+# 0.865 0.923, 0.834 0.935; with 3 0.888 0.952, 0.842 0.939; with 2 0.894 0.968, 0.840 0.937; with 1 0.875 0.952 (one seed).
+TEACHER_FULL, TEACHER_PRUNED, TEACHER_FEW = 0.5, 6.0, 2.0
 NEAR_HOPS = (-3, 4)  # where, around the decision, a clip is most like its keyword
 # Sums of two networks' scores: of a wake that is believed; of what did not wake and is believed; of a near miss that is taught as wrong.
 SECOND_OPINION, SURE, UNLIKE = 0.0, 0.5, -2.0
@@ -723,7 +724,9 @@ def adapt(
     target = target or Target("params", DEFAULT_SHARE)
     start = _start(factory, starts, target)
     # before and after pruning
-    before, after = steps or STEPS["weights-only"], steps or (FEW_STEPS if recipe == "onda1" and start is not factory else STEPS[recipe])
+    few = recipe == "onda1" and start is not factory
+    before, after = steps or STEPS["weights-only"], steps or (FEW_STEPS if few else STEPS[recipe])
+    weight = TEACHER_FEW if few else TEACHER_PRUNED
     total = (before if recipe != "onda1" else 0) + (after if recipe != "weights-only" else 0)
     done = 0
 
@@ -751,7 +754,7 @@ def adapt(
         whole = network if start is factory else load_network(start)
         name = start.network
         say(f"pruning {name} by {criterion} to {target}")
-        batches, loss = Batches(lessons, seed + 1), Loss(lessons, TEACHER_PRUNED)
+        batches, loss = Batches(lessons, seed + 1), Loss(lessons, weight)
         whole.requires_grad_(True)
 
         def drawn(number: int) -> Tensor:
@@ -766,7 +769,7 @@ def adapt(
         if scratch:
             network = fresh(network.spec, seed)
         say(f"fine-tuning what is left, {network.parameter_count()} parameters, {after} steps")
-        train_s, trained = train(network, lessons, after, LR_PRUNED, TEACHER_PRUNED), after  # of a step of the network that goes live
+        train_s, trained = train(network, lessons, after, LR_PRUNED, weight), after  # of a step of the network that goes live
     say("calibrating and testing on what was held out")
     facts: dict[str, Any] = {
         "parent": factory.id,
