@@ -81,10 +81,11 @@ PROMISE_PER_HOUR = 0.5
 INT8_SLOWER = 1.05  # it is smaller in any case
 SLOWER = 1.15  # two runs of one network differ by up to a tenth on a loaded host
 # The threshold of an adapted version lies so far from the score that keeps the promise on what was held out, which is mostly speech from
-# text-to-speech, to the lower quartile of the enrolment recordings said again; no higher than HIGHEST. Ten development lives, weights only,
-# room and quiet: deployed recall 0.90 and 0.96 with 0.3 and 0.5 false accepts an hour, where a fixed score of 1.2 gave 0.77 and 0.81 with
-# 0.2 and 0.5; at the best threshold 0.89 and 0.96. The held-out tail alone put some above all recordings and others below real speech.
-SPLIT, LOWER, HIGHEST = 0.55, 0.25, 1.2
+# text-to-speech, to the lower quartile of the enrolment recordings said again; no higher than HIGHEST. The held-out tail alone put some
+# above all recordings and others below real speech. Ten development lives, onda1, three settings of training and two seeds each, deployed
+# recall and false accepts an hour in room and quiet: 0.55 and 1.2 0.822 0.961, 0.23 0.48; 0.55 and 1.35 0.817 0.959, 0.14 0.44; 0.65 and
+# 1.2 0.792 0.937, 0.18 0.33; 0.5 and 1.5 0.830 0.965, 0.16 0.51.
+SPLIT, LOWER, HIGHEST = 0.55, 0.25, 1.35
 # Nobody's room stays as it is: copies of its ambience as another time would have it, and sounds that it never had. Without them a network
 # that learned a keyword under one chainsaw woke 400 times in 1.8 hours of another, with them 5 times, and heard more (1.00 for 0.90).
 ELSEWHERE, FOREIGN, FOREIGN_S, FOREIGN_DBFS = 2, 24, 10, (-50.0, -20.0)
