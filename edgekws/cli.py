@@ -265,6 +265,7 @@ def _store(settings: Settings, *, read_only: bool = False) -> Store:
                 os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
             os.setgid(owner.st_gid)
             os.setuid(owner.st_uid)
+            os.environ.setdefault("STATE_DIRECTORY", str(settings.store.root))  # and not what is cached in root's home, which is closed now
     caps = settings.store.events_max, settings.learning.audio_max_mb, settings.learning.audio_max_days
     return Store(settings.store.root, *caps, read_only=read_only)
 
