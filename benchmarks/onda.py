@@ -126,8 +126,10 @@ def claims(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
     ]
     for condition in CONDITIONS:
         for group, mine in _groups(rows, condition).items():
-            before, enrol_only = (pairs(mine, chosen(rows, condition, arm=arm, network=group[0])) for arm in ("before", "enrol-only"))
-            out += _recall(group, condition, before, enrol_only)
+            before, enrol_only, whole = (
+                chosen(rows, condition, arm=arm, network=group[0]) for arm in ("before", "enrol-only", "weights-only")
+            )
+            out += _recall(group, condition, pairs(mine, before), pairs(mine, enrol_only), pairs(whole, enrol_only))
     for group, mine in _groups(rows, "room").items():
         out += _ratios(group, mine, chosen(rows, "room", arm="weights-only"))
     for condition in CONDITIONS:
@@ -176,7 +178,7 @@ def _compression(rows: Sequence[Row], baseline: str, published: str, asked: floa
 
 
 def _recall(
-    group: tuple[str, float], condition: str, start: Sequence[Pair], enrol_only: Sequence[Pair]
+    group: tuple[str, float], condition: str, start: Sequence[Pair], enrol_only: Sequence[Pair], unpruned: Sequence[Pair]
 ) -> list[tuple[str, str, str, str, str]]:
     name = f"{condition}, {group[0]} {group[1]:g}x"
     out = []
@@ -198,7 +200,8 @@ def _recall(
     if enrol_only:
         values = by_user(enrol_only, gain)
         met, sure = values.mean() >= 0.05, interval(values)[0] >= 0.05
-        out.append((what, "-", "≥ +5 points", _points(values), _verdict(met, f"{100 * values.mean():+.1f}", sure=sure)))
+        text = _points(values) + (f"; without pruning {_points(by_user(unpruned, gain))}" if unpruned else "")
+        out.append((what, "-", "≥ +5 points", text, _verdict(met, f"{100 * values.mean():+.1f}", sure=sure)))
     else:
         out.append((what, "-", "≥ +5 points", "no enrolment-only beside it", "not measured"))
     return out
