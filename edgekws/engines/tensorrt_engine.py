@@ -35,9 +35,8 @@ PLANS_MAX = 8  # of one machine: models in use, the one before, and what was tri
 L4T_RELEASE = Path("/etc/nv_tegra_release")
 PROGRESS_S = 10.0  # between two words of a build
 NON_BLOCKING = 1  # cudaStreamNonBlocking
-SEVERAL_HOPS = (
-    24  # in one launch, where a caller has them: as many as golden frames are compared, and whole rounds of every network's buffers
-)
+# In one launch, where a caller has them: as many as golden frames are compared, and whole rounds of every network's buffers.
+SEVERAL_HOPS = 24
 
 
 def why_unavailable() -> str | None:

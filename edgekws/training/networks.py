@@ -56,7 +56,7 @@ def edge(stem: int, width: int) -> list[Any]:
     """
     conv = [stem, stem, 3, 1, 1, 1, 1]
     return [
-        [N_MELS, stem, 5, 1, 2, 1, 1, True],  # (N, stem, T/2, 1): 40 ms a step
+        [N_MELS, stem, 5, 1, 2, 1, 1, True],  # (N, stem, 1, T/2): 40 ms a step
         {"residual": [[*conv, True], [*conv, False]]},
         [stem, width, 4, 1, 2, 1, 1, True],  # (N, width, 1, T/4): 80 ms a step
         *({"residual": [[width, width, 3, 1, 1, 1, 1, False]]} for _ in range(4)),
