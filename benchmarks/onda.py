@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from edgekws.evaluation import chance_of_fall
+
 Row = Mapping[str, Any]
 Pair = tuple[Row, Row]
 
@@ -34,6 +36,7 @@ CONDITIONS = ("room", "clean")
 POINT = 0.01  # of recall: what counts as equal
 LOW_START = 0.8
 FEW_POSITIVES = 20
+WORSE = 0.05  # what chance alone does this seldom is harm
 BOOTSTRAPS = 2000
 # OnDA: sizes at equal accuracy from its full-paper digests, its baselines' parameters from the published code.
 DS_CNN_L, RESNET15 = 413_448, 479_808
@@ -90,13 +93,6 @@ def interval(values: np.ndarray, of: Callable[..., Any] = np.mean) -> tuple[floa
     drawn = values[rng.integers(len(values), size=(BOOTSTRAPS, len(values)))]
     low, high = np.percentile(of(drawn, axis=1), (2.5, 97.5))
     return float(low), float(high)
-
-
-def significantly_worse(row: Row, before: Row) -> bool:
-    """As edgekws.training.trial has it, which needs torch: deployed recall fell by more than chance explains (95 %, one side)."""
-    share = (row["deployed_recall"] + before["deployed_recall"]) / 2
-    spread = np.sqrt(max(2 * share * (1 - share) / row["takes"], 1e-12))
-    return bool(before["deployed_recall"] - row["deployed_recall"] > 1.645 * spread)
 
 
 def _points(values: np.ndarray) -> str:
@@ -234,9 +230,12 @@ def _harm(group: tuple[str, float], condition: str, found: Sequence[Pair]) -> li
     if not found:
         return [(f"what a round may break, {name}", "-", "-", "no version before beside it", "not measured")]
     promoted = [pair for pair in found if pair[0]["gate"] == "promoted"]
-    worse = [pair for pair in promoted if significantly_worse(*pair)]
+    worse = [pair for pair in promoted if chance_of_fall(*pair) < WORSE]
     falls = "; ".join(f"{a['user']} {b['deployed_recall']:.2f} → {a['deployed_recall']:.2f} of {a['takes']}" for a, b in worse)
-    text = f"{len(worse)} of {len(promoted)} promoted lives ({len(found) - len(promoted)} refused)" + (f": {falls}" if falls else "")
+    text = f"{len(worse)} of {len(promoted)} promoted lives ({len(found) - len(promoted)} refused)"
+    if worse:  # so many tests find something now and then where nothing is
+        by_chance = 1 - (1 - min(chance_of_fall(*pair) for pair in worse)) ** len(promoted)
+        text += f": {falls}; chance alone makes one life of {len(promoted)} look as bad in {100 * by_chance:.0f} % of cases"
     out = [(f"lives worse after promotion, {name}", "3 of 10", "none", text, _verdict(not worse, str(len(worse))) if promoted else "-")]
     for who, some in (("promoted", promoted), ("whatever listens, refused ones too", found)):
         if some:
@@ -305,7 +304,7 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
             )
             above = [sum(pair[i]["fa_per_hour"] > 2 for pair in lives) for i in (1, 0)]
             line = [condition, network, str(len(lives)), str(sum(a is not b for a, b in lives))]
-            line += [str(sum(significantly_worse(a, b) for a, b in lives)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
+            line += [str(sum(chance_of_fall(a, b) < WORSE for a, b in lives)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
             line += [f"{false_accepts[0]:.2f} → {false_accepts[1]:.2f}", f"{above[0]} → {above[1]}"]
             lines.append([*line, f"{np.median([row['parameters'] for row in after]):,.0f}".replace(",", " ")])
     return lines

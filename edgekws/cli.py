@@ -209,11 +209,14 @@ def _parser() -> argparse.ArgumentParser:
     lives = bench.add_argument_group("adaptation", "What a round of adaptation is worth: whole lives of a corpus' users in noisy rooms.")
     lives.add_argument("--corpus", type=Path, metavar="DIR", help="a directory with a manifest.csv")
     lives.add_argument("--arms", nargs="+", metavar="ARM", help="before, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch")
-    lives.add_argument("--networks", nargs="+", metavar="NAME", help="edge, edge-small, ds-cnn-l (edge)")
+    lives.add_argument(
+        "--networks", nargs="+", metavar="NAME|DIR", help="edge, edge-small, ds-cnn-l, or a model of these or of ResNet15 (edge)"
+    )
     lives.add_argument("--compression", nargs="+", type=float, metavar="X", help="parameters before over after, of the arms that prune (4)")
     lives.add_argument("--keyword", nargs="+", metavar="K", help="else all")
     lives.add_argument("--users", type=int, metavar="N", help="else all; the keywords in turns")
     lives.add_argument("--seeds", type=int, default=1, metavar="N", help="each is another room and another order (%(default)s)")
+    lives.add_argument("--first-seed", type=int, default=0, metavar="N", help="to live in rooms that nothing was chosen on (%(default)s)")
     lives.add_argument("--condition", nargs="+", metavar="C", help="rooms, in turns: noise10, noise5, noise0")
     lives.add_argument("--workers", type=int, default=1, metavar="N", help="lives at a time (%(default)s)")
     lives.add_argument("--save", type=Path, metavar="FILE", help="add the rows to a file as they come, and leave out the lives that it has")
@@ -1283,7 +1286,7 @@ def _no_round(store: Store, reason: str, as_json: bool) -> int:
 # Those that one of its two forms has alone.
 BENCH_OPTIONS = {
     "listener": ("model", "backend", "all", "while_adapting", "report"),
-    "adaptation": ("corpus", "arms", "networks", "compression", "keyword", "users", "condition", "save"),
+    "adaptation": ("corpus", "arms", "networks", "compression", "keyword", "users", "first_seed", "condition", "save"),
 }
 
 
@@ -1346,6 +1349,7 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
         keywords=options.keyword,
         users=options.users,
         seeds=options.seeds,
+        first_seed=options.first_seed,
         workers=options.workers,
         done={trial.life_of(row) for row in rows},
         say=lambda line: _say(f"edgekws: {line}"),

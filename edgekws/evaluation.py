@@ -121,6 +121,23 @@ def wilson(share: float, n: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
+def chance_of_fall(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
+    """How likely chance alone takes so much from the recall of a life: rows of `bench adaptation` of the same takes, one side.
+
+    McNemar's exact test on the takes that only one of the two heard. Rows that do not tell which were heard, as those made before 0.3,
+    are compared as two proportions.
+    """
+    if "heard" in now and "heard" in before:
+        lost, gained = (
+            sum(a == "1" != b for a, b in zip(*two, strict=True))
+            for two in ((before["heard"], now["heard"]), (now["heard"], before["heard"]))
+        )
+        return sum(math.comb(lost + gained, k) for k in range(lost, lost + gained + 1)) / 2 ** (lost + gained)
+    share = (now["deployed_recall"] + before["deployed_recall"]) / 2
+    spread = math.sqrt(max(2 * share * (1 - share) / now["takes"], 1e-12))
+    return 0.5 * math.erfc((before["deployed_recall"] - now["deployed_recall"]) / spread / math.sqrt(2))
+
+
 def poisson(count: int, hours: float) -> list[float]:
     """Exact 95 % interval of the rate an hour after `count` events in so many hours (Garwood)."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])  # log k!

@@ -15,7 +15,20 @@ from edgekws.detector import Detector, scores
 from edgekws.engines import load_engine
 from edgekws.enrolment import embed, enrol
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
-from edgekws.evaluation import CONDITIONS, Take, User, evaluate, events, false_accept_steps, measure, plot, poisson, report_table, wilson
+from edgekws.evaluation import (
+    CONDITIONS,
+    Take,
+    User,
+    chance_of_fall,
+    evaluate,
+    events,
+    false_accept_steps,
+    measure,
+    plot,
+    poisson,
+    report_table,
+    wilson,
+)
 from edgekws.model import find_model, load_model
 from edgekws.pipeline import Pipeline
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
@@ -137,6 +150,26 @@ def test_the_steps_tell_the_events_of_every_threshold():
     for threshold in np.unique(np.concatenate(streams))[::-1]:
         if threshold >= steps[-1]:
             assert min(30, sum(len(events(s, float(threshold))) for s in streams)) == (steps >= threshold).sum()
+
+
+def test_a_fall_of_recall_is_judged_on_the_takes_that_only_one_of_two_heard():
+    """One take of ten either way: as likely as not. Five lost and none gained: 1 in 32. Six lost, one gained: 8 of 128."""
+    for before, now, chance in (
+        ("1111111110", "0111111111", 0.75),
+        ("1111111111", "0000011111", 1 / 32),
+        ("11111100000", "00000010000", 8 / 128),
+        ("1100", "1100", 1.0),
+    ):
+        assert chance_of_fall({"heard": now}, {"heard": before}) == pytest.approx(chance)
+
+
+def test_a_fall_of_rows_without_takes_is_judged_as_two_proportions():
+    def row(recall):
+        return {"deployed_recall": recall, "takes": 35}
+
+    assert chance_of_fall(row(22 / 35), row(29 / 35)) == pytest.approx(0.0301, abs=1e-3)  # z = 1.88
+    assert chance_of_fall(row(0.8), row(0.8)) == pytest.approx(0.5)
+    assert chance_of_fall(row(1.0), row(0.2)) > 0.999
 
 
 def test_wilson_interval_of_known_cases():

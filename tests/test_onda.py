@@ -76,7 +76,10 @@ def test_a_ratio_of_time_is_the_weights_only_versions_over_the_hybrids():
 def test_users_worse_after_promotion_are_named_and_refused_ones_are_not():
     rows = lives("before", [0.9, 0.9, 0.9]) + hybrid([0.2, 0.85, 0.9])
     measured, met = claim(rows, "lives worse after promotion, room")
-    assert measured == "1 of 3 promoted lives (0 refused): u0 0.90 → 0.20 of 20" and met == "**falls short**: 1"
+    assert measured.startswith(
+        "1 of 3 promoted lives (0 refused): u0 0.90 → 0.20 of 20; chance alone makes one life of 3 look as bad in 0 %"
+    )
+    assert met == "**falls short**: 1"
 
     rows = lives("before", [0.9]) + hybrid([0.2], gate="refused")
     assert claim(rows, "lives worse after promotion, room")[0] == "0 of 0 promoted lives (1 refused)"
@@ -104,13 +107,6 @@ def test_the_interval_is_over_users_not_over_their_seeds():
 
     assert values.tolist() == [0.0, 1.0] and onda.interval(values) == (0.0, 1.0)
     assert onda.interval(np.full(5, 0.3)) == pytest.approx((0.3, 0.3))
-
-
-def test_who_is_worse_is_as_the_trial_has_it():
-    trial = pytest.importorskip("edgekws.training.trial", reason="needs torch")
-    for after in np.linspace(0, 1, 21):
-        row, before = {"deployed_recall": after, "takes": 20}, {"deployed_recall": 0.8, "takes": 20}
-        assert onda.significantly_worse(row, before) == trial.significantly_worse(row, before)
 
 
 def test_the_report_and_the_pictures_are_written(tmp_path):

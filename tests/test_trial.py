@@ -2,6 +2,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from edgekws.cli import main
 from edgekws.errors import EdgekwsError, UsageError
+from edgekws.model import find_model, load_model
 from edgekws.power import load_meter
 
 torch = pytest.importorskip("torch")
@@ -90,6 +92,17 @@ def test_a_life_gives_the_rows_that_are_promised_and_is_not_lived_again(corpus, 
     assert "life 1" not in shown.err and shown.out.startswith("network")
 
 
+def test_a_copy_of_a_network_lives_as_the_packaged_one_and_another_seed_is_another_room(corpus, tmp_path, capsys):
+    shutil.copytree(find_model("edge-small"), tmp_path / "copy")
+    rows = []
+    for options in ([], ["--networks", str(tmp_path / "copy")], ["--first-seed", "1"]):
+        assert bench(corpus, "--arms", "before", *options, "--json") == 0
+        rows.append([row | {"network_us_per_hop": 0, "cpu_s_per_audio_hour": 0} for row in json.loads(capsys.readouterr().out)])
+
+    assert rows[0] == rows[1]
+    assert [{row["seed"] for row in each} for each in rows] == [{0}, {0}, {1}]
+
+
 def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_says_why_not(corpus, tmp_path, monkeypatch):
     """By the meter of an Orin Nano as recorded, 4.775 W at its input; two steps on little speech."""
     few = rounds.replay()[:2]
@@ -98,15 +111,15 @@ def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_say
     monkeypatch.setattr(trial, "GAP_S", 600.0)  # a machine that is busy with other tests
     tree = jetson(tmp_path / "sys", ORIN_NANO)
     monkeypatch.setattr(trial, "load_meter", functools.partial(load_meter, "ina3221", sysfs=tree))
-    (person,) = trial.people(corpus, ["open sesame"], None)
+    (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    rows = trial._life((corpus, person, 0, 10.0, "edge-small", ("enrol-only",), (1.0,), True))
+    rows = trial._life((corpus, person, 0, 10.0, factory, ("enrol-only",), (1.0,), True))
     assert [row["energy_j"] for row in rows] == [pytest.approx(4.775 * rows[0]["round_s"], rel=0.02, abs=0.3)] * 2
     assert [row["why_no_energy"] for row in rows] == [None, None]
     table = [line.split() for line in trial.table(rows).splitlines()]
     assert [line[table[0].index("J")] for line in table[1:]] == [f"{rows[0]['energy_j']:.0f}"] * 2
 
-    (row, _) = trial._life((corpus, person, 0, 10.0, "edge-small", ("enrol-only",), (1.0,), False))
+    (row, _) = trial._life((corpus, person, 0, 10.0, factory, ("enrol-only",), (1.0,), False))
     assert (row["energy_j"], row["why_no_energy"]) == (None, "other lives ran beside it (--workers 1 runs them one by one)")
 
 

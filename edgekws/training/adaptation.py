@@ -25,7 +25,7 @@ from edgekws.values import Clip, Event
 
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
 # small one.
-JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge"}
+JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge", "resnet15": "edge"}
 STARTS = {"edge": ("edge-small", "edge-tiny")}
 MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
 

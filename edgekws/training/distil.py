@@ -179,7 +179,7 @@ def distil(
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=lr)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.2 to 1.3 times faster a step on one x86 core
+    network.to(memory_format=network.training_layout())  # type: ignore[call-overload]
     network.train()
     history: list[float] = []
     recent: list[float] = []

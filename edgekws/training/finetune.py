@@ -245,7 +245,7 @@ def finetune(
     torch.set_num_threads(1)
     batches, loss = Batches(lessons, seed), Loss(lessons, teacher_weight)
     network.requires_grad_(True).train()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # DS-CNN-L 216 ms a step instead of 270
+    network.to(memory_format=network.training_layout())  # type: ignore[call-overload]
     weights: list[Tensor] = list(network.parameters())
     means, squares = ([torch.zeros_like(one) for one in weights] for _ in range(2))
     counts = [torch.tensor(0.0) for _ in weights]

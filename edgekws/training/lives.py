@@ -300,12 +300,14 @@ def measure(life: Life, network: Network, enrolled: Enrolled) -> dict[str, dict[
             return sum(take.heard(at)[0] is not None for take in takes) / len(takes)
 
         recall = share(threshold)
+        deployed = [take.heard(enrolled.threshold)[0] is not None for take in takes]
         false_accepts = sum(len(events(one, enrolled.threshold)) for one in heard)
         found[where] = {
             "recall_at_0.5": recall,
             "recall_interval": wilson(recall, len(takes)),
             "takes": len(takes),
-            "deployed_recall": share(enrolled.threshold),
+            "deployed_recall": sum(deployed) / len(takes),
+            "heard": "".join(str(int(yes)) for yes in deployed),
             "false_accepts": false_accepts,
             "hours": round(hours, 3),
             "fa_per_hour": false_accepts / hours,

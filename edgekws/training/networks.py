@@ -197,6 +197,12 @@ class Network(nn.Module):
         """Every convolution, in the order of the data."""
         return [m for m in self.modules() if isinstance(m, CausalConv)]
 
+    def training_layout(self) -> torch.memory_format:
+        """In which a training step is fastest on one x86 core: channels last, 1.2 to 1.5 times, but for dense convolutions over frequency
+        (ResNet15), which take 1.4 times longer so."""
+        dense = any(c.spec.kernel_f > 1 and c.spec.c_in > 1 and c.spec.groups == 1 for c in self.convs())
+        return torch.contiguous_format if dense else torch.channels_last
+
     def steps(self, frames: Tensor, states: States | None = None) -> Tensor:
         """(N, T, 40) → (N, T / 4, step_dim): one vector a hop."""
         x = frames.transpose(1, 2)[:, :, None] if self.spec["input"] == "mel" else (frames @ self.dct).transpose(1, 2)[:, None]

@@ -39,6 +39,7 @@ REPLAY_STEP = 0.06  # 1 dB
 STEPS = {"edge": 16_600, "edge-small": 28_300, "edge-tiny": 31_400}  # what 24, 19 and 22 minutes gave on one loaded core
 TAUGHT_BY = {"edge-tiny": "edge"}  # pruning of the second starts from the first, so their embeddings must be the same
 STEPS_OTHERS = 10_300  # 50 minutes of DS-CNN-L, in batches half as large
+BATCH = {"edge": 32, "edge-small": 32, "edge-tiny": 32, "ds-cnn-l": 16, "resnet15": 8}  # pieces; a step of ResNet15 costs 9 of DS-CNN-L
 
 
 def pretrain(
@@ -83,7 +84,7 @@ def pretrain(
         torch.manual_seed(seed)
         network = Network(spec(name))
         count = steps or STEPS.get(name, STEPS_OTHERS)
-        batch = 32 if name in STEPS else 16
+        batch = BATCH.get(name, 16)
         start = time.monotonic()
         lessons, mapped = material, projection
         if name in TAUGHT_BY:

@@ -18,9 +18,9 @@ import numpy as np
 from edgekws import enrolment
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
-from edgekws.evaluation import SNR_DB
+from edgekws.evaluation import SNR_DB, chance_of_fall
 from edgekws.frontend import log_mel
-from edgekws.model import find_model, load_model
+from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import NoMeter, Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled
 from edgekws.training.adaptation import JUDGE, STARTS
@@ -82,6 +82,7 @@ def run(
     keywords: Sequence[str] | None = None,
     users: int | None = None,
     seeds: int = 1,
+    first_seed: int = 0,
     rooms_db: Sequence[float] = ROOMS_DB,
     workers: int = 1,
     done: Collection[tuple[Any, ...]] = (),
@@ -90,9 +91,10 @@ def run(
     """The rows of one life after the other, as they come.
 
     Args:
+        networks: names of packaged ones, or directories of models of such a network.
         compressions: the factory network's parameters over those that are left, for the arms that prune.
         users: the first of the mixture; None = all.
-        seeds: each is another room, another order of the stream, other batches.
+        seeds: so many from `first_seed` on; each is another room, another order of the stream, other batches.
         rooms_db: users live at these in turns.
         done: lives, as `life_of` names them, that need not be run again.
 
@@ -102,8 +104,11 @@ def run(
     """
     if wrong := [arm for arm in arms if arm not in ARMS]:
         raise UsageError(f'no arm "{wrong[0]}". Accepted: {", ".join(ARMS)}')
-    if wrong := [name for name in networks if name not in JUDGE]:
-        raise UsageError(f'no network "{wrong[0]}" to adapt. Accepted: {", ".join(JUDGE)}')
+    factories = {
+        name: load_model(find_model(name)) for name in networks if name in builtin_models() or Path(name, "manifest.json").exists()
+    }
+    if wrong := [name for name in networks if name not in factories or factories[name].network not in JUDGE]:
+        raise UsageError(f'no network "{wrong[0]}" to adapt. Accepted: {", ".join(JUDGE)}; of one that is not packaged, its directory')
     if wrong := [f"{one:g}" for one in compressions if not 1 <= one <= MOST_COMPRESSED]:
         raise UsageError(f"no compression {wrong[0]}. Accepted: 1 to {MOST_COMPRESSED}, parameters before over parameters after")
     if wrong := [
@@ -116,11 +121,11 @@ def run(
             f"{corpus}: nobody has 3 takes to enrol and 5 more. Give a corpus with a manifest.csv as `edgekws eval` wants it"
         )
     jobs = [
-        (corpus, one, seed, rooms_db[(number + seed) % len(rooms_db)], name, tuple(arms), tuple(compressions), workers == 1)
-        for seed in range(seeds)
+        (corpus, one, seed, rooms_db[(number + seed) % len(rooms_db)], factory, tuple(arms), tuple(compressions), workers == 1)
+        for seed in range(first_seed, first_seed + seeds)
         for number, one in enumerate(chosen)
-        for name in networks
-        if (one.speaker, one.keyword, name, seed) not in done
+        for factory in factories.values()
+        if (one.speaker, one.keyword, factory.network, seed) not in done
     ]
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -137,9 +142,10 @@ def run(
 _clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
 
 
-def _life(job: tuple[Path, Person, int, float, str, tuple[str, ...], tuple[float, ...], bool]) -> list[dict[str, Any]]:
-    corpus, person, seed, snr_db, name, arms, compressions, alone = job
-    factory, judge = load_model(find_model(name)), load_model(find_model(JUDGE[name]))
+def _life(job: tuple[Path, Person, int, float, Model, tuple[str, ...], tuple[float, ...], bool]) -> list[dict[str, Any]]:
+    corpus, person, seed, snr_db, factory, arms, compressions, alone = job
+    name = factory.network
+    judge = load_model(find_model(JUDGE[name]))
     starts = [load_model(find_model(other)) for other in STARTS.get(name, ())]
     if person.keyword not in _clean:
         _clean[person.keyword] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, person.keyword)]
@@ -265,13 +271,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def significantly_worse(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-    """Whether deployed recall fell by more than two proportions of so many takes differ by chance (95 %, one side)."""
-    if before is None:
-        return False
-    n = row["takes"]
-    a, b = row["deployed_recall"], before["deployed_recall"]
-    share = (a + b) / 2
-    return bool(b - a > 1.645 * np.sqrt(max(2 * share * (1 - share) / n, 1e-12)))
+    """Whether fewer takes are heard at the deployed threshold than chance explains (95 %, one side)."""
+    return before is not None and chance_of_fall(row, before) < 0.05
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
