@@ -168,6 +168,16 @@ def test_where_the_pruned_version_is_refused_one_without_pruning_is_tried(config
     assert said(store) == ["started", "refused", "started", "promoted"]
 
 
+def test_a_network_that_does_not_ship_is_adapted_too(config, store, quick, tmp_path):
+    own = shutil.copytree(find_model("edge-small"), tmp_path / "own")
+    manifest = json.loads((own / "manifest.json").read_text())
+    (own / "manifest.json").write_text(json.dumps({**manifest, "network": "ds-cnn-s"}))
+    config.write_text(config.read_text().replace('"edge-small"', f'"{own}"'))
+
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+    assert load_model(store.current_model()).network == "ds-cnn-s"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

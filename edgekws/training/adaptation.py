@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgekws.errors import EdgekwsError, StoreError
-from edgekws.model import Model, find_model, load_model
+from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import Recording
 from edgekws.power.conditions import free_memory_mb, hottest_c
 from edgekws.store import Store
@@ -173,7 +173,7 @@ def run(
     recipes = [recipe or "onda1"] if asked else ["onda1", "weights-only"]
     criterion_of(recipes[0], criterion)
     factory = load_model(find_model(model))
-    family = JUDGE.get(factory.network) if factory.path == find_model(factory.network) else None
+    family = JUDGE.get(factory.network) if factory.path == builtin_models().get(factory.network) else None
     with store.round_folder() as folder:
         current = store.current_model()
         _tell_of_the_killed(store, now)
