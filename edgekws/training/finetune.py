@@ -42,6 +42,8 @@ GAIN = 0.2  # in the frames' unit: ±3.5 dB
 SPEED, PITCH = 0.1, 0.04  # standard deviations of the logarithm, between takes of one speaker
 ADAM: dict[str, Any] = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
 OWN_SHARE = 1 / 3  # of the positives are the first recordings, sure to be right and made in quiet
+# Not done: a made room's echo on half of the first recordings and of the shipped speech. Eight development lives, two seeds each, recall at
+# 0.5 false accepts an hour in room and quiet: 0.839 and 0.943 without, 0.828 and 0.960 with, where chance alone moves such means by 0.02.
 
 
 @dataclass(frozen=True)
