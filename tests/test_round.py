@@ -162,6 +162,26 @@ def test_how_a_word_sounds_in_the_room_is_learned_from_what_two_networks_are_cer
     assert sum(together[:10]) >= sum(at_once) + 2 and not any(together[10:])
 
 
+def test_a_wake_far_less_like_the_word_than_the_others_is_not_learned_unless_a_person_confirmed_it(factory, monkeypatch):
+    """Scores as two networks gave them in a life of alexa: the third wake was other speech."""
+    four = moments(ENDS_S, 4)
+    confirmed = dataclasses.replace(four[2], sure=True)
+    monkeypatch.setattr(rounds, "second_opinion", lambda *given: np.array([5.89, 6.99, 0.41, 6.2]))
+
+    assert rounds._admit(factory, heard_before(four), factory, lambda: None)[:2] == ([*four[:2], four[3]], [four[2]])
+    four[2] = confirmed
+    assert rounds._admit(factory, heard_before(four), factory, lambda: None)[:2] == (four, [])
+
+
+def test_a_threshold_rises_beyond_its_bound_only_as_far_as_every_held_out_wake_allows():
+    clear, bound = [3.0] * 27, rounds.HIGHEST + np.log10(rounds.PROMISE_PER_HOUR)
+
+    assert rounds.rise(clear, []) == rounds.rise(clear, [3.5]) == rounds.rise(clear, [3.5, 0.2]) == pytest.approx(bound)
+    assert rounds.rise(clear, [3.5, 2.5]) == pytest.approx(rounds.SPLIT * 2.5)
+    assert rounds.rise([1.0] * 27, [3.5, 2.5]) == pytest.approx(rounds.SPLIT)
+    assert rounds.rise([-1.0] * 27, [-0.5, 2.5]) == 0.0
+
+
 def test_what_passes_hears_no_less_than_before(outcome):
     held = outcome.facts["metrics"]["held_out"]
     worse = [kind for kind, one in held["new"]["recall"].items() if one["heard"] < held["old"]["recall"][kind]["heard"]]
