@@ -124,8 +124,7 @@ def wilson(share: float, n: int) -> list[float]:
 def chance_of_fall(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """How likely chance alone takes so much from the recall of a life: rows of `bench adaptation` of the same takes, one side.
 
-    McNemar's exact test on the takes that only one of the two heard. Rows that do not tell which were heard, as those made before 0.3,
-    are compared as two proportions.
+    McNemar's exact test on the takes that only one of the two heard. Older rows do not tell which were heard: two proportions.
     """
     if "heard" in now and "heard" in before:
         lost, gained = (

@@ -163,7 +163,7 @@ def test_a_fall_of_recall_is_judged_on_the_takes_that_only_one_of_two_heard():
         assert chance_of_fall({"heard": now}, {"heard": before}) == pytest.approx(chance)
 
 
-def test_a_fall_of_rows_without_takes_is_judged_as_two_proportions():
+def test_a_fall_of_rows_that_do_not_tell_which_takes_is_judged_as_two_proportions():
     def row(recall):
         return {"deployed_recall": recall, "takes": 35}
 
