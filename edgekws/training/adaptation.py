@@ -234,7 +234,7 @@ def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
     """What two networks said of each clip that nobody had looked at."""
     for moments, state, reason in (
         (outcome.admitted, "admitted", "two networks together hear it"),
-        (outcome.rejected, "rejected", "two networks together do not hear it"),
+        (outcome.rejected, "rejected", "two networks together do not hear it as they hear the others"),
     ):
         for moment in moments:
             if (clip := clips.get(moment.id)) and clip.state == "quarantined":
