@@ -62,6 +62,14 @@ def enrolled(tmp_path_factory):
     return cli
 
 
+def test_the_command_verifies_models_without_openssl_in_its_memory():
+    code = "import sys; sys.argv[1:] = ['models', 'list']; from edgekws.__main__ import main; main(); print(open('/proc/self/maps').read())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert "edge-tiny" in said and "libc.so" in said
+    assert "libcrypto" not in said
+
+
 def test_every_keyword_of_the_demo_stream_is_printed_once(enrolled):
     wakes = enrolled.wakes("--source", f"file:{STREAM}")
 
