@@ -6,6 +6,7 @@ cost nothing beside a launch. Both are the graph itself, so the strongly typed n
 
 from __future__ import annotations
 
+import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -79,11 +80,25 @@ def quantise(model_onnx: Path, states: Sequence[State], frames: np.ndarray, out:
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=_overflows(),
             nodes_to_quantize=nodes,
             # A product's result stays float32; a convolution's does not, since ONNX Runtime's INT8 kernel for it has no other.
             extra_options={"ActivationSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
     return out
+
+
+def _overflows(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether INT8 weights may have 7 bits only: x86-64 without VNNI adds two products in 16 bits, and cuts off what does not fit.
+
+    With 8 bits embeddings are like those in float32 by 0.89 (AMD Zen 3, edge-tiny), on a processor with VNNI by 0.999.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        return "_vnni" not in cpuinfo.read_text()
+    except OSError:
+        return True
 
 
 def version(model: Model, path: Path, *, id: str, precision: str, frames: np.ndarray | None = None) -> Model:
