@@ -24,7 +24,7 @@ from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voic
 from edgekws.values import Clip, Event
 
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
-# small one.
+# small one. ResNet15 does not ship, and is here for benchmarks: an opinion is a score, whatever the space.
 JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge", "resnet15": "edge"}
 STARTS = {"edge": ("edge-small", "edge-tiny")}
 MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
