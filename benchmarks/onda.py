@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekws.evaluation import chance_of_fall
+from edgekws.evaluation import WORSE, chance_of_fall
 
 Row = Mapping[str, Any]
 Pair = tuple[Row, Row]
@@ -36,7 +36,6 @@ CONDITIONS = ("room", "clean")
 POINT = 0.01  # of recall: what counts as equal
 LOW_START = 0.8
 FEW_POSITIVES = 20
-WORSE = 0.05  # what chance alone does this seldom is harm
 BOOTSTRAPS = 2000
 # OnDA: sizes at equal accuracy from its full-paper digests, its baselines' parameters from the published code.
 DS_CNN_L, RESNET15 = 413_448, 479_808

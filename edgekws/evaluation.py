@@ -121,6 +121,9 @@ def wilson(share: float, n: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
+WORSE = 0.05  # what chance alone does this seldom is harm
+
+
 def chance_of_fall(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """How likely chance alone takes so much from the recall of a life: rows of `bench adaptation` of the same takes, one side.
 

@@ -587,16 +587,16 @@ def _admit(
     if judge is None:
         return list(snapshot.positives), [], list(snapshot.near_misses)
     wakes, near = snapshot.positives, [one for one in snapshot.near_misses if not one.sure]
-    said = second_opinion([factory, judge], snapshot.voices, [*wakes, *snapshot.doubtful, *near], rest)
-    least = np.array([SECOND_OPINION] * len(wakes) + [SURE] * (len(said) - len(wakes)))
+    moments = [*wakes, *snapshot.doubtful, *near]
+    said = second_opinion([factory, judge], snapshot.voices, moments, rest)
+    least = np.array([SECOND_OPINION] * len(wakes) + [SURE] * (len(moments) - len(wakes)))
     for voice in snapshot.voices:
-        mine = np.array([(one.keyword, one.speaker) == (voice.keyword, voice.speaker) for one in (*wakes, *snapshot.doubtful, *near)], bool)
+        mine = np.array([(one.keyword, one.speaker) == (voice.keyword, voice.speaker) for one in moments], bool)
         if (believed := said[mine & (said >= least)]).size:
             least[mine] = np.maximum(least[mine], LIKE_OTHERS * np.median(believed))
-    heard = [one.sure or yes for one, yes in zip(wakes, said >= least, strict=False)]
-    admitted = [one for one, yes in zip(wakes, heard, strict=True) if yes]
-    admitted += [one for one, yes in zip([*snapshot.doubtful, *near], (said >= least)[len(wakes) :], strict=True) if yes]
-    rejected = [one for one, yes in zip(wakes, heard, strict=True) if not yes]
+    heard = [one.sure or yes for one, yes in zip(moments, said >= least, strict=True)]
+    admitted = [one for one, yes in zip(moments, heard, strict=True) if yes]
+    rejected = [one for one, yes in zip(wakes, heard, strict=False) if not yes]
     wrong = [one for one in snapshot.near_misses if one.sure]
     wrong += [one for one, score in zip(near, said[len(said) - len(near) :], strict=True) if score < UNLIKE]
     return admitted, rejected, wrong

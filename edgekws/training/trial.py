@@ -18,7 +18,7 @@ import numpy as np
 from edgekws import enrolment
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
-from edgekws.evaluation import SNR_DB, chance_of_fall
+from edgekws.evaluation import SNR_DB, WORSE, chance_of_fall
 from edgekws.frontend import log_mel
 from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import NoMeter, Recording, load_meter
@@ -272,7 +272,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def significantly_worse(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
     """Whether fewer takes are heard at the deployed threshold than chance explains (95 %, one side)."""
-    return before is not None and chance_of_fall(row, before) < 0.05
+    return before is not None and chance_of_fall(row, before) < WORSE
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
