@@ -31,7 +31,7 @@ from edgekws.evaluation import WORSE, chance_of_fall
 Row = Mapping[str, Any]
 Pair = tuple[Row, Row]
 
-HYBRID = "onda1-hap"
+HYBRID, HYBRID_INT8 = "onda1-hap", "onda1-hap-int8"
 CONDITIONS = ("room", "clean")
 POINT = 0.01  # of recall: what counts as equal
 LOW_START = 0.8
@@ -118,6 +118,7 @@ def claims(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
     out = [
         *_compression(rows, "ds-cnn-l", "9.63x", 10.0),
         *_compression(rows, "resnet15", "3.33x / 1.7x", 3.5),
+        *_in_int8(rows),
     ]
     for condition in CONDITIONS:
         for group, mine in _groups(rows, condition).items():
@@ -169,6 +170,28 @@ def _compression(rows: Sequence[Row], baseline: str, published: str, asked: floa
         short = "no size is within a point of recall" if not equal else f"{smaller:.1f}x"
         sure = interval(lost)[0] >= -POINT
         out.append((what, published, f"≥ {asked:g}x", text, _verdict(equal and smaller >= asked, short, sure=sure)))
+    return out
+
+
+def _in_int8(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
+    """Bytes of the graph against weights-only DS-CNN-L in float32, and what INT8 takes from the recall of the same candidates."""
+
+    def gain(a: Row, b: Row) -> float:
+        return float(a["recall_at_0.5"] - b["recall_at_0.5"])
+
+    out = []
+    for condition in CONDITIONS:
+        mine = chosen(rows, condition, arm=HYBRID_INT8)
+        if found := pairs(mine, chosen(rows, condition, arm="weights-only", network="ds-cnn-l")):
+            lost = by_user(found, gain)
+            smaller = float(np.median([b["file_kb"] / a["file_kb"] for a, b in found]))
+            whole = pairs(mine, [row for row in chosen(rows, condition, arm=HYBRID) if row["compression"] == mine[0]["compression"]])
+            text = f"{smaller:.1f}x, recall {_points(lost)}"
+            if whole:
+                text += f"; against itself in float32 {_points(by_user(whole, gain))}"
+            equal = bool(lost.mean() >= -POINT)
+            verdict = _verdict(equal and smaller >= 20, f"{smaller:.1f}x" if equal else "recall", sure=interval(lost)[0] >= -POINT)
+            out.append((f"bytes in INT8 against weights-only ds-cnn-l at equal recall, {condition}", "-", "goal: 20x", text, verdict))
     return out
 
 

@@ -208,7 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("what", nargs="?", choices=("listener", "adaptation"), default="listener", help="adaptation: see below")
     lives = bench.add_argument_group("adaptation", "What a round of adaptation is worth: whole lives of a corpus' users in noisy rooms.")
     lives.add_argument("--corpus", type=Path, metavar="DIR", help="a directory with a manifest.csv")
-    lives.add_argument("--arms", nargs="+", metavar="ARM", help="before, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch")
+    lives.add_argument(
+        "--arms",
+        nargs="+",
+        metavar="ARM",
+        help="before, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch (all), onda1-hap-int8",
+    )
     lives.add_argument(
         "--networks", nargs="+", metavar="NAME|DIR", help="edge, edge-small, ds-cnn-l, or a model of these or of ResNet15 (edge)"
     )

@@ -51,6 +51,16 @@ def test_a_compression_that_costs_recall_falls_short():
     assert "recall -20.0 points" in measured and met == "**falls short**: no size is within a point of recall"
 
 
+def test_bytes_in_int8_count_where_recall_is_equal_and_stand_beside_the_same_candidate_in_float32():
+    whole = lives("weights-only", [0.9, 0.8], network="ds-cnn-l", file_kb=1600.0)
+    small = lives("onda1-hap-int8", [0.9, 0.795], compression=10.0, file_kb=50.0)
+
+    measured, met = claim(whole + hybrid([0.92, 0.81]) + small, "bytes in INT8 against weights-only ds-cnn-l at equal recall, room")
+    assert measured.startswith("32.0x, recall -0.3 points") and "float32 -1.8 points" in measured and met == "met"
+    lost = lives("onda1-hap-int8", [0.6, 0.5], compression=10.0, file_kb=50.0)
+    assert claim(whole + hybrid([0.9, 0.8]) + lost, "bytes in INT8")[1] == "**falls short**: recall"
+
+
 def test_the_recall_gained_counts_those_who_started_low_from_their_own_networks_start():
     other_network = lives("before", [0.1, 0.1, 0.1], network="ds-cnn-l")
     rows = lives("before", [0.5, 0.6, 0.95]) + other_network + hybrid([0.7, 0.8, 0.95])

@@ -195,7 +195,7 @@ def test_a_training_that_collapses_is_refused(factory, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "_collapse", lambda *heard: measured.append(alike(*heard)) or measured[-1])
     for step_size in (0.05, 0.1):
         monkeypatch.setattr(rounds, "LR_FULL", step_size)
-        made = adapt(factory, heard_before(moments(ENDS_S, 13)), tmp_path / "c", id="1", recipe="weights-only", steps=12, int8=False)
+        made = adapt(factory, heard_before(moments(ENDS_S, 13)), tmp_path / "c", id="1", recipe="weights-only", steps=12, int8="never")
         shutil.rmtree(tmp_path / "c")
 
         assert not made.passed
@@ -216,7 +216,7 @@ def test_a_buffer_full_of_a_strangers_voice_does_not_harm_the_owner(factory, tmp
         pytest.skip("flite is not installed (apt-get install flite)")
     snapshot = heard_before(by_a_stranger(texts))
     judge = load_model(find_model("ds-cnn-l"))
-    made = adapt(factory, snapshot, tmp_path / "candidate", id="1", recipe="weights-only", steps=10, judge=judge, int8=False)
+    made = adapt(factory, snapshot, tmp_path / "candidate", id="1", recipe="weights-only", steps=10, judge=judge, int8="never")
 
     assert len(made.admitted) <= most
     old, new = (heard_of_the_owner(one) for one in (factory, made.model))

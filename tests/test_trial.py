@@ -123,6 +123,20 @@ def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_say
     assert (row["energy_j"], row["why_no_energy"]) == (None, "other lives ran beside it (--workers 1 runs them one by one)")
 
 
+def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slower(corpus, monkeypatch):
+    """Two steps on little speech."""
+    few = rounds.replay()[:2]
+    monkeypatch.setattr(rounds, "replay", lambda: few)
+    monkeypatch.setattr(trial, "adapt", functools.partial(trial.adapt, steps=2))
+    monkeypatch.setattr(rounds, "INT8_SLOWER", 0.0)
+    (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
+
+    whole, _, small, _ = trial._life((corpus, person, 0, 10.0, factory, ("onda1-hap", "onda1-hap-int8"), (4.0,), False))
+    assert small["arm"] == "onda1-hap-int8" and small["parameters"] == whole["parameters"]
+    assert small["file_kb"] < whole["file_kb"] / 2
+    assert small["deployed_recall"] == pytest.approx(whole["deployed_recall"], abs=0.34)  # three takes
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

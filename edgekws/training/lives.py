@@ -33,10 +33,8 @@ from edgekws.model import Model
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import Cut, PseudoLabels
 from edgekws.training import synthesis
-from edgekws.training.finetune import steps_of, windows_of
 from edgekws.training.material import LEVEL_DBFS, TRAIN_NEGATIVES, TRAIN_NOISE_FOLDS, at_level, to_int16
-from edgekws.training.networks import Network
-from edgekws.training.round import Moment, Snapshot, Voice
+from edgekws.training.round import Embed, Moment, Snapshot, Voice
 from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 
 LEAST_TAKES = 5  # beside the enrolment: fewer cannot be halved
@@ -282,15 +280,14 @@ def confusable() -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def measure(life: Life, network: Network, enrolled: Enrolled) -> dict[str, dict[str, Any]]:
+def measure(life: Life, embed: Embed, enrolled: Enrolled) -> dict[str, dict[str, Any]]:
     """room and clean: recall at 0.5 false accepts an hour, chosen on the test as the papers do, and what the deployed threshold gives."""
     found = {}
     for where in ("room", "clean"):
-        heard = [scores(windows_of(network, steps_of(network, frames)), enrolled) for frames in life.negatives[where]]
+        heard = [scores(embed(frames), enrolled) for frames in life.negatives[where]]
         hours = sum(map(len, heard)) * HOP_MS / 3_600_000
         takes = [
-            Take(scores(windows_of(network, steps_of(network, frames)), enrolled), enrolment.PAD_BEFORE, end + SAMPLE_RATE_HZ // 2)
-            for frames, end in life.takes[where]
+            Take(scores(embed(frames), enrolled), enrolment.PAD_BEFORE, end + SAMPLE_RATE_HZ // 2) for frames, end in life.takes[where]
         ]
         allowed = int(0.5 * hours + 1e-9)
         steps = false_accept_steps(heard, allowed + 1)

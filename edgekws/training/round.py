@@ -21,7 +21,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -627,8 +627,12 @@ def fresh(spec: Mapping[str, Any], seed: int) -> Network:
     return network.eval()
 
 
-def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: Heard) -> dict[str, Any]:
-    """The candidate in INT8 takes its place if it is as good on what was held out, and no slower on this host. What was found."""
+def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: Heard, *, always: bool) -> dict[str, Any]:
+    """The candidate in INT8 takes its place if it is as good on what was held out, and no slower on this host. What was found.
+
+    Args:
+        always: it takes its place whatever was found.
+    """
     frames = np.concatenate([np.asarray(one, np.float32) for one in round_.held[:: max(1, len(round_.held) // 8)]])
     hops = frames[: len(frames) // HOP_FRAMES * HOP_FRAMES].reshape(-1, HOP_FRAMES, N_MELS)
     other = version(model, model.path.with_name(f"{model.path.name}-int8"), id=model.id, precision="int8", frames=hops)
@@ -639,14 +643,14 @@ def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: 
         reasons = verdict(round_.hear(by_engine(engine), enrolled), whole, 0.0)
         engine.close()
     found = {
-        "kept": not reasons,
+        "kept": always or not reasons,
         "reasons": reasons,
         "cpu_us_per_hop": round(costs[0] * 1e6, 1),
         "cpu_us_per_hop_fp32": round(costs[1] * 1e6, 1),
         "file_kb": round((other.path / "model_int8.onnx").stat().st_size / 1000, 1),
         "file_kb_fp32": round((model.path / "model.onnx").stat().st_size / 1000, 1),
     }
-    if not reasons:
+    if found["kept"]:
         shutil.rmtree(model.path)
         other.path.rename(model.path)
     else:
@@ -712,7 +716,7 @@ def adapt(
     judge: Model | None = None,
     pseudo: bool = True,
     scratch: bool = False,
-    int8: bool = True,
+    int8: Literal["never", "where better", "always"] = "where better",
     seed: int = 0,
     steps: int | None = None,
     recording: Recording | None = None,
@@ -729,7 +733,7 @@ def adapt(
         judge: gives a second opinion on pseudo-positives that no person confirmed; None = all are taken as they are.
         steps: of each fine-tuning; None = as many as the recipe has.
         pseudo: False leaves the pseudo-positives out, for comparison.
-        int8: try the candidate in INT8 too, and keep that where it is as good and not slower here.
+        int8: the candidate in INT8 takes its place where it is as good and not slower here; always, for comparison.
         scratch: the pruned network's shape from random weights, for comparison.
         recording: of a meter, from before the round on: what the machine draws meanwhile is in the cost.
         say: is given a line at each part.
@@ -830,8 +834,8 @@ def adapt(
         **_drawn(recording, start_s),
     }
     rewrite_manifest(out, facts)
-    if int8 and not reasons:
+    if int8 == "always" or (int8 == "where better" and not reasons):
         say("trying it in INT8")
-        facts["int8"] = _in_int8(round_, load_model(out), enrolled, new)
+        facts["int8"] = _in_int8(round_, load_model(out), enrolled, new, always=int8 == "always")
         rewrite_manifest(out, facts)
     return Outcome(not reasons, "; ".join(reasons) or "not worse on anything that was held out", load_model(out), admitted, rejected, facts)
