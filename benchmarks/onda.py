@@ -78,6 +78,11 @@ def live(row: Row, before: Row) -> Row:
     return row if row["gate"] == "promoted" else before
 
 
+def gain(row: Row, other: Row) -> float:
+    """Of recall at 0.5 false accepts an hour."""
+    return float(row["recall_at_0.5"] - other["recall_at_0.5"])
+
+
 def by_user(found: Iterable[Pair], value: Callable[[Row, Row], float]) -> np.ndarray:
     """One value a user, the mean over seeds."""
     users: dict[tuple[str, str], list[float]] = {}
@@ -136,7 +141,7 @@ def claims(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
             for (network, compression), mine in _groups(rows, condition).items():
                 other = pairs(mine, chosen(rows, condition, arm=arm, network=network, compression=compression))
                 if other:
-                    gained = by_user(other, lambda a, b: a["recall_at_0.5"] - b["recall_at_0.5"])
+                    gained = by_user(other, gain)
                     what = f"recall against {arm} at equal size, {condition}, {network} {compression:g}x"
                     out.append((what, "-", "reported", _points(gained), "-"))
     return out
@@ -158,7 +163,7 @@ def _compression(rows: Sequence[Row], baseline: str, published: str, asked: floa
         tried = []
         for (network, compression), mine in _groups(rows, condition).items():
             if found := pairs(mine, whole):
-                lost = by_user(found, lambda a, b: a["recall_at_0.5"] - b["recall_at_0.5"])
+                lost = by_user(found, gain)
                 smaller = float(np.median([b["parameters"] / a["parameters"] for a, b in found]))
                 bytes_ = float(np.median([b["file_kb"] / a["file_kb"] for a, b in found]))
                 tried.append((bool(lost.mean() >= -POINT), smaller, lost, bytes_, f"{network} {compression:g}x"))
@@ -175,10 +180,6 @@ def _compression(rows: Sequence[Row], baseline: str, published: str, asked: floa
 
 def _in_int8(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
     """Bytes of the graph against weights-only DS-CNN-L in float32, and what INT8 takes from the recall of the same candidates."""
-
-    def gain(a: Row, b: Row) -> float:
-        return float(a["recall_at_0.5"] - b["recall_at_0.5"])
-
     out = []
     for condition in CONDITIONS:
         mine = chosen(rows, condition, arm=HYBRID_INT8)
@@ -200,9 +201,6 @@ def _recall(
 ) -> list[tuple[str, str, str, str, str]]:
     name = f"{condition}, {group[0]} {group[1]:g}x"
     out = []
-
-    def gain(a: Row, b: Row) -> float:
-        return float(a["recall_at_0.5"] - b["recall_at_0.5"])
 
     low = [pair for pair in start if pair[1]["recall_at_0.5"] < LOW_START]
     what = f"recall gained where the start is below {LOW_START}, {name}"

@@ -129,9 +129,13 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
     monkeypatch.setattr(rounds, "replay", lambda: few)
     monkeypatch.setattr(trial, "adapt", functools.partial(trial.adapt, steps=2))
     monkeypatch.setattr(rounds, "INT8_SLOWER", 0.0)
+    tested = []
+    by_engine = trial.by_engine
+    monkeypatch.setattr(trial, "by_engine", lambda engine: tested.append(engine.precision) or by_engine(engine))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
     whole, _, small, _ = trial._life((corpus, person, 0, 10.0, factory, ("onda1-hap", "onda1-hap-int8"), (4.0,), False))
+    assert tested == ["int8"]
     assert small["arm"] == "onda1-hap-int8" and small["parameters"] == whole["parameters"]
     assert small["file_kb"] < whole["file_kb"] / 2
     assert small["deployed_recall"] == pytest.approx(whole["deployed_recall"], abs=0.34)  # three takes

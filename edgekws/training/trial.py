@@ -46,7 +46,7 @@ def arm_options(arm: str) -> dict[str, Any]:
         "scratch": {"recipe": "onda1", "criterion": "hap", "scratch": True},
         IN_INT8: {"recipe": "onda1", "criterion": "hap", "int8": "always"},
     }
-    return options[arm]
+    return {"int8": "never", **options[arm]}
 
 
 def room_db(condition: str) -> float:
@@ -203,7 +203,7 @@ def live(
                     judge=judge,
                     seed=seed,
                     recording=recording,
-                    **{"int8": "never", **options},
+                    **options,
                 )
             model, cost = outcome.model, outcome.facts["cost"]
             gate = "promoted" if outcome.passed else outcome.reason
