@@ -1212,6 +1212,10 @@ def _adapt(options: argparse.Namespace) -> int:
         return _no_round(store, str(error), options.json)  # where the timer is on, and there was never a learner, nothing has failed
     target = Target.parse(options.target) if options.target else None
     asked_by = "by hand"
+    if not options.dry_run:
+        pause = Budget(0.5 if options.if_needed else 1.0).pause
+        if back := adaptation.look_back(store, settings.model.id, say=lambda line: _say(f"edgekws: {line}"), rest=pause):
+            _say(f"edgekws: {back}")
     if options.if_needed:
         refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time())
         if refusal:

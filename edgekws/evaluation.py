@@ -134,10 +134,15 @@ def chance_of_fall(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
             sum(a == "1" != b for a, b in zip(*two, strict=True))
             for two in ((before["heard"], now["heard"]), (now["heard"], before["heard"]))
         )
-        return sum(math.comb(lost + gained, k) for k in range(lost, lost + gained + 1)) / 2 ** (lost + gained)
+        return sign_test(lost, gained)
     share = (now["deployed_recall"] + before["deployed_recall"]) / 2
     spread = math.sqrt(max(2 * share * (1 - share) / now["takes"], 1e-12))
     return 0.5 * math.erfc((before["deployed_recall"] - now["deployed_recall"]) / spread / math.sqrt(2))
+
+
+def sign_test(lost: int, gained: int) -> float:
+    """How likely chance alone loses so many of as many pairs, or more."""
+    return sum(math.comb(lost + gained, k) for k in range(lost, lost + gained + 1)) / 2 ** (lost + gained)
 
 
 def poisson(count: int, hours: float) -> list[float]:

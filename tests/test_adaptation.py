@@ -14,16 +14,16 @@ import pytest
 
 from edgekws.cli import _flat, main
 from edgekws.errors import EdgekwsError, StoreError
-from edgekws.model import find_model, load_model
+from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.power import NoMeter, load_meter
-from edgekws.store import Store
+from edgekws.store import ADAPTED, Store, save_enrolled
 from edgekws.values import Clip, Event
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 from test_power import ORIN_NANO, jetson  # noqa: E402
 from test_round import ENDS_S as SPOKEN_S  # noqa: E402
-from test_round import KEYWORD, SPEAKER, TAKES, ambience, moments  # noqa: E402
+from test_round import KEYWORD, OTHER_S, SPEAKER, TAKES, ambience, moments  # noqa: E402
 
 from edgekws.training import adaptation  # noqa: E402
 from edgekws.training import round as rounds  # noqa: E402
@@ -439,3 +439,62 @@ def test_if_needed_says_why_there_is_no_round(config, store, capsys):
     assert main(["adapt", "--if-needed", "--json", "--config", str(config)]) == 0
     assert json.loads(capsys.readouterr().out) == {"promoted": False, "skipped": "8 wakes were kept since the last round, 12 are enough"}
     assert said(store) == ["skipped"]  # not the same line every night
+
+
+def listening_since(store, threshold_above=0.0, others=0, **counts):
+    """A version that is promoted, its threshold so far above the packaged one's, and clips that it kept of words and of other speech."""
+    voices = adaptation._voices(store)
+    made = shutil.copytree(find_model("edge-small"), store.root.parent / "made")
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps({**manifest, "id": "0001-new"}))
+    enrolled = rounds.listened_for(load_model(made), voices)
+    changed = [dataclasses.replace(one, threshold=one.threshold + threshold_above) for one in enrolled]
+    save_enrolled(made / ADAPTED, {f"{v.id} {v.only_enrolled}": one for v, one in zip(voices, changed, strict=True)})
+    rewrite_manifest(made)
+    live = store.promote(made, "0001-new")
+    for label, count in counts.items():
+        for i, one in enumerate([*moments(SPOKEN_S, count), *moments(OTHER_S, others)]):
+            clip = Clip(label, KEYWORD, SPEAKER, 0.0, one.decided_sample, 0.0, "", model="0001-new", time_s=time.time() + i)
+            store.add_clip(clip, one.samples)
+    return live
+
+
+def test_a_version_that_hears_less_of_its_owner_than_the_one_before_is_gone_back_from(config, store, capsys):
+    listening_since(store, 20.0, between=8)
+    before = store.clips()
+    assert main(["adapt", "--if-needed", "--config", str(config)]) == 0
+
+    assert store.current_model() is None and store.clips() == before
+    events = [event for event in store.events() if event.kind == "model"]
+    assert [(event.model, event.extra["what"], event.extra["back_to"]) for event in events] == [
+        ("0001-new", "rolled back", "the configured model")
+    ]
+    assert "the version before alone hears 8, it alone 0" in events[0].extra["reason"]
+    assert "edgekws: the configured model listens again, since 0001-new hears less of its owner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("threshold_above", "words", "others", "why"),
+    [
+        (20.0, 5, 0, "five words may be chance"),
+        (0.0, 8, 0, "it hears what the one before hears"),
+        (20.0, 5, 8, "other speech is no word, whoever wakes at it"),
+    ],
+)
+def test_a_version_stays_where_nothing_shows_that_it_hears_less(config, store, threshold_above, words, others, why):
+    live = listening_since(store, threshold_above, others, between=words)
+
+    assert adaptation.look_back(store, "edge-small") is None, why
+    assert store.current_model() == live
+
+
+def test_nobody_looks_back_in_a_dry_run_or_at_a_version_that_cannot_be_read(config, store, quick):
+    live = listening_since(store, 20.0, between=8)
+    assert main(["adapt", "--dry-run", "--recipe", "weights-only", "--config", str(config)]) == 0
+    assert store.current_model() == live
+
+    graph = live / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1000])
+    told = []
+    assert adaptation.look_back(store, "edge-small", say=told.append) is None
+    assert "0001-new" in told[0] and store.current_model() == live

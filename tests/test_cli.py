@@ -558,3 +558,19 @@ def test_what_root_caches_for_the_service_lies_with_the_service():
         done = subprocess.run([sys.executable, "-c", program, root], env=env, capture_output=True, text=True, timeout=60)
 
     assert (done.stdout, done.stderr) == (f"{root}/tensorrt\n", "")
+
+
+@pytest.mark.parametrize(("given", "taken"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "4"}, "4")])
+def test_numpy_has_one_thread_unless_the_user_wants_more(given, taken):
+    """Asked of the process that a command runs in, before NumPy is there."""
+    ask = """
+import os, sys
+from edgekws.__main__ import main
+try:
+    main()
+except SystemExit:
+    print(os.environ["OPENBLAS_NUM_THREADS"], "numpy" in sys.modules)
+"""
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"} | given
+    ended = subprocess.run([sys.executable, "-c", ask, "--version"], capture_output=True, text=True, env=env, check=True)
+    assert ended.stdout.splitlines()[-1] == f"{taken} False"

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from edgekws.errors import EdgekwsError, StoreError
+from edgekws.errors import EdgekwsError, EngineUnavailable, EnrolmentError, ModelError, StoreError
+from edgekws.evaluation import sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import Recording
 from edgekws.power.conditions import free_memory_mb, hottest_c
+from edgekws.promotion import model_event
 from edgekws.store import Store
-from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of
+from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of, told_apart
 from edgekws.values import Clip, Event
 
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
@@ -28,6 +30,8 @@ from edgekws.values import Clip, Event
 JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge", "resnet15": "edge"}
 STARTS = {"edge": ("edge-small", "edge-tiny")}
 MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
+
+MOST_LOOKED_AT = 400  # the latest clips; 20 s of CPU time
 
 NEW_POSITIVES = MANY  # since the last round
 AMBIENCE_PIECES = 30  # five minutes
@@ -38,6 +42,7 @@ DRIFT = 0.3  # that the median score of the last wakes fell by: half the distanc
 BUSY_LOAD = 0.7  # of each core, in the last five minutes
 HOT_C = 75.0
 LEAST_FREE_MB = 1500.0  # training takes under 1 GB
+FELL_P = 0.02  # looked at again each night, so stricter than once: six words that only the version before hears, and none the other way
 # As NumPy, the kernel, PyTorch, ONNX Runtime and oneDNN say it. Where OpenBLAS meets it first the process ends, and the next round tells.
 NO_MEMORY = ("Unable to allocate", "allocate memory", "bad_alloc", "could not create a primitive")
 
@@ -111,7 +116,7 @@ def snapshot(store: Store, say: Callable[[str], object] = lambda line: None) -> 
 
     Clips of what is not enrolled (any more) are left out too: nothing could judge them.
     """
-    voices = [Voice(e.keyword, e.speaker, e.recordings(), e.only_enrolled, e.id) for e in store.enrolments()]
+    voices = _voices(store)
     known_as = {("", ""), *((one.keyword, one.speaker) for one in voices)}
     clips = [clip for clip in store.clips() if clip.state != "rejected" and (clip.keyword, clip.speaker) in known_as]
     parts: dict[str, list[Clip]] = {"positive": [], "ambience": [], "near": [], "doubtful": []}
@@ -123,19 +128,81 @@ def snapshot(store: Store, say: Callable[[str], object] = lambda line: None) -> 
     known: dict[int, Clip] = {}
 
     def moments(part: str) -> list[Moment]:
-        found = []
-        for clip in sorted(parts[part], key=lambda one: one.time_s)[-MOST[part] :]:
-            try:
-                samples = store.clip_samples(clip)
-            except StoreError as error:
-                say(f"left out: {error}")
-                continue
-            known[clip.id] = clip
-            found.append(Moment(samples, clip.decided_sample, clip.keyword, clip.speaker, clip.state == "confirmed", clip.id))
-        return found
+        found = _moments(store, parts[part], MOST[part], say)
+        known.update((clip.id, clip) for clip, _ in found)
+        return [moment for _, moment in found]
 
     ambience = [one.samples for one in moments("ambience")]
     return Snapshot(voices, moments("positive"), ambience, moments("near"), moments("doubtful")), known
+
+
+def _voices(store: Store) -> list[Voice]:
+    return [Voice(e.keyword, e.speaker, e.recordings(), e.only_enrolled, e.id) for e in store.enrolments()]
+
+
+def _moments(store: Store, clips: Sequence[Clip], most: int, say: Callable[[str], object]) -> list[tuple[Clip, Moment]]:
+    """The latest of these clips with their audio, oldest first. One that cannot be read is said and left out."""
+    found = []
+    for clip in sorted(clips, key=lambda one: one.time_s)[-most:]:
+        try:
+            samples = store.clip_samples(clip)
+        except StoreError as error:
+            say(f"left out: {error}")
+            continue
+        found.append((clip, Moment(samples, clip.decided_sample, clip.keyword, clip.speaker, clip.state == "confirmed", clip.id)))
+    return found
+
+
+def look_back(
+    store: Store,
+    model: str,
+    *,
+    say: Callable[[str], object] = lambda line: None,
+    rest: Callable[[], object] = lambda: None,
+    now: Callable[[], float] = time.time,
+) -> str | None:
+    """Go back from the version that listens where it hears less of its owner than the one before it would have. Why; None = it stays.
+
+    Both are run on the clips that it has kept, which no round has learned from: wakes, what nearly woke, near misses. The gate had but
+    what was heard before the round, and of one owner in twenty it could not tell from that. What scored too low for a clip counts for
+    neither.
+
+    Args:
+        model: the configured factory network, by name or path.
+    """
+    current, factory = store.current_model(), load_model(find_model(model))
+    family = _family(factory)
+    if current is None or family is None:
+        return None
+    try:
+        live, previous, voices = load_model(current), store.previous_model(), _voices(store)
+        known_as = {(one.keyword, one.speaker) for one in voices}
+        wrong = ("negative", "confirmed")
+        clips = [clip for clip in store.clips() if clip.model == live.id and clip.state != "rejected" and (clip.label, clip.state) != wrong]
+        clips = [clip for clip in clips if (clip.keyword, clip.speaker) in known_as]
+        moments = [moment for _, moment in _moments(store, clips, MOST_LOOKED_AT, say)]
+        before = load_model(previous) if previous else factory
+        lost, gained = told_apart(live, before, load_model(find_model(family)), voices, moments, rest)
+    except (ModelError, EngineUnavailable, EnrolmentError) as error:
+        say(f"not looked back on: {error}")
+        return None
+    if not fell(lost, gained) or store.current_model() != current:
+        return None
+    back = store.rollback()
+    name = back.name if back else "the configured model"
+    reason = f"of the words since then the version before alone hears {lost}, it alone {gained}"
+    _add_event(store, model_event(live.id, "rolled back", now(), back_to=name, reason=reason))
+    return f"{name} listens again, since {live.id} hears less of its owner: {reason}"
+
+
+def fell(lost: int, gained: int) -> bool:
+    """Whether a version hears less of its owner than the one before it, by the words that only one of the two hears."""
+    return sign_test(lost, gained) < FELL_P
+
+
+def _family(factory: Model) -> str | None:
+    """The network that gives a second opinion beside a packaged one."""
+    return JUDGE.get(factory.network) if factory.path == builtin_models().get(factory.network) else None
 
 
 def run(
@@ -173,7 +240,7 @@ def run(
     recipes = [recipe or "onda1"] if asked else ["onda1", "weights-only"]
     criterion_of(recipes[0], criterion)
     factory = load_model(find_model(model))
-    family = JUDGE.get(factory.network) if factory.path == builtin_models().get(factory.network) else None
+    family = _family(factory)
     with store.round_folder() as folder:
         current = store.current_model()
         _tell_of_the_killed(store, now)
@@ -245,10 +312,12 @@ def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
 def _note(store: Store, what: str, now_s: float, **facts: Any) -> None:
     """An event; a log that cannot be written stops no round."""
     model = str(facts.pop("model", ""))
-    try:
-        store.add_event(Event("", "", 0.0, 0.0, now_s, 0.0, 0.0, model, "round", extra={"what": what, **facts}))
-    except StoreError:
-        return
+    _add_event(store, Event("", "", 0.0, 0.0, now_s, 0.0, 0.0, model, "round", extra={"what": what, **facts}))
+
+
+def _add_event(store: Store, event: Event) -> None:
+    with contextlib.suppress(StoreError):
+        store.add_event(event)
 
 
 def _tell_of_the_killed(store: Store, now: Callable[[], float]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from edgekws import enrolment
 from edgekws.audio import read_recording
 from edgekws.detector import Detector, scores
-from edgekws.engines import load_engine
+from edgekws.engines import Engine, load_engine
 from edgekws.errors import EdgekwsError
 from edgekws.evaluation import Take, events, false_accept_steps, reverberate, room_response, wilson
 from edgekws.frontend import log_mel
@@ -184,11 +184,12 @@ class Life:
     person: Person
     room: Room
     snapshot: Snapshot
-    """The id of a moment is 1 where it is the keyword, else 0: nobody who learns looks at it."""
     spoken: int
     """Keywords in the stream."""
+    test: Sequence[np.ndarray]
+    """The takes of the test as they were recorded."""
     takes: dict[str, list[tuple[np.ndarray, int]]]
-    """room and clean: frames, and the sample at which the take ends."""
+    """room and clean: their frames, and the sample at which the take ends."""
     negatives: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """room and clean: frames of speech without the keyword."""
 
@@ -199,28 +200,10 @@ def lead(person: Person, corpus: Path, factory: Model, *, seed: int, snr_db: flo
     room = Room(corpus, seed, snr_db)
     order = rng.permutation(len(person.takes))
     live, test = ([person.takes[i] for i in order[half::2]] for half in (0, 1))
-    stream, spans = _stream(person, live, corpus, rng)
-    heard = room.hear(stream, "live", seed)
     engine = load_engine(factory)
     enrolled = enrolment.enrol(person.keyword, person.speaker, person.enrol, engine, factory, strict=False)
-    pipeline = Pipeline(engine, Detector([enrolled]), PseudoLabels([enrolled], per_hour=PER_LIFE, per_day=PER_LIFE, room_growth=1.0))
-    for first in range(0, len(heard), SAMPLE_RATE_HZ):
-        pipeline.feed(AudioChunk(heard[first : first + SAMPLE_RATE_HZ], first))
-    cuts = pipeline.cuts
+    snapshot = hear(person, live, corpus, engine, enrolled, room, rng, seed)
     engine.close()
-    positives = [cut for cut in cuts if cut.clip.label == "positive"]
-
-    def moment(cut: Cut) -> Moment:
-        true = any(a <= cut.end_sample <= b + SAMPLE_RATE_HZ // 2 for a, b in spans)
-        return Moment(cut.samples, cut.clip.decided_sample, person.keyword, person.speaker, id=int(true))
-
-    snapshot = Snapshot(
-        [Voice(person.keyword, person.speaker, person.enrol, id=hashlib.sha256(person.speaker.encode()).hexdigest()[:16])],
-        [moment(cut) for cut in positives],
-        [cut.samples for cut in cuts if cut.clip.label == "negative" and not cut.clip.keyword],
-        [moment(cut) for cut in cuts if cut.clip.label == "negative" and cut.clip.keyword],
-        [moment(cut) for cut in cuts if cut.clip.label == "between"],
-    )
     takes: dict[str, list[tuple[np.ndarray, int]]] = {"room": [], "clean": []}
     for i, take in enumerate(test):
         padded = enrolment.pad(to_int16(at_level(take, LEVEL_DBFS)))
@@ -228,7 +211,44 @@ def lead(person: Person, corpus: Path, factory: Model, *, seed: int, snr_db: flo
         takes["clean"].append((log_mel(padded), end))
         takes["room"].append((log_mel(room.hear(padded, "test", 1000 * seed + i)), end))
     noisy = [log_mel(room.hear(samples, "test", 500_000 + i)) for i, samples in enumerate(test_speech(corpus, person.keyword))]
-    return Life(person, room, snapshot, len(live), takes, {"room": noisy, "clean": clean_negatives})
+    return Life(person, room, snapshot, len(live), test, takes, {"room": noisy, "clean": clean_negatives})
+
+
+def hear(
+    person: Person,
+    takes: Sequence[np.ndarray],
+    corpus: Path,
+    engine: Engine,
+    enrolled: Enrolled,
+    room: Room | None,
+    rng: np.random.Generator,
+    seed: int,
+) -> Snapshot:
+    """What a listener keeps of these takes among read speech; without a room in quiet.
+
+    The id of a moment is 1 where it is the keyword, else 0: nobody who learns looks at it.
+    """
+    stream, spans = _stream(person, takes, corpus, rng)
+    heard = room.hear(stream, "live", seed) if room else to_int16(stream)
+    labels = PseudoLabels([enrolled], per_hour=PER_LIFE, per_day=PER_LIFE, room_growth=1.0)
+    pipeline = Pipeline(engine, Detector([enrolled]), labels)
+    for first in range(0, len(heard), SAMPLE_RATE_HZ):
+        pipeline.feed(AudioChunk(heard[first : first + SAMPLE_RATE_HZ], first))
+
+    def kept(label: str, *, room: bool = False) -> list[Cut]:
+        return [cut for cut in pipeline.cuts if cut.clip.label == label and room != bool(cut.clip.keyword)]
+
+    def moment(cut: Cut) -> Moment:
+        true = any(a <= cut.end_sample <= b + SAMPLE_RATE_HZ // 2 for a, b in spans)
+        return Moment(cut.samples, cut.clip.decided_sample, person.keyword, person.speaker, id=int(true))
+
+    return Snapshot(
+        [Voice(person.keyword, person.speaker, person.enrol, id=hashlib.sha256(person.speaker.encode()).hexdigest()[:16])],
+        [moment(cut) for cut in kept("positive")],
+        [cut.samples for cut in kept("negative", room=True)],
+        [moment(cut) for cut in kept("negative")],
+        [moment(cut) for cut in kept("between")],
+    )
 
 
 def _stream(person: Person, live: Sequence[np.ndarray], corpus: Path, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, int]]]:

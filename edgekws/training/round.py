@@ -602,18 +602,37 @@ def _admit(
     return admitted, rejected, wrong
 
 
-def _in_use(round_: _Round, incumbent: Model | None) -> tuple[Network, list[Enrolled]]:
-    """The version in use, and what it listens for."""
-    model = incumbent or round_.factory
+def listened_for(model: Model, voices: Sequence[Voice]) -> list[Enrolled]:
+    """What a version listens for: as its round left it, and newly enrolled what was not there yet."""
     known = load_enrolled(model.path / ADAPTED) if ADAPTED in model.raw["files"] else {}
-    engine = load_engine(model)
-    enrolled = [
-        known.get(f"{v.id} {v.only_enrolled}")
-        or enrolment.enrol(v.keyword, v.speaker, v.recordings, engine, model, only_enrolled=v.only_enrolled, strict=False)
-        for v in round_.voices
-    ]
-    engine.close()
-    return load_network(model), enrolled
+    with closing(load_engine(model)) as engine:
+        return [
+            known.get(f"{v.id} {v.only_enrolled}")
+            or enrolment.enrol(v.keyword, v.speaker, v.recordings, engine, model, only_enrolled=v.only_enrolled, strict=False)
+            for v in voices
+        ]
+
+
+def told_apart(
+    now: Model, before: Model, judge: Model, voices: Sequence[Voice], moments: Sequence[Moment], rest: Callable[[], object] = lambda: None
+) -> tuple[int, int]:
+    """How many of the owner's words only the version before hears, and how many only the present one does.
+
+    A word is what a person said is one, or what the judge hears, which is neither of the two: it has no reason to side with either. What
+    all three share they learned from one teacher.
+    """
+    said = second_opinion([judge], voices, moments, rest)
+    words = [one for one, score in zip(moments, said, strict=True) if one.sure or score >= SECOND_OPINION]
+    heard: list[list[bool]] = []
+    for model in (now, before):
+        known = {(one.keyword, one.speaker): one for one in listened_for(model, voices)}
+        with closing(load_engine(model)) as engine:
+            heard.append([])
+            for word in words:
+                rest()
+                heard[-1].append(_margin_of(by_engine(engine), word, known[word.keyword, word.speaker]) >= 0)
+    pairs = list(zip(*heard, strict=True))
+    return sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
 
 
 def fresh(spec: Mapping[str, Any], seed: int) -> Network:
@@ -817,10 +836,11 @@ def adapt(
         "created_s": round(time.time(), 3),
     }
     model, enrolled = round_.write(network, out, id, name, facts)
-    used, listened = _in_use(round_, incumbent)
-    new, old = round_.hear(by_network(network), enrolled), round_.hear(by_network(used), listened)
-    costs = step_cpu_s([model, incumbent or factory])
-    same = model.raw["spec"] == (incumbent or factory).raw["spec"]  # one network with other weights costs the same, whatever was measured
+    used = incumbent or factory
+    new = round_.hear(by_network(network), enrolled)
+    old = round_.hear(by_network(load_network(used)), listened_for(used, round_.voices))
+    costs = step_cpu_s([model, used])
+    same = model.raw["spec"] == used.raw["spec"]  # one network with other weights costs the same, whatever was measured
     reasons = verdict(new, old, _collapse(network, round_.held[0]), () if same else costs)
     facts["metrics"] = {"held_out": {"new": new.summary(), "old": old.summary()}}
     facts["gate"] = {"promoted": not reasons, "reasons": reasons}

@@ -1,0 +1,144 @@
+"""What looking back is worth: lives in which a version was promoted, and goes on among takes that nobody has heard.
+
+    python benchmarks/look_back.py CORPUS [--keywords amelia …] [--users 20] [--seeds 3] [--first-seed 5] [--workers 2] [--save FILE]
+
+The lives of `edgekws bench adaptation`, with onda1 by HAP to an eighth of the parameters. Where the gate promotes the pruned version, it
+listens to half of the test's takes among forty minutes of speech in the room, and as many in quiet; it keeps clips as always, and these
+are looked back on. The other half tells what that was worth, before the round, after it, and in the version that listens in the end:
+takes heard at the deployed threshold, in the room and in quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekws import enrolment
+from edgekws.detector import scores
+from edgekws.engines import load_engine
+from edgekws.evaluation import WORSE, Take, sign_test
+from edgekws.model import Model, find_model, load_model
+from edgekws.training import lives
+from edgekws.training.adaptation import JUDGE, STARTS, fell
+from edgekws.training.lives import ROOMS_DB, Life, Person, lead
+from edgekws.training.round import Target, adapt, by_engine, listened_for, told_apart
+from edgekws.training.trial import people, write_jsonl
+from edgekws.values import SAMPLE_RATE_HZ
+
+CONDITIONS = ("room", "clean")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--keywords", nargs="+")
+    parser.add_argument("--users", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--save", type=Path)
+    arguments = parser.parse_args()
+    everyone = list(enumerate(people(arguments.corpus, None, arguments.users)))
+    chosen = [(i, one) for i, one in everyone if not arguments.keywords or one.keyword in arguments.keywords]
+    jobs = [
+        (arguments.corpus, one, seed, ROOMS_DB[(i + seed) % len(ROOMS_DB)])
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        for i, one in chosen
+    ]
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of the workers, as edgekws has it
+    rows = []
+    with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for row in pool.map(look_back, jobs):
+            rows.append(row)
+            if arguments.save:
+                write_jsonl(arguments.save, [row])
+            print(told(row), flush=True)
+    print(summary(rows))
+
+
+def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
+    """One life."""
+    corpus, person, seed, snr_db = job
+    torch.set_num_threads(1)
+    factory, *starts = (load_model(find_model(name)) for name in ("edge", *STARTS["edge"]))
+    judge = load_model(find_model(JUDGE["edge"]))
+    number = int.from_bytes(person.speaker.encode()[-6:], "little") % 100_000 + 100_000 * seed
+    life = lead(person, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=[])
+    row: dict[str, Any] = {"user": person.speaker, "keyword": person.keyword, "seed": seed, "snr_db": snr_db, "noise": life.room.noise}
+    with tempfile.TemporaryDirectory() as folder:
+        target = Target("params", 1 / 8)
+        made = adapt(factory, life.snapshot, Path(folder) / "v", id="v", target=target, starts=starts, judge=judge, int8="never", seed=seed)
+        row["promoted"] = made.passed
+        if made.passed:
+            voices, moments = life.snapshot.voices, []
+            with closing(load_engine(made.model)) as engine:
+                (enrolled,) = listened_for(made.model, voices)
+                for i, room in enumerate((life.room, None)):
+                    rng = np.random.default_rng([47, number, i])
+                    heard = lives.hear(person, life.test[::2], corpus, engine, enrolled, room, rng, number + 1)
+                    moments += [*heard.positives, *heard.doubtful, *heard.near_misses]
+            lost, gained = told_apart(made.model, factory, judge, voices, moments)
+            row |= {"said": 2 * len(life.test[::2]), "clips": len(moments), "lost": lost, "gained": gained, "back": fell(lost, gained)}
+            for when, model in (("before", factory), ("after", made.model)):
+                row[when] = hears(model, life)
+    return row
+
+
+def hears(model: Model, life: Life) -> dict[str, str]:
+    """1 for each take of the other half that is heard, else 0."""
+    (one,) = listened_for(model, life.snapshot.voices)
+    found = {}
+    with closing(load_engine(model)) as engine:
+        embed = by_engine(engine)
+        for where in CONDITIONS:
+            takes = [Take(scores(embed(frames), one), enrolment.PAD_BEFORE, end + SAMPLE_RATE_HZ // 2) for frames, end in life.takes[where]]
+            found[where] = "".join(str(int(take.heard(one.threshold)[0] is not None)) for take in takes[1::2])
+    return found
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """For people."""
+    who = f"{row['keyword']}, {row['user']}, seed {row['seed']}, {row['snr_db']:g} dB"
+    if not row["promoted"]:
+        return f"{who}: refused by the gate"
+    recall = "; ".join(f"{where} {_share(row['before'][where]):.2f} → {_share(row['after'][where]):.2f}" for where in CONDITIONS)
+    what = f"of {row['said']} words the version before alone hears {row['lost']}, the new one alone {row['gained']}"
+    return f"{who}: {what}, {'gone back' if row['back'] else 'kept'}; the other half {recall} of {len(row['after']['room'])}"
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Over all lives."""
+    promoted = [row for row in rows if row["promoted"]]
+    lines = [f"{len(promoted)} of {len(rows)} lives promoted, {sum(row['back'] for row in promoted)} gone back"]
+    for where in CONDITIONS:
+        before, after = ([row[when][where] for row in promoted] for when in ("before", "after"))
+        used = [row["before" if row["back"] else "after"][where] for row in promoted]
+        worse = [sum(_worse(a, b) for a, b in zip(now, before, strict=True)) for now in (after, used)]
+        means = [np.mean(list(map(_share, one))) for one in (before, after, used)]
+        lines.append(
+            f"{where}: {means[0]:.3f} before, {means[1]:.3f} after, {means[2]:.3f} in the end; worse {worse[0]}, in the end {worse[1]}"
+        )
+    return "\n".join(lines)
+
+
+def _share(heard: str) -> float:
+    return heard.count("1") / max(1, len(heard))
+
+
+def _worse(now: str, before: str) -> bool:
+    pairs = list(zip(now, before, strict=True))
+    return sign_test(pairs.count(("0", "1")), pairs.count(("1", "0"))) < WORSE
+
+
+if __name__ == "__main__":
+    main()
