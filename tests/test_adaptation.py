@@ -476,9 +476,9 @@ def test_a_version_that_hears_less_of_its_owner_than_the_one_before_is_gone_back
 @pytest.mark.parametrize(
     ("threshold_above", "words", "others", "why"),
     [
-        (20.0, 5, 0, "five words may be chance"),
+        (20.0, 4, 0, "four words may be chance"),
         (0.0, 8, 0, "it hears what the one before hears"),
-        (20.0, 5, 8, "other speech is no word, whoever wakes at it"),
+        (20.0, 4, 8, "other speech is no word, whoever wakes at it"),
     ],
 )
 def test_a_version_stays_where_nothing_shows_that_it_hears_less(config, store, threshold_above, words, others, why):
