@@ -189,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
         "--target", metavar="T", help="params=0.125 (a share, or a number), latency_ms=0.02 or energy_mj=0.1 (of a hop here)"
     )
     adapt.add_argument("--dry-run", action="store_true", help="all of it, but nothing goes live")
-    adapt.add_argument("--if-needed", action="store_true", help="only if something asks for it and the machine is idle")
+    adapt.add_argument(
+        "--if-needed", action="store_true", help="a round only if something asks for it and the machine is idle; looking back always"
+    )
     adapt.add_argument("--json", action="store_true")
 
     bench = add("bench", _bench, "Measure latency, CPU time, memory and energy of the listener here.")
@@ -1212,14 +1214,16 @@ def _adapt(options: argparse.Namespace) -> int:
         return _no_round(store, str(error), options.json)  # where the timer is on, and there was never a learner, nothing has failed
     target = Target.parse(options.target) if options.target else None
     asked_by = "by hand"
+    back = None
     if not options.dry_run:
         pause = Budget(0.5 if options.if_needed else 1.0).pause
-        if back := adaptation.look_back(store, settings.model.id, say=lambda line: _say(f"edgekws: {line}"), rest=pause):
+        back = adaptation.look_back(store, settings.model.id, say=lambda line: _say(f"edgekws: {line}"), rest=pause)
+        if back:
             _say(f"edgekws: {back}")
     if options.if_needed:
         refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time())
         if refusal:
-            return _no_round(store, refusal, options.json)
+            return _no_round(store, refusal, options.json, back)
     max_w = settings.learning.training_max_w or None
     start_s = time.monotonic()
 
@@ -1249,7 +1253,7 @@ def _adapt(options: argparse.Namespace) -> int:
         _say(f"edgekws: it worked for {budget.worked_s:.0f} s, {told}")
     facts = adaptation.report(outcome, live)
     if options.json:
-        print(json.dumps(facts))
+        print(json.dumps({**facts, "gone_back": back}))
         return 0
     for who, name in (("old", "before"), ("new", "after")):
         held = facts["held_out"][who]
@@ -1280,7 +1284,7 @@ def _learner_for(what: str) -> Iterator[None]:
         raise EdgekwsError(f"{what} needs torch, which is installed and cannot be loaded: {error}. Try: edgekws doctor") from error
 
 
-def _no_round(store: Store, reason: str, as_json: bool) -> int:
+def _no_round(store: Store, reason: str, as_json: bool, back: str | None = None) -> int:
     """Said, and in the log, but not the same line every night."""
     from edgekws.values import Event
 
@@ -1288,7 +1292,7 @@ def _no_round(store: Store, reason: str, as_json: bool) -> int:
     last = store.last_of("round")
     if last is None or last.extra != skipped:
         _note(store, Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, "", "round", extra=skipped))
-    print(json.dumps({"promoted": False, "skipped": reason}) if as_json else f"no round: {reason}")
+    print(json.dumps({"promoted": False, "skipped": reason, "gone_back": back}) if as_json else f"no round: {reason}")
     return 0
 
 

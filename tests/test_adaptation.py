@@ -437,7 +437,11 @@ def test_if_needed_says_why_there_is_no_round(config, store, capsys):
     assert main(["adapt", "--if-needed", "--config", str(config)]) == 0
     assert capsys.readouterr().out == "no round: 8 wakes were kept since the last round, 12 are enough\n"
     assert main(["adapt", "--if-needed", "--json", "--config", str(config)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"promoted": False, "skipped": "8 wakes were kept since the last round, 12 are enough"}
+    assert json.loads(capsys.readouterr().out) == {
+        "promoted": False,
+        "skipped": "8 wakes were kept since the last round, 12 are enough",
+        "gone_back": None,
+    }
     assert said(store) == ["skipped"]  # not the same line every night
 
 
@@ -462,7 +466,7 @@ def listening_since(store, threshold_above=0.0, others=0, **counts):
 def test_a_version_that_hears_less_of_its_owner_than_the_one_before_is_gone_back_from(config, store, capsys):
     listening_since(store, 20.0, between=8)
     before = store.clips()
-    assert main(["adapt", "--if-needed", "--config", str(config)]) == 0
+    assert main(["adapt", "--if-needed", "--json", "--config", str(config)]) == 0
 
     assert store.current_model() is None and store.clips() == before
     events = [event for event in store.events() if event.kind == "model"]
@@ -470,7 +474,9 @@ def test_a_version_that_hears_less_of_its_owner_than_the_one_before_is_gone_back
         ("0001-new", "rolled back", "the configured model")
     ]
     assert "the version before alone hears 8, it alone 0" in events[0].extra["reason"]
-    assert "edgekws: the configured model listens again, since 0001-new hears less of its owner" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "edgekws: the configured model listens again, since 0001-new hears less of its owner" in shown.err
+    assert "hears 8, it alone 0" in json.loads(shown.out)["gone_back"]
 
 
 @pytest.mark.parametrize(

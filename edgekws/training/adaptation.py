@@ -181,6 +181,8 @@ def look_back(
         clips = [clip for clip in store.clips() if clip.model == live.id and clip.time_s > since_s and clip.state != "rejected"]
         clips = [clip for clip in clips if (clip.keyword, clip.speaker) in known_as and (clip.label, clip.state) != WRONG]
         moments = [moment for _, moment in _moments(store, clips, MOST_LOOKED_AT, say)]
+        if not moments:
+            return None
         before = load_model(previous) if previous else factory
         lost, gained = told_apart(live, before, load_model(find_model(family)), voices, moments, rest)
     except (ModelError, EngineUnavailable, EnrolmentError) as error:
