@@ -26,13 +26,13 @@ import torch
 from edgekws import enrolment
 from edgekws.detector import scores
 from edgekws.engines import load_engine
-from edgekws.evaluation import WORSE, Take, sign_test
+from edgekws.evaluation import WORSE, Take, chance_of_fall
 from edgekws.model import Model, find_model, load_model
 from edgekws.training import lives
 from edgekws.training.adaptation import JUDGE, STARTS, fell
 from edgekws.training.lives import ROOMS_DB, Life, Person, lead
 from edgekws.training.round import Target, adapt, by_engine, listened_for, told_apart
-from edgekws.training.trial import people, write_jsonl
+from edgekws.training.trial import number_of, people, write_jsonl
 from edgekws.values import SAMPLE_RATE_HZ
 
 CONDITIONS = ("room", "clean")
@@ -72,7 +72,7 @@ def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
     torch.set_num_threads(1)
     factory, *starts = (load_model(find_model(name)) for name in ("edge", *STARTS["edge"]))
     judge = load_model(find_model(JUDGE["edge"]))
-    number = int.from_bytes(person.speaker.encode()[-6:], "little") % 100_000 + 100_000 * seed
+    number = number_of(person, seed)
     life = lead(person, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=[])
     row: dict[str, Any] = {"user": person.speaker, "keyword": person.keyword, "seed": seed, "snr_db": snr_db, "noise": life.room.noise}
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     for where in CONDITIONS:
         before, after = ([row[when][where] for row in promoted] for when in ("before", "after"))
         used = [row["before" if row["back"] else "after"][where] for row in promoted]
-        worse = [sum(_worse(a, b) for a, b in zip(now, before, strict=True)) for now in (after, used)]
+        worse = [sum(chance_of_fall({"heard": a}, {"heard": b}) < WORSE for a, b in zip(now, before, strict=True)) for now in (after, used)]
         means = [np.mean(list(map(_share, one))) for one in (before, after, used)]
         lines.append(
             f"{where}: {means[0]:.3f} before, {means[1]:.3f} after, {means[2]:.3f} in the end; worse {worse[0]}, in the end {worse[1]}"
@@ -133,11 +133,6 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _share(heard: str) -> float:
     return heard.count("1") / max(1, len(heard))
-
-
-def _worse(now: str, before: str) -> bool:
-    pairs = list(zip(now, before, strict=True))
-    return sign_test(pairs.count(("0", "1")), pairs.count(("1", "0"))) < WORSE
 
 
 if __name__ == "__main__":

@@ -152,8 +152,7 @@ def _life(job: tuple[Path, Person, int, float, Model, tuple[str, ...], tuple[flo
     if person.keyword not in _clean:
         _clean[person.keyword] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, person.keyword)]
     common = {"user": person.speaker, "keyword": person.keyword, "network": name, "seed": seed, "snr_db": snr_db}
-    # The same life whatever the network is: the room and the order depend on the person and the seed alone.
-    number = int.from_bytes(person.speaker.encode()[-6:], "little") % 100_000 + 100_000 * seed
+    number = number_of(person, seed)
     try:
         life = lead(person, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=_clean[person.keyword])
     except EnrolmentError as error:
@@ -172,6 +171,11 @@ def _life(job: tuple[Path, Person, int, float, Model, tuple[str, ...], tuple[flo
             for where, facts in live(life, arm, compression, factory, judge, starts, seed, alone).items():
                 rows.append({**common, "arm": arm, "compression": compression, "condition": where, **facts})
     return rows
+
+
+def number_of(person: Person, seed: int) -> int:
+    """Of a life, the same whatever the network is: the room and the order depend on the person and the seed alone."""
+    return int.from_bytes(person.speaker.encode()[-6:], "little") % 100_000 + 100_000 * seed
 
 
 def live(
