@@ -3,9 +3,10 @@
     python benchmarks/look_back.py CORPUS [--keywords amelia …] [--users 20] [--seeds 3] [--first-seed 5] [--workers 2] [--save FILE]
 
 The lives of `edgekws bench adaptation`, with onda1 by HAP to an eighth of the parameters. Where the gate promotes the pruned version, it
-listens to half of the test's takes among forty minutes of speech in the room, and as many in quiet; it keeps clips as always, and these
-are looked back on. The other half tells what that was worth, before the round, after it, and in the version that listens in the end:
-takes heard at the deployed threshold, in the room and in quiet.
+listens to half of the test's takes among forty minutes of speech in the room, and to the same in quiet; the version before listens along,
+clips are kept as always, and these are looked back on. The other half tells what that was worth: takes heard at the deployed threshold,
+before the round, after it, and in the version that listens in the end. Then the halves change places, so that a life counts twice. What
+both halves together say is printed too, without a measure: no take is left that had no part in it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from edgekws.model import Model, find_model, load_model
 from edgekws.training import lives
 from edgekws.training.adaptation import JUDGE, STARTS, fell
 from edgekws.training.lives import ROOMS_DB, Life, Person, lead
-from edgekws.training.round import Target, adapt, by_engine, listened_for, told_apart
+from edgekws.training.round import Moment, Target, adapt, by_engine, listened_for, told_apart
 from edgekws.training.trial import number_of, people, write_jsonl
 from edgekws.values import SAMPLE_RATE_HZ
 
@@ -80,29 +81,39 @@ def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
         made = adapt(factory, life.snapshot, Path(folder) / "v", id="v", target=target, starts=starts, judge=judge, int8="never", seed=seed)
         row["promoted"] = made.passed
         if made.passed:
-            voices, moments = life.snapshot.voices, []
-            with closing(load_engine(made.model)) as engine:
-                (enrolled,) = listened_for(made.model, voices)
-                for i, room in enumerate((life.room, None)):
-                    rng = np.random.default_rng([47, number, i])
-                    heard = lives.hear(person, life.test[::2], corpus, engine, enrolled, room, rng, number + 1)
-                    moments += [*heard.positives, *heard.doubtful, *heard.near_misses]
-            lost, gained = told_apart(made.model, factory, judge, voices, moments)
-            row |= {"said": 2 * len(life.test[::2]), "clips": len(moments), "lost": lost, "gained": gained, "back": fell(lost, gained)}
+            row |= {"said": len(life.test) * len(CONDITIONS), "halves": []}
+            heard = [keeps(life, made.model, factory, corpus, half, number) for half in (0, 1)]
+            for moments in (*heard, heard[0] + heard[1]):
+                lost, gained = told_apart(made.model, factory, judge, life.snapshot.voices, moments)
+                row["halves"].append({"clips": len(moments), "lost": lost, "gained": gained, "back": fell(lost, gained)})
+            row["together"] = row["halves"].pop()
             for when, model in (("before", factory), ("after", made.model)):
                 row[when] = hears(model, life)
     return row
 
 
+def keeps(life: Life, now: Model, before: Model, corpus: Path, half: int, number: int) -> list[Moment]:
+    """Clips of half of the test's takes, in the room and in quiet."""
+    moments: list[Moment] = []
+    (enrolled,), (enrolled_before,) = (listened_for(model, life.snapshot.voices) for model in (now, before))
+    for i, room in enumerate((life.room, None)):
+        with closing(load_engine(now)) as engine, closing(load_engine(before)) as engine_before:
+            witness = engine_before, enrolled_before
+            rng = np.random.default_rng([47, number, i, half])
+            heard = lives.hear(life.person, life.test[half::2], corpus, engine, enrolled, room, rng, number + 1 + half, witness)
+        moments += [*heard.positives, *heard.doubtful, *heard.near_misses]
+    return moments
+
+
 def hears(model: Model, life: Life) -> dict[str, str]:
-    """1 for each take of the other half that is heard, else 0."""
+    """1 for each take of the test that is heard, else 0."""
     (one,) = listened_for(model, life.snapshot.voices)
     found = {}
     with closing(load_engine(model)) as engine:
         embed = by_engine(engine)
         for where in CONDITIONS:
             takes = [Take(scores(embed(frames), one), enrolment.PAD_BEFORE, end + SAMPLE_RATE_HZ // 2) for frames, end in life.takes[where]]
-            found[where] = "".join(str(int(take.heard(one.threshold)[0] is not None)) for take in takes[1::2])
+            found[where] = "".join(str(int(take.heard(one.threshold)[0] is not None)) for take in takes)
     return found
 
 
@@ -111,22 +122,36 @@ def told(row: Mapping[str, Any]) -> str:
     who = f"{row['keyword']}, {row['user']}, seed {row['seed']}, {row['snr_db']:g} dB"
     if not row["promoted"]:
         return f"{who}: refused by the gate"
+    looks = ", ".join(
+        f"{one['lost']}:{one['gained']} {'gone back' if one['back'] else 'kept'}" for one in (*row["halves"], row["together"])
+    )
     recall = "; ".join(f"{where} {_share(row['before'][where]):.2f} → {_share(row['after'][where]):.2f}" for where in CONDITIONS)
-    what = f"of {row['said']} words the version before alone hears {row['lost']}, the new one alone {row['gained']}"
-    return f"{who}: {what}, {'gone back' if row['back'] else 'kept'}; the other half {recall} of {len(row['after']['room'])}"
+    return f"{who}: {row['said']} words; only the version before : only the new one, each half and both: {looks}; {recall}"
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Over all lives."""
     promoted = [row for row in rows if row["promoted"]]
-    lines = [f"{len(promoted)} of {len(rows)} lives promoted, {sum(row['back'] for row in promoted)} gone back"]
+    together = [row["together"] for row in promoted]
+    lines = [
+        f"{len(promoted)} of {len(rows)} lives promoted. Of {sum(row['said'] for row in promoted)} words only the version before hears "
+        f"{sum(one['lost'] for one in together)}, only the new one {sum(one['gained'] for one in together)}",
+        f"gone back from: after half of the words {sum(one['back'] for row in promoted for one in row['halves'])} of {2 * len(promoted)}, "
+        f"after all {sum(one['back'] for one in together)} of {len(promoted)}",
+    ]
     for where in CONDITIONS:
-        before, after = ([row[when][where] for row in promoted] for when in ("before", "after"))
-        used = [row["before" if row["back"] else "after"][where] for row in promoted]
-        worse = [sum(chance_of_fall({"heard": a}, {"heard": b}) < WORSE for a, b in zip(now, before, strict=True)) for now in (after, used)]
-        means = [np.mean(list(map(_share, one))) for one in (before, after, used)]
+        tests = [
+            (row, half, {when: row[when][where][1 - half :: 2] for when in ("before", "after")}) for row in promoted for half in (0, 1)
+        ]
+        used = [heard["before" if row["halves"][half]["back"] else "after"] for row, half, heard in tests]
+        before, after = ([heard[when] for *_, heard in tests] for when in ("before", "after"))
+        means = [np.mean([_share(heard) for heard in one]) for one in (before, after, used)]
+        whole = [(row["after"][where], row["before"][where], row["together"]["back"]) for row in promoted]
+        worse = [chance_of_fall({"heard": now}, {"heard": then}) < WORSE for now, then, _ in whole]
+        gone = sum(bad and back for bad, (*_, back) in zip(worse, whole, strict=True))
         lines.append(
-            f"{where}: {means[0]:.3f} before, {means[1]:.3f} after, {means[2]:.3f} in the end; worse {worse[0]}, in the end {worse[1]}"
+            f"{where}, the other half: {means[0]:.3f} before, {means[1]:.3f} after, {means[2]:.3f} in the end; "
+            f"worse on all takes {sum(worse)}, of these gone back from after all words {gone}"
         )
     return "\n".join(lines)
 

@@ -383,11 +383,12 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
     # A file waits for the engine that was asked for; whoever speaks to a microphone does not.
     at_once = not (options.source or settings.audio.source).startswith("file:")
     load = _loader(settings, options, own, at_once=at_once)
-    if options.model is not None:
-        version = load(False)
-    else:
-        version = boot(store, lambda path: _version(settings, store, load_model(path or find_model(settings.model.id)), at_once=at_once))
-    updates = Updates(version, load, own, follows_promotion=options.model is None)
+
+    def version_of(path: Path | None) -> Version:
+        return _version(settings, own, load_model(path or find_model(settings.model.id)), at_once=at_once)
+
+    version = boot(store, version_of) if options.model is None else load(False)
+    updates = Updates(version, load, own, follows_promotion=options.model is None, version_of=version_of)
     return Pipeline(version.engine, version.detector), updates
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from edgekws.engines import Engine
 from edgekws.frontend import LogMel
 from edgekws.pseudo_labels import Cut, PseudoLabels
 from edgekws.values import HOP_SAMPLES, AudioChunk, Detection
+
+log = logging.getLogger(__name__)
 
 RECENT_HOPS = 125  # 10 s, 80 kB
 
@@ -41,6 +44,8 @@ class Pipeline:
         """Network steps done so far: the watchdog's proof of progress."""
         self.recent: deque[Hop] = deque(maxlen=RECENT_HOPS)
         """The last hops since a gap, without one missing: with these a newcomer is warmed up and judged."""
+        self.witness: tuple[Engine, Detector] | None = None
+        """The version before, while a new one proves itself: it steps through the same and does not act; what it alone wakes at is kept."""
         self._frontend = LogMel()
         self._pending = np.zeros(0, np.int16)
         self._end_sample = 0  # of the stream, gaps counted, up to which hops were done
@@ -53,6 +58,9 @@ class Pipeline:
             self.engine.reset()
             self.detector.reset()
             self.recent.clear()
+            if self.witness is not None:
+                self.witness[0].reset()
+                self.witness[1].reset()
             if self.labels is not None:
                 self.cuts += self.labels.end()
         if not len(self._pending):
@@ -69,10 +77,22 @@ class Pipeline:
             found = self.detector.step(self.engine.step(frames), self._end_sample)
             detections += found
             if self.labels is not None:
-                self.cuts += self.labels.step(hop, self._end_sample, self.detector.latest, found)
+                self.cuts += self.labels.step(hop, self._end_sample, self.detector.latest, found, self._missed(frames))
             self.recent.append(Hop(self.hops, frames, self.detector.margin))
         self._pending = samples[done:].copy()
         return detections
+
+    def _missed(self, frames: np.ndarray) -> list[Detection]:
+        """What the witness wakes at. One that fails is let go of: the version in use must not fall with it."""
+        if self.witness is None:
+            return []
+        engine, detector = self.witness
+        try:
+            return detector.step(engine.step(frames), self._end_sample)
+        except Exception as error:
+            log.warning("the version before does not listen along any more: %s", error)
+            self.witness = None
+            return []
 
     def snapshot(self) -> list[Hop]:
         """The recent hops, for other threads while it goes on."""

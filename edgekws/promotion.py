@@ -26,7 +26,7 @@ from edgekws.errors import ConfigError, EdgekwsError, EngineUnavailable, ModelEr
 from edgekws.frontend import LogMel
 from edgekws.model import Model, golden
 from edgekws.pipeline import Hop, Pipeline
-from edgekws.store import Store, Tally
+from edgekws.store import ADAPTED, Store, Tally
 from edgekws.values import HOP_SAMPLES, Event
 
 log = logging.getLogger(__name__)
@@ -202,6 +202,7 @@ class Updates:
         store: Store,
         *,
         follows_promotion: bool = True,
+        version_of: Callable[[Path | None], Version] | None = None,
         worker: Executor | None = None,
         prepare: Callable[[Model, str], Preparation] = Preparation,
         clock: Callable[[], float] = time.monotonic,
@@ -214,8 +215,13 @@ class Updates:
             worker: where the rest is done; else a thread.
             prepare: begins to make ready the engine that was asked for.
             follows_promotion: False where the model was named on the command line.
+            version_of: a promoted one by its directory, None = the configured model. Where clips are kept the one before a round's listens
+                along for a week, so that what it alone wakes at is among them, for `training.adaptation.look_back` to judge.
         """
         self._live = version
+        self._version_of = version_of
+        self._before: Version | None = None
+        self._before_until_s = 0.0
         self._load = load
         self._store = store
         self._follows = follows_promotion
@@ -229,7 +235,7 @@ class Updates:
         self._reload = False
         self._worker = worker or ThreadPoolExecutor(1, "updates")
         self._awaited = Awaited(prepare)
-        self._work: Future[_Ready | Event | None] | None = None
+        self._work: Future[_Ready | Event | Version | None] | None = None
         self._ready: _Ready | None = None
         self._touched = -1  # so that the first look is a whole one
         self._ready_at = 0  # number of the hop
@@ -260,8 +266,10 @@ class Updates:
         now_s = self._clock()
         if self._steady_s is not None and now_s >= self._steady_s:
             self._steady_s = None
-            self._work = self._worker.submit(self._steady)
+            self._work = self._worker.submit(self._steady, pipeline.labels is not None)
             return []
+        if self._before is not None and now_s >= self._before_until_s:
+            self._dismiss(pipeline)
         if not self._reload and now_s - self._look_s < LOOK_S:
             return []
         self._look_s = now_s
@@ -294,10 +302,12 @@ class Updates:
     def close(self) -> None:
         """The listener has ended. Its engine stays open."""
         self._worker.shutdown(wait=True)
-        if self._work is not None and not self._work.exception() and isinstance(found := self._work.result(), _Ready):
-            self._ready = found
-        if self._ready is not None:
-            self._ready.newcomer.version.engine.close()
+        found = self._work.result() if self._work is not None and not self._work.exception() else None
+        for other in (found, self._ready, self._before):
+            if isinstance(other, _Ready):
+                other.newcomer.version.engine.close()
+            elif isinstance(other, Version):
+                other.engine.close()
         self._awaited.close()
         self._store.close()
 
@@ -322,7 +332,17 @@ class Updates:
         if isinstance(found, _Ready):
             self._ready, self._ready_at = found, pipeline.hops
             return self._switch(pipeline, stream_s)
+        if isinstance(found, Version):
+            self._before, pipeline.witness = found, (found.engine, found.detector)
+            return []
         return [found] if found is not None else []
+
+    def _dismiss(self, pipeline: Pipeline) -> None:
+        """The version before does not listen along any more."""
+        pipeline.witness = None
+        if self._before is not None:
+            self._worker.submit(_let_go, self._before.engine)
+            self._before = None
 
     def _switch(self, pipeline: Pipeline, stream_s: float) -> list[Event]:
         assert self._ready is not None
@@ -340,6 +360,8 @@ class Updates:
         pipeline.replace(version.engine, version.detector)
         engine_before = old.engine.name
         self._worker.submit(_let_go, old.engine)
+        self._dismiss(pipeline)
+        self._steady_s = self._clock() + STEADY_S
         self._ready, self._live, self._live_stamp = None, version, ready.stamp
         self._check_s, self._check_pause_s, self._checked_event = self._clock() + CHECK_S, CHECK_S, -1
         heard = ", ".join(sorted({f'"{one.keyword}"' for one in version.detector.enrolled}))
@@ -420,9 +442,22 @@ class Updates:
             return {"still_current": str(error)}
         return {"back_to": back.name if back else "the configured model"}
 
-    def _steady(self) -> None:
+    def _steady(self, keeps_clips: bool) -> Version | None:
+        """The start has not failed. The version that may listen along from now on."""
         with contextlib.suppress(StoreError):
             self._store.clear_starts()
+        if self._version_of is None or not keeps_clips or ADAPTED not in self._live.model.raw["files"]:
+            return None
+        try:
+            left_s = self._store.promoted_s() + WATCHED_S - self._now()
+            if left_s <= 0 or self._store.current_model() != self._live.model.path:
+                return None
+            before = self._version_of(self._store.previous_model())
+        except EdgekwsError as error:
+            log.warning("the version before cannot listen along: %s", error)
+            return None
+        self._before_until_s = self._clock() + left_s
+        return before
 
     def _check(self, stream_s: float) -> Event | None:
         """Whether the version in use turned out worse than the one before; then back to that."""

@@ -4,7 +4,8 @@ A score is -log10 of the false wakes an hour that a threshold there would give, 
 any keyword: 1 below it are ten times as many false wakes.
 
     positive   a wake
-    between    a peak less than `BETWEEN` below the threshold: keyword or not, nobody knows yet
+    between    a peak less than `BETWEEN` below the threshold: keyword or not, nobody knows yet; or what the version before would have
+               woken at, where that listens along
     negative   a peak further below, down to `FAR`: a hard negative of that keyword; or ten seconds in which every score stayed lower
                than that: the room, of no keyword
 """
@@ -74,6 +75,8 @@ class _Moment:
     end_sample: int
     due: int
     """The hop with which the clip is complete."""
+    missed: bool = False
+    """The version before would have woken."""
 
 
 class PseudoLabels:
@@ -103,7 +106,7 @@ class PseudoLabels:
 
     def listen_for(self, enrolled: Sequence[Enrolled]) -> None:
         """Other keywords or thresholds from the next hop on. What is known of the room and of recent clips stays."""
-        self._thresholds = [((one.keyword, one.speaker), one.threshold, one.threshold - FAR) for one in enrolled]
+        self._thresholds = {(one.keyword, one.speaker): one.threshold for one in enrolled}
 
     def remember(self, clip: Clip, samples: np.ndarray | None, age_s: float) -> None:
         """A clip from before the start, oldest first, so that caps hold across restarts, and with its samples also duplicates."""
@@ -113,7 +116,14 @@ class PseudoLabels:
         if clip.keyword and samples is not None:
             self._prints.setdefault(clip.keyword, deque(maxlen=RECENT)).append(_print(samples, clip.decided_sample))
 
-    def step(self, samples: np.ndarray, end_sample: int, scores: Mapping[tuple[str, str], float], found: Sequence[Detection]) -> list[Cut]:
+    def step(
+        self,
+        samples: np.ndarray,
+        end_sample: int,
+        scores: Mapping[tuple[str, str], float],
+        found: Sequence[Detection],
+        missed: Sequence[Detection] = (),
+    ) -> list[Cut]:
         """The clips that this hop completes.
 
         Args:
@@ -121,6 +131,8 @@ class PseudoLabels:
             end_sample: samples of the stream so far.
             scores: what each (keyword, speaker) has at the end of the hop.
             found: its wakes.
+            missed: wakes of the version before, where it listens along. Unless the one in use wakes too, each is a moment between, however
+                low its score.
         """
         hop = self._hops
         self._hops, self._end_sample = hop + 1, end_sample
@@ -132,14 +144,20 @@ class PseudoLabels:
                 _Moment("positive", wake.keyword, wake.speaker, wake.score, margin, hop, wake.end_sample, hop + AFTER_HOPS)
             )
         clear, highest = True, -1e9
-        for key, threshold, far in self._thresholds:
+        for key, threshold in self._thresholds.items():
             score = scores[key]
-            if score < far:
+            if score < threshold - FAR:
                 if score > highest:
                     highest = score
             else:  # a score that is no number is not clear either
                 clear = False
                 self._near(*key, score - threshold, score, hop)
+        for wake in missed:
+            key = wake.keyword, wake.speaker
+            if key in self._thresholds and hop >= self._quiet_until.get(wake.keyword, 0):
+                clear, score = False, scores[key]
+                margin = score - self._thresholds[key]
+                self._peaks[wake.keyword] = _Moment("between", *key, score, margin, hop, end_sample, hop + SETTLE_HOPS, missed=True)
         self._ring.append((samples, highest))
         self._clear = self._clear + 1 if clear else 0
         cuts: list[Cut] = []
@@ -171,7 +189,7 @@ class PseudoLabels:
         if hop < self._quiet_until.get(keyword, 0):
             return
         before = self._peaks.get(keyword)
-        if before is None or margin > before.margin:
+        if before is None or (margin > before.margin and not before.missed):
             label = "between" if margin >= -BETWEEN else "negative"
             self._peaks[keyword] = _Moment(label, keyword, speaker, score, margin, hop, self._end_sample, hop + SETTLE_HOPS)
 
@@ -192,6 +210,8 @@ class PseudoLabels:
             known.append(mark)
             self._taken.setdefault((one.label, one.keyword), deque()).append(one.end_sample)
             reason = "woke" if one.label == "positive" else f"{-one.margin:.2f} below the threshold"
+            if one.missed:
+                reason += ", where the version before would have woken"
             self.counts["cut"] += 1
             threshold = one.score - one.margin
             clip = Clip(one.label, one.keyword, one.speaker, one.score, decided, len(samples) / SAMPLE_RATE_HZ, reason, threshold=threshold)

@@ -147,3 +147,42 @@ def test_any_chunking_gives_the_same_clips(model, samples, word, sizes):
 
     assert cuts(sizes) == wanted
     assert {one[0].label for one in wanted} >= {"positive", "between"}
+
+
+def test_the_version_before_hears_the_same_and_does_not_act(model, samples, word):
+    """The one in use wakes at nothing: what the other would have woken at is kept, at the very hops at which it would wake alone."""
+    alone = listen(Pipeline(load_engine(model), Detector(enrolled(word, 0.9))), samples, [1280])
+    pipeline = Pipeline(load_engine(model), Detector(enrolled(word, NEVER)), PseudoLabels(enrolled(word, NEVER)))
+    pipeline.witness = load_engine(model), Detector(enrolled(word, 0.9))
+
+    assert listen(pipeline, samples, [1280]) == [] != alone
+    assert [one.end_sample for one in pipeline.cuts if "would have woken" in one.clip.reason] == [one.end_sample for one in alone]
+
+
+def test_after_a_gap_the_version_before_starts_anew_too(model, samples, word):
+    """Else the first half of the stream would change what it says of the second."""
+    found = []
+    for first in (samples[:40_000], samples[:0]):
+        pipeline = Pipeline(load_engine(model), Detector(enrolled(word, NEVER)), PseudoLabels(enrolled(word, NEVER)))
+        pipeline.witness = load_engine(model), Detector(enrolled(word, 0.9), refractory_s=0)
+        listen(pipeline, first, [1280])
+        pipeline.cuts.clear()
+        pipeline.feed(AudioChunk(samples[:0], 40_960, gap_samples=960))
+        pipeline.cuts.clear()
+        listen(pipeline, samples, [1280], 40_960)
+        found.append([(one.clip, one.samples.tobytes()) for one in pipeline.cuts if one.clip.keyword])
+
+    assert found[0] == found[1] != []
+
+
+def test_a_version_before_that_fails_takes_nothing_with_it(model, samples, word):
+    class Failing:
+        def step(self, frames):
+            raise RuntimeError("out of memory")
+
+    pipeline = Pipeline(load_engine(model), Detector(enrolled(word, 0.9)), PseudoLabels(enrolled(word, 0.9)))
+    alone = listen(Pipeline(load_engine(model), Detector(enrolled(word, 0.9))), samples, [1280])
+    pipeline.witness = Failing(), Detector(enrolled(word, 0.9))
+
+    assert listen(pipeline, samples, [1280]) == alone
+    assert pipeline.witness is None

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -20,10 +21,11 @@ from edgekws.detector import Detector
 from edgekws.engines import load_engine
 from edgekws.enrolment import bundled, enrol
 from edgekws.errors import AudioError, ConfigError, EnrolmentError, ModelError
-from edgekws.model import find_model, load_model, write_manifest
+from edgekws.model import find_model, load_model, rewrite_manifest, write_manifest
 from edgekws.pipeline import Pipeline
 from edgekws.promotion import FAILED_STARTS, WATCHED_S, Updates, Version, boot, flaw, more_often, start_counted, worse
-from edgekws.store import GENERATIONS, Store
+from edgekws.pseudo_labels import PseudoLabels
+from edgekws.store import ADAPTED, GENERATIONS, Store, load_enrolled, save_enrolled
 from edgekws.values import HOP_SAMPLES, AudioChunk, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -70,20 +72,30 @@ def a_copy(folder, id, name="edge", **fields):
 class Listener:
     """What the daemon does with a stream, hop by hop. Its clock stands at the stream's time."""
 
-    def __init__(self, store, word, worker=None):
+    def __init__(self, store, word, worker=None, keeps_clips=False):
         self.store, self.word = store, word
         self.heard, self.events, self.reread = [], [], []
         self.at = 0
         version = self.load(False)
         self.updates = Updates(
-            version, self.load, Store(store.root), worker=worker or AtOnce(), clock=lambda: self.at * 0.08, now=lambda: 1e9 + self.at * 0.08
+            version,
+            self.load,
+            Store(store.root),
+            version_of=self.version_of,
+            worker=worker or AtOnce(),
+            clock=lambda: self.at * 0.08,
+            now=lambda: 1e9 + self.at * 0.08,
         )
-        self.pipeline = Pipeline(version.engine, version.detector)
+        self.pipeline = Pipeline(version.engine, version.detector, PseudoLabels(version.detector.enrolled) if keeps_clips else None)
 
     def load(self, reread):
         self.reread.append(reread)
-        model = load_model(self.store.current_model() or find_model())
-        return Version(model, load_engine(model), Detector([self.word(model)]))
+        return self.version_of(self.store.current_model())
+
+    def version_of(self, path):
+        model = load_model(path or find_model())
+        adapted = load_enrolled(model.path / ADAPTED).values() if ADAPTED in model.raw["files"] else [self.word(model)]
+        return Version(model, load_engine(model), Detector(list(adapted)))
 
     def hear(self, hops):
         for hop in hops:
@@ -616,6 +628,75 @@ def test_the_listener_itself_goes_back_and_says_why(store, word, tmp_path):
     assert listener.whats == ["rolled back", "live"]
     assert "8 wakes in 0.0 h, before it 2 in 24.0 h" in listener.events[0].extra["reason"]
     assert listener.updates.model == "edge-1" and store.current_model() is None
+
+
+def a_round_s(store, word, tmp_path, age_s=0.0, key="ann"):
+    """A version as a round leaves it, but one that never wakes, promoted so long ago."""
+    path = a_copy(tmp_path, "0001-deaf")
+    save_enrolled(path / ADAPTED, {key: dataclasses.replace(word(load_model(path)), threshold=99.0)})
+    rewrite_manifest(path)
+    store.promote(path, path.name)
+    os.utime(store.root / "models" / "current", (1e9 - age_s,) * 2, follow_symlinks=False)
+
+
+MINUTE = [np.zeros(HOP_SAMPLES, np.int16)] * 800
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_the_version_before_a_round_s_alone_wakes_at_is_kept_from_a_minute_on(store, word, without, tmp_path, restarted):
+    if restarted:
+        a_round_s(store, word, tmp_path)
+    listener = Listener(store, word, keeps_clips=True).hear(MINUTE[:40])
+    if not restarted:
+        a_round_s(store, word, tmp_path)
+    listener.hear(MINUTE)
+    said_from = listener.at * HOP_SAMPLES
+    listener.hear(HOPS)
+
+    assert listener.heard == []
+    missed = [cut.end_sample - said_from for cut in listener.pipeline.cuts if "would have woken" in cut.clip.reason]
+    assert missed == without
+
+
+def test_what_it_wakes_at_is_enough_to_go_back(store, word, tmp_path):
+    """The five words of the demo's stream, none of which comes near the new version's threshold."""
+    adaptation = pytest.importorskip("edgekws.training.adaptation")
+    takes = [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
+    enrolment = store.save_enrolment(TRUTH["keyword"], "ann", takes)
+    a_round_s(store, word, tmp_path, key=f"{enrolment.id} False")
+    listener = Listener(store, word, keeps_clips=True).hear(MINUTE).hear(HOPS).hear(MINUTE[:20])
+    for cut in listener.pipeline.cuts:
+        store.add_clip(dataclasses.replace(cut.clip, model="0001-deaf", time_s=1e9 + cut.end_sample / 16_000), cut.samples)
+
+    assert "the version before alone hears 5, it alone 0" in adaptation.look_back(store, "edge")
+    assert store.current_model() is None
+
+
+def test_the_version_before_listens_along_for_a_week_or_until_another_is_promoted(store, word, tmp_path):
+    a_round_s(store, word, tmp_path, age_s=WATCHED_S - 120)
+    listener = Listener(store, word, keeps_clips=True).hear(MINUTE)
+    assert listener.pipeline.witness is not None
+    assert listener.hear(MINUTE).pipeline.witness is None
+
+    os.utime(store.root / "models" / "current", (1e9, 1e9), follow_symlinks=False)
+    listener = Listener(store, word, keeps_clips=True).hear(MINUTE)
+    assert listener.pipeline.witness is not None
+    store.promote(a_copy(tmp_path, "by-hand"), "by-hand")
+    assert listener.hear(MINUTE[:60]).pipeline.witness is None and listener.updates.model == "by-hand"
+
+
+@pytest.mark.parametrize("why", ["no clips are kept", "a week has passed", "it was promoted by hand", "the one before cannot be loaded"])
+def test_no_version_listens_along_where(store, word, tmp_path, why):
+    if why == "it was promoted by hand":
+        store.promote(a_copy(tmp_path, "new"), "new")
+    else:
+        a_round_s(store, word, tmp_path, age_s=WATCHED_S if why == "a week has passed" else 0.0)
+    listener = Listener(store, word, keeps_clips=why != "no clips are kept")
+    if why == "the one before cannot be loaded":
+        listener.updates._version_of = lambda path: load_model(tmp_path)
+    listener.hear(MINUTE)
+
+    assert listener.pipeline.witness is None and listener.updates.model == store.current_model().name
 
 
 # On disk.

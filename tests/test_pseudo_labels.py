@@ -23,13 +23,14 @@ class Stream:
         self.heard = np.zeros(0, np.int16)
         self.cuts = []
 
-    def hops(self, *scores, woke=True, audio=None):
+    def hops(self, *scores, woke=True, audio=None, missed=False):
         for i, score in enumerate(scores):
             hop = self.random.integers(-9000, 9000, HOP_SAMPLES).astype(np.int16) if audio is None else audio[i]
             self.heard = np.concatenate([self.heard, hop])[-200 * HOP_SAMPLES :]
             end = (self.labels._hops + 1) * HOP_SAMPLES
             found = [Detection("hey", "ann", score, 0.5, end)] if woke and score >= 0.5 else []
-            self.cuts += self.labels.step(hop, end, {KEY: score}, found)
+            before = [Detection("hey", "ann", 1.0, 0.5, end)] if missed else []
+            self.cuts += self.labels.step(hop, end, {KEY: score}, found, before)
         return self
 
     def quiet(self, hops=60):
@@ -100,6 +101,32 @@ def test_a_second_word_within_the_refractory_time_is_no_near_miss():
     stream = Stream().hops(*[QUIET] * 50).hops(2.0).hops(*[QUIET] * 15).hops(3.0, woke=False).hops(*[QUIET] * 40)
 
     assert [one.clip.label for one in stream.cuts] == ["positive"]
+
+
+@pytest.mark.parametrize("score", [QUIET, -1.5, 0.0])
+def test_what_only_the_version_before_wakes_at_is_a_moment_between_however_low_its_score(score):
+    stream = Stream().hops(*[QUIET] * 50).hops(score, missed=True).hops(score + 0.1, QUIET).hops(*[QUIET] * 20)
+    (cut,) = stream.cuts
+
+    assert (cut.clip.label, cut.clip.score, cut.clip.decided_sample) == ("between", score, BEFORE_HOPS * HOP_SAMPLES)
+    assert cut.clip.reason == f"{0.5 - score:.2f} below the threshold, where the version before would have woken"
+
+
+@pytest.mark.parametrize("first", ["the version before", "the one in use"])
+def test_where_both_versions_wake_there_is_one_clip_whichever_is_quicker(first):
+    stream = Stream().hops(*[QUIET] * 50)
+    one_then_the_other = [(0.3, True), (2.0, False)] if first == "the version before" else [(2.0, False), (0.3, True)]
+    for score, missed in one_then_the_other:
+        stream.hops(score, missed=missed)
+    stream.hops(*[QUIET] * 40)
+
+    assert [one.clip.label for one in stream.cuts] == ["positive"]
+
+
+def test_the_room_is_not_taken_around_what_the_version_before_wakes_at():
+    stream = Stream().hops(*[QUIET] * 100).hops(QUIET, missed=True).hops(*[QUIET] * 137)
+
+    assert [one.clip.keyword for one in stream.cuts] == ["hey"]
 
 
 def test_of_a_long_near_miss_the_highest_hop_counts():

@@ -223,6 +223,7 @@ def hear(
     room: Room | None,
     rng: np.random.Generator,
     seed: int,
+    witness: tuple[Engine, Enrolled] | None = None,
 ) -> Snapshot:
     """What a listener keeps of these takes among read speech; without a room in quiet.
 
@@ -232,6 +233,8 @@ def hear(
     heard = room.hear(stream, "live", seed) if room else to_int16(stream)
     labels = PseudoLabels([enrolled], per_hour=PER_LIFE, per_day=PER_LIFE, room_growth=1.0)
     pipeline = Pipeline(engine, Detector([enrolled]), labels)
+    if witness:
+        pipeline.witness = witness[0], Detector([witness[1]])
     for first in range(0, len(heard), SAMPLE_RATE_HZ):
         pipeline.feed(AudioChunk(heard[first : first + SAMPLE_RATE_HZ], first))
 

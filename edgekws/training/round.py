@@ -35,6 +35,7 @@ from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, load_model, rewrite_manifest
 from edgekws.power import Recording, load_meter
+from edgekws.pseudo_labels import BETWEEN
 from edgekws.store import ADAPTED, load_enrolled, save_enrolled
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import (
@@ -618,11 +619,11 @@ def told_apart(
 ) -> tuple[int, int]:
     """How many of the owner's words only the version before hears, and how many only the present one does.
 
-    A word is what a person said is one, or what the judge hears, which is neither of the two: it has no reason to side with either. What
-    all three share they learned from one teacher.
+    A word is what a person said is one, or what wakes one of the two and nearly wakes the judge, which has no reason to side with either:
+    it would miss many of the words that one of the two misses. What all three share they learned from one teacher.
     """
     said = second_opinion([judge], voices, moments, rest)
-    words = [one for one, score in zip(moments, said, strict=True) if one.sure or score >= SECOND_OPINION]
+    words = [one for one, score in zip(moments, said, strict=True) if one.sure or score >= -BETWEEN]
     heard: list[list[bool]] = []
     for model in (now, before):
         known = {(one.keyword, one.speaker): one for one in listened_for(model, voices)}
