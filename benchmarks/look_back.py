@@ -5,8 +5,8 @@
 The lives of `edgekws bench adaptation`, with onda1 by HAP to an eighth of the parameters. Where the gate promotes the pruned version, it
 listens to half of the test's takes among forty minutes of speech in the room, and to the same in quiet; the version before listens along,
 clips are kept as always, and these are looked back on. The other half tells what that was worth: takes heard at the deployed threshold,
-before the round, after it, and in the version that listens in the end. Then the halves change places, so that a life counts twice. What
-both halves together say is printed too, without a measure: no take is left that had no part in it.
+before the round, after it, and in the version that listens once the week is over. Then the halves change places, so that a life counts
+twice. What both halves together say is printed too, without a measure: no take is left that had no part in it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
             heard = [keeps(life, made.model, factory, corpus, half, number) for half in (0, 1)]
             for moments in (*heard, heard[0] + heard[1]):
                 lost, gained = told_apart(made.model, factory, judge, life.snapshot.voices, moments)
-                row["halves"].append({"clips": len(moments), "lost": lost, "gained": gained, "back": fell(lost, gained)})
+                row["halves"].append({"clips": len(moments), "lost": lost, "gained": gained})
             row["together"] = row["halves"].pop()
             for when, model in (("before", factory), ("after", made.model)):
                 row[when] = hears(model, life)
@@ -122,9 +122,7 @@ def told(row: Mapping[str, Any]) -> str:
     who = f"{row['keyword']}, {row['user']}, seed {row['seed']}, {row['snr_db']:g} dB"
     if not row["promoted"]:
         return f"{who}: refused by the gate"
-    looks = ", ".join(
-        f"{one['lost']}:{one['gained']} {'gone back' if one['back'] else 'kept'}" for one in (*row["halves"], row["together"])
-    )
+    looks = ", ".join(f"{one['lost']}:{one['gained']} {_end(one)}" for one in (*row["halves"], row["together"]))
     recall = "; ".join(f"{where} {_share(row['before'][where]):.2f} → {_share(row['after'][where]):.2f}" for where in CONDITIONS)
     return f"{who}: {row['said']} words; only the version before : only the new one, each half and both: {looks}; {recall}"
 
@@ -133,27 +131,39 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Over all lives."""
     promoted = [row for row in rows if row["promoted"]]
     together = [row["together"] for row in promoted]
+    halves = [one for row in promoted for one in row["halves"]]
     lines = [
         f"{len(promoted)} of {len(rows)} lives promoted. Of {sum(row['said'] for row in promoted)} words only the version before hears "
-        f"{sum(one['lost'] for one in together)}, only the new one {sum(one['gained'] for one in together)}",
-        f"gone back from: after half of the words {sum(one['back'] for row in promoted for one in row['halves'])} of {2 * len(promoted)}, "
-        f"after all {sum(one['back'] for one in together)} of {len(promoted)}",
+        f"{sum(one['lost'] for one in together)}, only the new one {sum(one['gained'] for one in together)}"
     ]
+    for what, looks in (("half of the words", halves), ("all", together)):
+        soon = sum(fell(one["lost"], one["gained"]) for one in looks)
+        lines.append(f"gone back from after {what}: {soon} of {len(looks)} in the week, {sum(map(_back, looks))} by its end")
     for where in CONDITIONS:
         tests = [
-            (row, half, {when: row[when][where][1 - half :: 2] for when in ("before", "after")}) for row in promoted for half in (0, 1)
+            ({when: row[when][where][1 - half :: 2] for when in ("before", "after")}, _back(row["halves"][half]))
+            for row in promoted
+            for half in (0, 1)
         ]
-        used = [heard["before" if row["halves"][half]["back"] else "after"] for row, half, heard in tests]
-        before, after = ([heard[when] for *_, heard in tests] for when in ("before", "after"))
+        used = [heard["before" if back else "after"] for heard, back in tests]
+        before, after = ([heard[when] for heard, _ in tests] for when in ("before", "after"))
         means = [np.mean([_share(heard) for heard in one]) for one in (before, after, used)]
-        whole = [(row["after"][where], row["before"][where], row["together"]["back"]) for row in promoted]
-        worse = [chance_of_fall({"heard": now}, {"heard": then}) < WORSE for now, then, _ in whole]
-        gone = sum(bad and back for bad, (*_, back) in zip(worse, whole, strict=True))
+        worse = [row for row in promoted if chance_of_fall({"heard": row["after"][where]}, {"heard": row["before"][where]}) < WORSE]
         lines.append(
-            f"{where}, the other half: {means[0]:.3f} before, {means[1]:.3f} after, {means[2]:.3f} in the end; "
-            f"worse on all takes {sum(worse)}, of these gone back from after all words {gone}"
+            f"{where}, the other half: {means[0]:.3f} before, {means[1]:.3f} after, {means[2]:.3f} in the end; lives worse on all takes "
+            f"{len(worse)}, of these gone back from after all words {sum(_back(row['together']) for row in worse)}"
         )
     return "\n".join(lines)
+
+
+def _back(look: Mapping[str, int]) -> bool:
+    return fell(look["lost"], look["gained"], at_last=True)
+
+
+def _end(look: Mapping[str, int]) -> str:
+    if fell(look["lost"], look["gained"]):
+        return "gone back from in the week"
+    return "gone back from at its end" if _back(look) else "kept"
 
 
 def _share(heard: str) -> float:

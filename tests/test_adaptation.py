@@ -16,6 +16,7 @@ from edgekws.cli import _flat, main
 from edgekws.errors import EdgekwsError, StoreError
 from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.power import NoMeter, load_meter
+from edgekws.promotion import WATCHED_S
 from edgekws.store import ADAPTED, Store, save_enrolled
 from edgekws.values import Clip, Event
 
@@ -458,11 +459,11 @@ def promoted(store, name, threshold_above):
     return store.promote(made, name)
 
 
-def listening_since(store, threshold_above, words, others=0):
+def listening_since(store, threshold_above, words, others=0, after_s=0.0):
     """A promoted version, and clips that it kept of words and of other speech."""
     live = promoted(store, "0001-new", threshold_above)
     for i, one in enumerate([*moments(SPOKEN_S, words), *moments(OTHER_S, others)]):
-        clip = Clip("between", KEYWORD, SPEAKER, 0.0, one.decided_sample, 0.0, "", model="0001-new", time_s=time.time() + i)
+        clip = Clip("between", KEYWORD, SPEAKER, 0.0, one.decided_sample, 0.0, "", model="0001-new", time_s=time.time() + i + after_s)
         store.add_clip(clip, one.samples)
     return live
 
@@ -491,6 +492,16 @@ def test_a_version_stays_where_nothing_shows_that_it_hears_less(config, store, t
 
     assert adaptation.look_back(store, "edge-small") is None, why
     assert store.current_model() == live
+
+
+@pytest.mark.parametrize(("words", "kept_after_s", "back"), [(3, 0.0, True), (2, 0.0, False), (3, WATCHED_S, False)])
+def test_when_the_week_is_over_three_words_of_it_are_enough(config, store, words, kept_after_s, back):
+    """What was kept later does not count: the version before did not listen along then, so its words are not all there."""
+    live = listening_since(store, 20.0, words, after_s=kept_after_s)
+
+    assert adaptation.look_back(store, "edge-small") is None
+    assert (adaptation.look_back(store, "edge-small", now=lambda: time.time() + WATCHED_S) is not None) == back
+    assert store.current_model() == (None if back else live)
 
 
 def test_that_the_version_before_woke_at_other_speech_speaks_for_nobody(config, store):
