@@ -334,6 +334,7 @@ class Updates:
             return self._switch(pipeline, stream_s)
         if isinstance(found, Version):
             self._before, pipeline.witness = found, (found.engine, found.detector)
+            log.info("%s listens along, and does not act", found.model.id)
             return []
         return [found] if found is not None else []
 
