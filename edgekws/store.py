@@ -608,10 +608,13 @@ class Store:
         except OSError:
             return name, 0
 
-    def promote(self, path: Path, id: str) -> Path:
+    def promote(self, path: Path, id: str, *, keeps_previous: bool = False) -> Path:
         """Copy a model directory here, unless this very version is there, and make it current at once. Its directory here.
 
         The caller has checked the model. A copy here that is damaged is mended from it. Of the versions here the last few are kept.
+
+        Args:
+            keeps_previous: what `rollback` goes back to stays, instead of becoming the version that was current.
         """
         folder = self.root / "models"
         name = re.sub(r"[^A-Za-z0-9._-]", "-", id).lstrip(".") or "model"
@@ -639,7 +642,8 @@ class Store:
                         os.utime(folder)
             old = self._model("current")
             if old != target:
-                self._link("previous", old)
+                if not keeps_previous:
+                    self._link("previous", old)
                 self._link("current", target)
                 (self.root / "starts").unlink(missing_ok=True)
             kept = (target, self.previous_model())

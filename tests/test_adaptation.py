@@ -122,6 +122,16 @@ def test_what_the_gate_lets_pass_goes_live(config, store, quick, capsys, monkeyp
     assert not (store.root / "round").exists()
 
 
+@pytest.mark.parametrize("days", [1, 8])
+def test_a_version_that_takes_the_place_of_one_on_trial_is_on_trial_against_the_one_before_it(store, quick, days):
+    first = promoted(store, "0001-first", 0.0)
+    os.utime(store.root / "models" / "current", (time.time() - days * 86_400,) * 2, follow_symlinks=False)
+    _, live = adaptation.run(store, "edge-small", recipe="weights-only")
+
+    assert live is not None and store.current_model() == live.path
+    assert store.previous_model() == (None if days == 1 else first)
+
+
 def test_the_energy_of_a_round_is_in_the_versions_lineage_the_log_and_the_report(config, store, quick, capsys, tmp_path, monkeypatch):
     """By the meter of an Orin Nano as recorded: 4.775 W at its input, whatever this machine does."""
     tree = jetson(tmp_path / "sys", ORIN_NANO)

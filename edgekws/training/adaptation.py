@@ -201,6 +201,11 @@ def look_back(
     return f"{name} listens again, since {live.id} hears less of its owner: {reason}"
 
 
+def on_trial(store: Store, live: Model, now_s: float) -> bool:
+    """Whether a round made the version that listens, and its week is not over."""
+    return ADAPTED in live.raw["files"] and now_s < store.promoted_s() + WATCHED_S
+
+
 def fell(lost: int, gained: int, *, at_last: bool = False) -> bool:
     """Whether a version hears less of its owner than the one before, by the words that only one of the two hears: five and none, or more.
 
@@ -292,7 +297,10 @@ def run(
             if not outcome.passed or not promote:
                 _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
                 return outcome, None
-            live = load_model(store.promote(outcome.model.path, outcome.model.id))
+            # What takes the place of a version on trial is on trial against the same one before: else each of a row of rounds could lose a
+            # little. (A version that was gone back to counts as on trial again.)
+            instead = current is not None and on_trial(store, load_model(current), now())
+            live = load_model(store.promote(outcome.model.path, outcome.model.id, keeps_previous=instead))
         except BaseException as error:  # Ctrl-C and a full disk too: the log says so, if it can
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             if no_memory := any(words in reason for words in NO_MEMORY):
