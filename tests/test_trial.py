@@ -19,8 +19,8 @@ soundfile = pytest.importorskip("soundfile")
 from test_power import ORIN_NANO, jetson  # noqa: E402
 from test_round import ENDS_S, STREAM, TAKES, ambience  # noqa: E402
 
+from edgekws.training import lives, trial  # noqa: E402
 from edgekws.training import round as rounds  # noqa: E402
-from edgekws.training import trial  # noqa: E402
 
 torch.set_num_threads(1)
 # `edgekws bench adaptation --json`, as it is promised.
@@ -90,6 +90,15 @@ def test_a_life_gives_the_rows_that_are_promised_and_is_not_lived_again(corpus, 
     shown = capsys.readouterr()
     assert trial.saved(path) == rows
     assert "life 1" not in shown.err and shown.out.startswith("network")
+
+
+def test_an_utterance_in_which_a_reader_says_the_keyword_is_no_negative(corpus):
+    header, said = "path,start_s,duration_s,speaker,source_path\n", "neg/other/0.wav,1.0,2.0,reader,data/arctic_b0358_7.wav\n"
+    (corpus / "segments.csv").write_text(header + said)
+    seven, zero = (np.concatenate(list(lives.test_speech(corpus, keyword))) for keyword in ("digit-seven", "digit-zero"))
+
+    assert len(seven) > 48_000
+    assert np.array_equal(zero, np.concatenate([seven[:16_000], seven[48_000:]]))
 
 
 def test_a_copy_of_a_network_lives_as_the_packaged_one_and_another_seed_is_another_room(corpus, tmp_path, capsys):

@@ -66,6 +66,9 @@ CONFUSABLE = (
     "hey clips",
     "hey wagon",
 )
+# The readers of the test say these keywords themselves, and "seventeen", which begins with one: such an utterance is no negative. By the
+# texts of the CMU ARCTIC prompts; in the 61 LibriSpeech utterances as far as pocketsphinx 5.1.1 transcribes them.
+SAID = {"digit-zero": ("arctic_b0358",), "digit-seven": ("arctic_a0342", "arctic_a0348", "arctic_b0391", "5393-19218", "6147-34605")}
 PER_LIFE = {"positive": 1000, "between": 1000, "negative": 1000}  # a life is a week in forty minutes, so a day's caps do not hold
 
 
@@ -119,12 +122,12 @@ def _read(path: Path) -> np.ndarray:
 
 
 @functools.cache
-def _rows(corpus: Path) -> list[dict[str, str]]:
+def _rows(corpus: Path, table: str = "manifest.csv") -> list[dict[str, str]]:
     try:
-        with open(corpus / "manifest.csv", newline="", encoding="utf-8-sig") as file:
+        with open(corpus / table, newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     except OSError as error:
-        raise EdgekwsError(f"{corpus / 'manifest.csv'}: {error.strerror}. Give a corpus: a directory with a manifest.csv") from error
+        raise EdgekwsError(f"{corpus / table}: {error.strerror}. Give a corpus: a directory with a manifest.csv") from error
 
 
 class Room:
@@ -287,9 +290,23 @@ def test_speech(corpus: Path, keyword: str) -> Iterator[np.ndarray]:
     """Speech without the keyword that no network and no stream had, at `LEVEL_DBFS`; for text-to-speech keywords with phrases like them."""
     for row in _rows(corpus):
         if row["kind"] == "negative" and not row["path"].startswith(TRAIN_NEGATIVES):
-            yield at_level(_read(corpus / row["path"]), LEVEL_DBFS)
+            samples = at_level(_read(corpus / row["path"]), LEVEL_DBFS)
+            kept = np.ones(len(samples), bool)
+            for first, end in _said(corpus, row["path"], keyword):
+                kept[first:end] = False
+            yield samples[kept]
     if keyword in SPOKEN_KEYWORDS:
         yield confusable()
+
+
+def _said(corpus: Path, path: str, keyword: str) -> list[tuple[int, int]]:
+    """The samples of a negative's utterances that hold the keyword, by segments.csv; where there is none, nothing is known to."""
+    if keyword not in SAID or not (corpus / "segments.csv").exists():
+        return []
+    rows = _rows(corpus, "segments.csv")
+    holding = [row for row in rows if row["path"] == path and any(name in row["source_path"] for name in SAID[keyword])]
+    times = [(float(row["start_s"]), float(row["duration_s"])) for row in holding]
+    return [(round(start_s * SAMPLE_RATE_HZ), round((start_s + long_s) * SAMPLE_RATE_HZ)) for start_s, long_s in times]
 
 
 def confusable() -> np.ndarray:
