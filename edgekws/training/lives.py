@@ -304,7 +304,7 @@ def _said(corpus: Path, path: str, keyword: str) -> list[tuple[int, int]]:
     if keyword not in SAID or not (corpus / "segments.csv").exists():
         return []
     rows = _rows(corpus, "segments.csv")
-    holding = [row for row in rows if row["path"] == path and any(name in row["source_path"] for name in SAID[keyword])]
+    holding = [row for row in rows if row["path"] == path and any(name in row.get("source_path", "") for name in SAID[keyword])]
     times = [(float(row["start_s"]), float(row["duration_s"])) for row in holding]
     return [(round(start_s * SAMPLE_RATE_HZ), round((start_s + long_s) * SAMPLE_RATE_HZ)) for start_s, long_s in times]
 
