@@ -46,7 +46,8 @@ def resolve(wanted: list[str], machine: str, python: str, tmp_path: Path, *optio
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--only-binary", ":all:"]
     command += ["--target", str(tmp_path / "nowhere"), "--python-version", python, "--report", str(report), *options]
     command += [part for platform in platforms for part in ("--platform", platform)]
-    done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=300)
+    # Six at once take 140 s on two busy cores, and a loaded machine several times that. pip itself gives up a registry that is silent.
+    done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=1800)
 
     assert done.returncode == 0, done.stderr
     return {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in json.loads(report.read_text())["install"]}
@@ -57,7 +58,7 @@ def _registry() -> None:
     """Skips when pip finds no registry, for which a small pure package is asked."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet", "--dest", "/dev/null", "tomli==999"]
     try:
-        told = subprocess.run([*command, "--retries", "0", "--timeout", "10"], capture_output=True, text=True, timeout=30).stderr
+        told = subprocess.run([*command, "--retries", "0", "--timeout", "10"], capture_output=True, text=True, timeout=120).stderr
     except subprocess.TimeoutExpired:
         told = ""
     # A registry that answers lists the versions it has.
