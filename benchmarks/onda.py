@@ -142,7 +142,7 @@ def claims(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
                 other = pairs(mine, chosen(rows, condition, arm=arm, network=network, compression=compression))
                 if other:
                     gained = by_user(other, gain)
-                    what = f"recall against {arm} at equal size, {condition}, {network} {compression:g}x"
+                    what = f"recall against {arm} at the same target, {condition}, {network} {compression:g}x"
                     out.append((what, "-", "reported", _points(gained), "-"))
     return out
 
