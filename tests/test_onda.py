@@ -69,6 +69,19 @@ def test_the_recall_gained_counts_those_who_started_low_from_their_own_networks_
     assert measured.startswith("+20.0 points") and "2 users" in measured and met == "met"
 
 
+def test_recall_at_half_a_false_accept_an_hour_lies_between_none_and_one_where_every_row_can_tell():
+    none, one = (
+        {"hours": 1.0, "recall_by_false_accepts": [0.2, 0.6, 0.9, 1.0]},
+        {"hours": 1.0, "recall_by_false_accepts": [0.4, 0.6, 1.0, 1.0]},
+    )
+    rows = lives("weights-only", [0.4], network="ds-cnn-l", parameters=400_000, **one) + hybrid([0.2], 10.0, **none)
+
+    measured, _ = claim(rows, "parameters against weights-only ds-cnn-l at equal recall, room")
+    assert "recall -10.0 points" in measured and "with no false accept -20.0 points" in measured
+    older = lives("before", [0.1])  # its run kept no counts: then nobody's are used
+    assert "recall -20.0 points" in claim(rows + older, "parameters against weights-only ds-cnn-l at equal recall, room")[0]
+
+
 def test_what_the_gate_refused_gains_nothing():
     rows = lives("before", [0.5, 0.5]) + hybrid([0.7, 0.7], gate="of 9 recordings to test on it loses 1")
 

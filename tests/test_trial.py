@@ -83,6 +83,9 @@ def test_a_life_gives_the_rows_that_are_promised_and_is_not_lived_again(corpus, 
 
     assert [row["condition"] for row in rows] == ["room", "clean"]
     assert all(set(row) >= KEYS for row in rows)
+    for row in rows:  # half a minute of test speech: no false accept is allowed, and the next count is beyond two an hour
+        assert row["recall_by_false_accepts"] == sorted(row["recall_by_false_accepts"]) and len(row["recall_by_false_accepts"]) == 2
+        assert row["recall_at_0.5"] == row["recall_by_false_accepts"][0]
     assert {(row["user"], row["arm"], row["gate"], row["snr_db"], row["noise"]) for row in rows} == {("slt", "before", None, 10.0, "hum")}
     assert trial.saved(path) == rows
 
