@@ -79,8 +79,8 @@ def edge_tiny(stem: int, width: int) -> list[Any]:
     same minutes, seed 41), which pruning narrows a few channels at a time. Cosine 0.764; recall on development words, mostly
     text-to-speech as it was trained on, 0.936 for 0.924 in quiet and 0.901 for 0.856 in a room, on the test's people 0.892 for 0.893 and
     0.863 for 0.886. Pruned to 40 124 by steps of four channels, trained 300 steps at 2e-3 with a teacher's weight of 1, over the 60 lives
-    of docs/measured.md: 0.731 for 0.734 in the room and 0.934 for 0.920 in quiet; deployed 0.678 for 0.681 and 0.834 for 0.863 at 0.23
-    for 0.25 and 0.03 for 0.21 false accepts an hour, but one user had 2.1 of them. A hop was 2.3 times faster for 2.7.
+    of seeds 5 to 7 in docs/measured.md: 0.731 for 0.734 in the room and 0.934 for 0.920 in quiet; deployed 0.678 for 0.681 and 0.834 for
+    0.863 at 0.23 for 0.25 and 0.03 for 0.21 false accepts an hour, but one user had 2.1 of them. A hop was 2.3 times faster for 2.7.
     """
     return [
         [N_MELS, stem, 5, 1, 2, 1, 1, True],
