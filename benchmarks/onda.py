@@ -13,7 +13,7 @@ Intervals are percentiles of 2000 bootstraps over users: a user's seeds and take
 recall and false accepts (most users lose or gain nothing at all, so a median hides the others), by the median for ratios of time.
 
 0.5 false accepts an hour are 0.89 in the test's 1.77 hours. Rows that hold the recall at each number of false accepts give the one in
-between, on the straight line from none to one; with older rows among them all are taken at none, which is a stricter point.
+between, on the straight line from none to one; with older rows among them all are taken at the lower number, a stricter point.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _compression(rows: Sequence[Row], baseline: str, published: str, asked: floa
         equal, smaller, lost, bytes_, name, strictly = max(tried, key=lambda one: (one[0], one[1] if one[0] else one[2].mean()))
         text = f"{smaller:.1f}x ({name}; {bytes_:.1f}x in bytes), recall {_points(lost)}"
         if (strictly != lost).any():
-            text += f"; with no false accept {_points(strictly)}"
+            text += f"; at the whole number of false accepts below {_points(strictly)}"
         short = "no size is within a point of recall" if not equal else f"{smaller:.1f}x"
         sure = interval(lost)[0] >= -POINT
         out.append((what, published, f"≥ {asked:g}x", text, _verdict(equal and smaller >= asked, short, sure=sure)))
@@ -358,10 +358,9 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _at_half(rows: Sequence[Row]) -> str:
-    between_counts = any(row["recall"] != row["recall_at_0.5"] for row in rows)
-    if between_counts:
-        return "on the line between the recall with none and with one in the test's hours, as far along as 0.5 an hour is"
-    return "with the most false accepts in the test's hours that are no more, which in less than two hours is none"
+    if all("recall_by_false_accepts" in row for row in rows):
+        return "on the line between the recall at the two whole numbers of false accepts in the test's hours around it"
+    return "at the whole number of false accepts in the test's hours below it, which in less than two hours is none"
 
 
 def report(rows: Sequence[Row]) -> str:
