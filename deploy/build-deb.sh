@@ -53,7 +53,7 @@ home=$root/usr/lib/edgekws
   --no-compile --constraint "$constraints" "$(echo "$work"/wheel/*.whl)[wyoming,mqtt,metrics]" "${more[@]}"
 rm -rf "${home:?}/bin"
 find "$home" -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -rf {} +
-if ls -d "$home"/torch "$home"/numpy-2* >/dev/null 2>&1; then
+if compgen -G "$home/torch" >/dev/null || compgen -G "$home/numpy-2*" >/dev/null; then
   echo "torch or numpy 2 was pulled in: $(ls "$home")" >&2
   exit 1
 fi
@@ -74,7 +74,7 @@ import sys
 
 sys.path[0:0] = ["/usr/lib/edgekws"]
 sys.path.append("/usr/local/lib/edgekws")
-from edgekws.cli import main
+from edgekws.__main__ import main
 
 sys.exit(main())
 END

@@ -31,6 +31,7 @@ done
 
 home=/opt/edgekws state=/var/lib/edgekws settings=/etc/edgekws/edgekws.toml units=/etc/systemd/system
 python=$home/venv/bin/python
+complete=$home/complete # made by the last step of an installation: the version of the torch that it learns with, if any
 
 fail() {
   echo "$1" >&2
@@ -44,7 +45,9 @@ do_() { # a step: said, and done
 [ -d /run/systemd/system ] || export SYSTEMD_OFFLINE=1 # in a chroot, as where an image is made: enabled, and started by its next boot
 [ -n "$dry" ] || [ "$(id -u)" = 0 ] || fail "this needs root: sudo bash deploy/install.sh. --dry-run shows what it would do"
 
+packaged=$(dpkg-query -W -f='${db:Status-Status}' edgekws 2>/dev/null || true)
 if [ "$action" = uninstall ]; then
+  [ "$packaged" != installed ] || fail "edgekws is here as a Debian package: sudo apt-get remove edgekws, or purge to delete what was recorded too"
   do_ systemctl disable --now edgekws-adapt.timer edgekws-wyoming.service edgekws.service || true
   do_ systemctl stop edgekws-adapt.service || true
   do_ rm -rf "$units/edgekws.service" "$units/edgekws-wyoming.service" "$units/edgekws-adapt.service" "$units/edgekws-adapt.timer" \
@@ -52,6 +55,7 @@ if [ "$action" = uninstall ]; then
   do_ systemctl daemon-reload
   if [ -n "$purge" ]; then
     do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-wyoming.service.d" "$units/edgekws-adapt.timer.d" \
+      "$units/edgekws-adapt.service.d" \
       /var/lib/systemd/timers/stamp-edgekws-adapt.timer
     if getent passwd edgekws >/dev/null; then do_ userdel edgekws; fi
     if getent group edgekws >/dev/null; then do_ groupdel edgekws; fi
@@ -75,7 +79,7 @@ case $jetpack in
 *) fail "--jetpack $jetpack: accepted are 6 and 7" 2 ;;
 esac
 echo "for ${jetpack:+JetPack }${jetpack:-a machine without JetPack}"
-if [ "$(dpkg-query -W -f='${db:Status-Status}' edgekws 2>/dev/null)" = installed ]; then
+if [ "$packaged" = installed ]; then
   fail "edgekws is here as a Debian package already. Remove that first: sudo apt-get remove edgekws (state and settings stay)"
 fi
 
@@ -136,10 +140,20 @@ do_ install -m 644 -t "$units" systemd/edgekws.service systemd/edgekws-wyoming.s
 do_ install -D -m 644 systemd/network.conf "$home/network.conf"
 do_ ln -sf "$home/venv/bin/edgekws" /usr/local/bin/edgekws
 do_ systemctl daemon-reload
-do_ systemctl enable edgekws.service
-do_ systemctl restart edgekws.service
+# Turned on by the first installation, also by one that goes on where it was cut short. From then on they are as their owner has them.
+[ -f "$complete" ] || do_ systemctl enable edgekws.service
+if [ ! -f "$complete" ] || systemctl --quiet is-enabled edgekws.service; then
+  do_ systemctl restart edgekws.service
+else
+  do_ systemctl try-restart edgekws.service
+fi
 do_ systemctl try-restart edgekws-wyoming.service # off until its owner turns it on
-[ -z "$version" ] || do_ systemctl enable --now edgekws-adapt.timer
-do_ runuser -u edgekws -- /usr/local/bin/edgekws doctor || true
+if [ -n "$version" ] && [ ! -s "$complete" ]; then # nor could it learn before
+  do_ systemctl enable --now edgekws-adapt.timer
+else
+  do_ systemctl try-restart edgekws-adapt.timer
+fi
+printf '%s' "$version" | do_ install -m 644 /dev/stdin "$complete"
+do_ /usr/local/bin/edgekws doctor || true # as the service's account, by itself
 [ -z "$dry" ] || { echo "nothing was done: this was a dry run" && exit 0; }
 echo "it listens${SYSTEMD_OFFLINE:+ from the next boot on}: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"

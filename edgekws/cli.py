@@ -268,16 +268,21 @@ def _say(text: str) -> None:
 def _store(settings: Settings, *, read_only: bool = False) -> Store:
     from edgekws.store import Store
 
+    _as_owner(settings.store.root)
+    caps = settings.store.events_max, settings.learning.audio_max_mb, settings.learning.audio_max_days
+    return Store(settings.store.root, *caps, read_only=read_only)
+
+
+def _as_owner(root: Path) -> None:
+    """From `sudo edgekws …` on nothing is root's: what it wrote in the state directory the service could not read."""
     with contextlib.suppress(OSError):
-        owner = settings.store.root.stat()
-        if os.geteuid() == 0 and owner.st_uid:  # `sudo edgekws enroll`: what root wrote there the service could not read
+        owner = root.stat()
+        if os.geteuid() == 0 and owner.st_uid:
             with contextlib.suppress(KeyError):
                 os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
             os.setgid(owner.st_gid)
             os.setuid(owner.st_uid)
-            os.environ.setdefault("STATE_DIRECTORY", str(settings.store.root))  # and not what is cached in root's home, which is closed now
-    caps = settings.store.events_max, settings.learning.audio_max_mb, settings.learning.audio_max_days
-    return Store(settings.store.root, *caps, read_only=read_only)
+            os.environ.setdefault("STATE_DIRECTORY", str(root))  # and not what is cached in root's home, which is closed now
 
 
 def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
@@ -813,21 +818,41 @@ def _report(options: argparse.Namespace) -> int:
     settings = load_settings(options.config)
     now_s = time.time()
     since_s = _since(options.since, now_s) if options.since else 0.0
-    # Opened as whoever asked: under sudo the state directory is read as its owner, who may not write here.
-    with options.html.open("a", encoding="utf-8", errors="backslashreplace") if options.html else contextlib.nullcontext() as file:
+    with _written(options.html) as write:
         store = _store(settings, read_only=True)
         seen = report.history(store, now_s, since_s)
         facts = report.summary(seen, store, find_model(settings.model.id))
-        if file is not None:
-            text = report.page(facts, seen)
-            with contextlib.suppress(OSError):  # a pipe or a terminal has nothing to be written over
-                file.truncate(0)
-            file.write(text)
+        if options.html:
+            write(report.page(facts, seen).encode(errors="backslashreplace"))
             _say(f"{options.html}: {len(seen.wakes)} wakes since {datetime.fromtimestamp(seen.from_s):%Y-%m-%d %H:%M}")
         store.close()
     if options.json:
         print(json.dumps(facts, ensure_ascii=False))
     return 0
+
+
+@contextlib.contextmanager
+def _written(path: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """What writes a whole file over. It is opened at once, as whoever asked: under sudo the rest is done as the owner of the state
+    directory, who may not write here. One that was not there before is removed again if nothing came of it."""
+    if path is None:
+        yield lambda data: None
+        return
+    there = path.exists()
+    with path.open("ab") as file:
+
+        def write(data: bytes) -> None:
+            with contextlib.suppress(OSError):  # a pipe or a terminal has nothing to be written over
+                file.truncate(0)
+            file.write(data)
+
+        try:
+            yield write
+        finally:
+            file.flush()
+            if not there and not path.stat().st_size:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _since(text: str, now_s: float, option: str = "--since") -> float:
@@ -1001,6 +1026,11 @@ def _by_lineage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _clips(options: argparse.Namespace) -> int:
     settings = load_settings(options.config)
+    with _written(options.out if options.action == "play" else None) as write:
+        return _clips_of(options, settings, write)
+
+
+def _clips_of(options: argparse.Namespace, settings: Settings, write: Callable[[bytes], object]) -> int:
     store = _store(settings)
     one = options.action in ("play", "confirm", "reject")
     if one == (options.clip is None and not options.last) or (options.clip is not None and options.last):
@@ -1029,19 +1059,17 @@ def _clips(options: argparse.Namespace) -> int:
         elif options.action == "confirm":
             clip = store.confirm_clip(clip.id)
         else:
-            return _play(store.clip_samples(clip), options.out)
+            samples = store.clip_samples(clip)
+            if options.out:
+                from edgekws.store import wav
+
+                write(wav(samples))
+            else:
+                from edgekws.audio import play
+
+                play(samples)
+            return 0
     _print_clips([clip], options.json)
-    return 0
-
-
-def _play(samples: np.ndarray, out: Path | None) -> int:
-    from edgekws.audio import play
-    from edgekws.store import write_wav
-
-    if out is None:
-        play(samples)
-    else:
-        write_wav(out, samples)
     return 0
 
 
@@ -1073,7 +1101,9 @@ def _devices(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from edgekws import doctor
 
-    return doctor.run(load_settings(options.config), as_json=options.json)
+    settings = load_settings(options.config)
+    _as_owner(settings.store.root)  # what it may open is what the service may
+    return doctor.run(settings, as_json=options.json)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -1178,8 +1208,13 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from edgekws import evaluation
+    from edgekws import evaluation, pictures
 
+    if options.plot:  # before hours of work
+        pictures.new_figure(1, 1)
+        if options.plot.suffix.lower() not in pictures.SUFFIXES or not options.plot.parent.is_dir():
+            accepted = f"a name that ends with {', '.join(pictures.SUFFIXES)}, in a directory that is there"
+            raise UsageError(f"--plot {options.plot}: accepted is {accepted}")
     settings = load_settings(options.config)
     report = evaluation.evaluate(
         options.corpus,
@@ -1193,9 +1228,9 @@ def _eval(options: argparse.Namespace) -> int:
         progress=_say,
         backend=settings.model.engine,
     )
+    print(json.dumps(report) if options.json else evaluation.report_table(report), flush=True)
     if options.plot:
         evaluation.plot(report, options.plot)
-    print(json.dumps(report) if options.json else evaluation.report_table(report))
     return 0
 
 
@@ -1305,9 +1340,6 @@ BENCH_OPTIONS = {
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from edgekws import bench
-    from edgekws.values import Event
-
     of_listener, of_lives = BENCH_OPTIONS["listener"], BENCH_OPTIONS["adaptation"]
     if given := [name for name in (of_lives if options.what == "listener" else of_listener) if getattr(options, name)]:
         other = "adaptation" if options.what == "listener" else "listener"
@@ -1317,6 +1349,17 @@ def _bench(options: argparse.Namespace) -> int:
     if options.report and (options.report.suffix != ".md" or not options.report.parent.is_dir()):
         raise UsageError(f"--report {options.report}: accepted is a name that ends with .md, in a directory that is there")
     settings = load_settings(options.config)
+    figures = options.report and options.report.with_suffix(".json")
+    with _written(options.report) as write_page, _written(figures) as write_figures:
+        return _bench_listener(options, settings, write_page, write_figures)
+
+
+def _bench_listener(
+    options: argparse.Namespace, settings: Settings, write_page: Callable[[bytes], object], write_figures: Callable[[bytes], object]
+) -> int:
+    from edgekws import bench
+    from edgekws.values import Event
+
     store = _store(settings)
     model = _model(settings, store, options.model)
     rows = bench.bench(
@@ -1328,9 +1371,10 @@ def _bench(options: argparse.Namespace) -> int:
         while_adapting=options.while_adapting,
         say=lambda text: _say(f"edgekws: {text}"),
     )
+    print(json.dumps(rows, indent=1) if options.json else bench.report_table(rows), flush=True)
     if options.report:
-        options.report.write_text(bench.report_markdown(rows))
-        options.report.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        write_page(bench.report_markdown(rows).encode())
+        write_figures((json.dumps(rows, indent=1) + "\n").encode())
     if options.model is None:  # of the model that listens, so `edgekws report` shows it
         for row in rows:
             if row["beside"] is None and row["backend"] != "null":
@@ -1340,7 +1384,6 @@ def _bench(options: argparse.Namespace) -> int:
     if options.all and options.model is None and (found := bench.recommended(rows)):  # of the model that listens, not of any
         store.save_engine(found[0]["backend"])
         _say(f'edgekws: engine = "auto" is {found[0]["backend"]} on this machine from the next start on ({found[1]})')
-    print(json.dumps(rows, indent=1) if options.json else bench.report_table(rows))
     return 0
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from edgekws import __version__
 from edgekws.config import Settings
 from edgekws.engines import ORDER, load_engine
-from edgekws.errors import EdgekwsError, PowerError, install_command
+from edgekws.errors import EdgekwsError, NotPrepared, PowerError, install_command
 from edgekws.model import Model, find_model, load_model
 from edgekws.power import NoMeter, load_meter
 from edgekws.power.conditions import power_mode
@@ -119,8 +119,11 @@ def _engines(model: Model, wanted: str) -> Iterator[Check]:
     results: list[tuple[str, str | None]] = []
     for name in ORDER if wanted in ("auto", *ORDER) else (*ORDER, wanted):
         try:
-            load_engine(model, name).close()
+            load_engine(model, name, at_once=True).close()
             results.append((name, None))
+        except NotPrepared:
+            detail = f"runs, once its plan for {model.id} is made; beside the listener, which asks for it"
+            yield Check(f"engine {name}", True, detail, essential=False)
         except EdgekwsError as error:
             results.append((name, str(error).splitlines()[-1].strip().removeprefix(f"{name}: ")))
     any_works = any(reason is None for _, reason in results)
@@ -144,6 +147,9 @@ def _state_directory(root: Path) -> Check:
     while not there.exists() and there != there.parent:
         there = there.parent
     mend = f'sudo install -d -m 700 -o "$USER" "{root}"; or another [store] root in edgekws.toml'
+    with suppress(OSError):
+        if root.is_dir() and root.stat().st_uid != os.getuid():  # the service's, which would be shut out
+            mend = "none where it is the service's: sudo edgekws doctor; else another [store] root in edgekws.toml"
     try:
         if not there.is_dir():
             return Check(name, False, f"{there} is not a directory", mend)
@@ -277,7 +283,8 @@ def _groups(root: Path) -> Iterator[Check]:
 def _torch(python: str) -> Iterator[Check]:
     """A torch for another machine imports and trains, on the CPU."""
     try:
-        done = subprocess.run([python, "-c", TORCH], capture_output=True, text=True, timeout=120)
+        seen = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the Debian package's Python alone sees no torch
+        done = subprocess.run([python, "-c", TORCH], capture_output=True, text=True, timeout=120, env=seen)
         version, cuda, architectures = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return  # none, as said above

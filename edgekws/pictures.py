@@ -11,6 +11,8 @@ from typing import Any
 
 from edgekws.errors import EdgekwsError, NotInstalled
 
+SUFFIXES = (".png", ".svg", ".pdf")  # of the files that `save` is asked for
+
 
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib Figure of so many inches, laid out so that nothing overlaps.

@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import filecmp
 import hashlib
+import io
 import json
 import logging
 import os
@@ -871,11 +872,18 @@ def _slug(name: str, hashed: str | None = None) -> str:
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """16-bit mono at 16 kHz; on the disk once this returns."""
     with path.open("wb") as file:
-        with wave.open(file, "wb") as out:
-            out.setparams((1, 2, SAMPLE_RATE_HZ, len(samples), "NONE", ""))
-            out.writeframes(samples.tobytes())
+        file.write(wav(samples))
         file.flush()
         os.fsync(file.fileno())
+
+
+def wav(samples: np.ndarray) -> bytes:
+    """Such a file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, SAMPLE_RATE_HZ, len(samples), "NONE", ""))
+        out.writeframes(samples.tobytes())
+    return file.getvalue()
 
 
 def _read_wav(path: Path, advice: str = "Enrol that keyword again") -> np.ndarray:
@@ -949,4 +957,7 @@ def _advice(reason: str) -> str:
         return "It is damaged: the next `edgekws run` or `edgekws log` puts it aside and begins a new one"
     if re.search("locked", reason):
         return "Another program holds it; end that, or try again"
-    return "Accepted is a directory that this user may write: run edgekws as its owner, or name another [store] root in edgekws.toml"
+    return (
+        "Accepted is a directory that this user may write: run edgekws as its owner (sudo edgekws … where that is the service), or name"
+        " another [store] root in edgekws.toml"
+    )

@@ -206,6 +206,7 @@ def test_it_installs_and_listens_from_the_next_boot_on(machine, package):
     assert machine.show("User") == "edgekws"
     assert machine.do(f"stat -c '%a %U' {STATE}") == "700 edgekws"
     assert machine.do("id -nG edgekws").split() == ["edgekws", "audio", "video", "render"]
+    assert "libcrypto" not in machine.do(f"cat /proc/{machine.show('MainPID')}/maps")  # 4 MB that only the command itself keeps out
 
 
 def test_wakes_are_in_the_journal_and_in_the_database(machine):

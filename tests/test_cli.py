@@ -545,6 +545,14 @@ def test_auto_is_the_engine_that_bench_found_best_here(tmp_path, monkeypatch, ca
     assert cli._backend(settings, store) == "auto"
 
 
+@pytest.mark.parametrize("name", ["det.xyz", "nowhere/det.png"])
+def test_a_picture_that_cannot_be_written_is_told_before_the_measurement(cli, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    said = cli("eval", "--corpus", tmp_path, "--plot", tmp_path / name, code=2).stderr
+
+    assert "accepted is a name that ends with .png, .svg, .pdf, in a directory that is there" in said
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become the service's user")
 def test_what_root_caches_for_the_service_lies_with_the_service():
     program = (

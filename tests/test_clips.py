@@ -509,3 +509,14 @@ def test_what_is_not_there_is_one_clear_sentence(config, arguments, capsys):
     capsys.readouterr()
     assert main(["clips", *arguments, "--config", str(config)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_empty_file_is_left_where_there_is_nothing_to_play(config, tmp_path):
+    out = tmp_path / "out.wav"
+
+    assert main(["clips", "play", "4711", "--out", str(out), "--config", str(config)]) == 1
+    assert not out.exists()
+
+    out.write_bytes(b"mine")
+    assert main(["clips", "play", "4711", "--out", str(out), "--config", str(config)]) == 1
+    assert out.read_bytes() == b"mine"

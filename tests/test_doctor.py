@@ -1,16 +1,20 @@
 """What is broken is said with the command that mends it, and nothing essential is missed."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from edgekws import doctor, errors
+from edgekws import doctor, engines, errors
 from edgekws.config import AudioSettings, ModelSettings, Settings, StoreSettings
+from edgekws.errors import NotPrepared
 from edgekws.model import builtin_models
 from edgekws.power import NoMeter
 
@@ -74,6 +78,34 @@ def test_a_state_directory_that_is_a_file_is_refused(settings, tmp_path):
 
     assert not check.ok
     assert str(tmp_path / "file") in check.detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_service_s_state_directory_is_not_taken_away_from_it():
+    ask = (
+        "import os, sys; from pathlib import Path; from edgekws import doctor; os.setuid(65533);"
+        "check = doctor._state_directory(Path(sys.argv[1])); print(check.ok, check.mend)"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:  # pytest's folders are root's alone
+        os.chown(root, 65534, 65534)
+        done = subprocess.run([sys.executable, "-c", ask, root], capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith("False none where it is the service's: sudo edgekws doctor")
+
+
+@needs_model
+def test_an_engine_that_must_be_prepared_first_is_not_prepared_here(settings, monkeypatch):
+    """A double for TensorRT, which needs a GPU."""
+
+    def prepared(model):
+        raise NotPrepared("there is no plan")
+
+    double = SimpleNamespace(why_unavailable=lambda: None, load=lambda model: pytest.fail("it was built"), load_prepared=prepared)
+    real = engines._backend
+    monkeypatch.setattr(engines, "_backend", lambda name: double if name == "tensorrt" else real(name))
+    check = found(settings)["engine tensorrt"]
+
+    assert check.ok and "once its plan" in check.detail
 
 
 def test_a_state_directory_that_others_may_look_into_is_told(settings):

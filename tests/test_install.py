@@ -59,6 +59,22 @@ def test_jetpack_s_own_packages_are_seen_and_none_is_changed():
     assert one(lines, "numpy.__version__")
 
 
+@pytest.mark.parametrize(("learns_with", "on"), [("", True), ("2.8.0", False)])
+def test_an_upgrade_leaves_off_what_its_owner_turned_off(learns_with, on):
+    """On an /opt of its own, where an installation was completed before."""
+    script = f"""
+mount -t tmpfs none /opt && mkdir -p /opt/edgekws && printf '%s' '{learns_with}' >/opt/edgekws/complete &&
+bash deploy/install.sh --dry-run --jetpack 6 --torch https://example.org/simple
+"""
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/opt"], capture_output=True).returncode:
+        pytest.skip("no mount of its own can be made here")
+    done = subprocess.run(["unshare", "--mount", "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert "systemctl enable edgekws.service" not in done.stdout
+    assert "systemctl try-restart edgekws.service" in done.stdout
+    assert ("systemctl enable --now edgekws-adapt.timer" in done.stdout) == on  # it can learn only now
+
+
 def test_uninstalling_keeps_what_was_recorded_unless_told_otherwise():
     kept, purged = steps("uninstall"), steps("uninstall", "--purge")
 

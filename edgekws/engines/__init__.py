@@ -70,10 +70,11 @@ def load_engine(model: Model, backend: str = "auto", *, fall_back: bool = False,
     Args:
         fall_back: for listening. Where a GPU engine was asked for and does not work, or fails later in the middle of a stream, ONNX
             Runtime on the CPU takes over, and a warning in the log has the reason.
-        at_once: with `fall_back`: it takes over too while the one that was asked for would take minutes (`Guarded.awaited`).
+        at_once: nothing that takes minutes; with `fall_back` the CPU takes over until that is done (`Guarded.awaited`).
 
     Raises:
         EngineUnavailable: none does; the message holds each one's reason.
+        NotPrepared: of these: with `at_once`, where one would run once it is prepared.
     """
     if backend not in ("auto", *ORDER, *ASKED_FOR):
         raise EngineUnavailable(f'no engine "{backend}". Accepted: auto, {", ".join((*ORDER, *ASKED_FOR))}')
@@ -101,7 +102,8 @@ def load_engine(model: Model, backend: str = "auto", *, fall_back: bool = False,
                     log.warning("engine %s takes over, since %s", name, refused)
                 return Guarded(engine, model, awaited, refused)
         reasons.append(f"  {name}: {reason}")
-    raise EngineUnavailable("no inference engine can run here\n" + "\n".join(reasons))
+    why = "no inference engine can run here\n" + "\n".join(reasons)
+    raise NotPrepared(why) if awaited else EngineUnavailable(why)
 
 
 def _backend(name: str) -> Any:
