@@ -84,7 +84,7 @@ def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
             row |= {"said": len(life.test) * len(CONDITIONS), "halves": []}
             heard = [keeps(life, made.model, factory, corpus, half, number) for half in (0, 1)]
             for moments in (*heard, heard[0] + heard[1]):
-                lost, gained = told_apart(made.model, factory, judge, life.snapshot.voices, moments)
+                ((lost, gained),) = told_apart(made.model, factory, judge, life.snapshot.voices, moments).values()
                 row["halves"].append({"clips": len(moments), "lost": lost, "gained": gained})
             row["together"] = row["halves"].pop()
             for when, model in (("before", factory), ("after", made.model)):

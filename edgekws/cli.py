@@ -418,11 +418,14 @@ def _reread(old: Settings, config: Path | None) -> Settings:
     return dataclasses.replace(new, **{name: getattr(old, name) for name in fixed})
 
 
-def _mqtt(settings: Settings, enrolled: Sequence[Enrolled], model: str) -> Sink:
+def _mqtt(settings: Settings, pipeline: Pipeline, model: str) -> Sink:
     from edgekws.mqtt import MqttSink
 
     chosen = settings.mqtt
-    keywords = [one.keyword for one in enrolled]
+
+    def keywords() -> list[str]:
+        return [one.keyword for one in pipeline.detector.enrolled]
+
     return MqttSink(chosen.url, chosen.site, keywords, ca_file=chosen.ca_file, discovery=chosen.discovery, model=model)
 
 
@@ -532,7 +535,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
     if settings.sinks.command:
         sinks.append(CommandSink(settings.sinks.command, settings.sinks.command_timeout_s))
     if settings.mqtt.url:
-        sinks.append(_mqtt(settings, pipeline.detector.enrolled, updates.model))
+        sinks.append(_mqtt(settings, pipeline, updates.model))
     if settings.metrics.port:
         from edgekws.metrics import Metrics
 
@@ -1154,7 +1157,7 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
 
     steps: of training, None = as `edgekws adapt` takes.
     """
-    from edgekws.pseudo_labels import PseudoLabels
+    from edgekws.pseudo_labels import PER_HOUR, PseudoLabels
     from edgekws.sinks import StoreSink
 
     try:
@@ -1171,7 +1174,7 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
 
         pipeline, model, store = _listener(settings, None)
         if keep:  # minutes stand for a day here, so a day's caps do not hold, and the room is taken whenever it is clear
-            most = dict.fromkeys(("positive", "between", "negative"), 1000)
+            most = dict.fromkeys(PER_HOUR, 1000)
             pipeline.labels = PseudoLabels(pipeline.detector.enrolled, per_hour=most, per_day=most, room_growth=1.0)
         stored = StoreSink(store)
         before = max((event.id for event in store.events()), default=0)
@@ -1253,7 +1256,9 @@ def _adapt(options: argparse.Namespace) -> int:
     back = None
     if not options.dry_run:
         pause = Budget(0.5 if options.if_needed else 1.0).pause
-        back = adaptation.look_back(store, settings.model.id, say=lambda line: _say(f"edgekws: {line}"), rest=pause)
+        back = adaptation.look_back(
+            store, settings.model.id, keywords=settings.keyword, say=lambda line: _say(f"edgekws: {line}"), rest=pause
+        )
         if back:
             _say(f"edgekws: {back}")
     if options.if_needed:
@@ -1274,6 +1279,7 @@ def _adapt(options: argparse.Namespace) -> int:
         outcome, live = adaptation.run(
             store,
             settings.model.id,
+            keywords=settings.keyword,
             recipe=options.recipe,
             criterion=options.criterion,
             target=target,

@@ -70,7 +70,8 @@ class Detector:
             score = (float(similarities[span].max()) - common.get(id(one.cohort), 0.0) - one.offset) * one.scale
             self.latest[one.keyword, one.speaker] = score
             self.margin = max(self.margin, score - one.threshold)
-            if score < one.threshold or end_sample < self._quiet_until.get(one.keyword, 0):
+            # Turned round, as a score that is no number is below nothing and would wake every two seconds.
+            if not score >= one.threshold or end_sample < self._quiet_until.get(one.keyword, 0):
                 continue
             margin = score - one.threshold
             if one.keyword not in best or margin > best[one.keyword].score - best[one.keyword].threshold:

@@ -5,11 +5,13 @@ Nothing is counted on the listener's thread for this: what it knows anyway is re
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from edgekws import __version__
 from edgekws.errors import ConfigError, NotInstalled
+from edgekws.few_clients import FewClients
 from edgekws.values import Event
 
 LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)  # bounds of the histogram
@@ -40,13 +42,16 @@ class Metrics:
         )
         registry.register(_Facts(facts))
         try:
-            self._server, self._thread = prometheus.start_http_server(port, host, registry)
-        except (OSError, ValueError) as error:
+            # prometheus_client's own server bounds neither how many ask nor how long they may stay.
+            self._server = FewClients(host, port, prometheus.MetricsHandler.factory(registry), name="metrics")
+        except (OSError, OverflowError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
                 f"metrics: cannot listen on {host} port {port} ({reason}). Accepted is a free port of this machine"
             ) from error
-        self.port = int(self._server.server_port)
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     def deliver(self, event: Event) -> None:
         """Counts it."""

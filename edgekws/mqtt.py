@@ -2,7 +2,8 @@
 
     hermes/hotword/KEYWORD/detected            each wake, as Rhasspy wants it; hermes/hotword/toggleOff and toggleOn are obeyed
     edgekws/SITE/wake/KEYWORD                  each wake, as `edgekws run --json` prints it
-    edgekws/SITE/status                        online or offline, retained: offline while deaf, and said by the broker when we are gone
+    edgekws/SITE/status                        online or offline, retained: offline while deaf, and said by the broker when we are gone;
+                                               watched, as the broker may say it late, of a process before this one
     homeassistant/event/edgekws_SITE/…/config  what Home Assistant makes entities of, retained
 
 While the broker is away wakes wait in memory, up to a bound; what finds no room is counted and said.
@@ -19,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,8 +48,15 @@ class MqttSink:
         NotInstalled: the package is not installed.
     """
 
-    def __init__(self, url: str, site: str, keywords: Sequence[str], *, ca_file: str = "", discovery: bool = True, model: str = "") -> None:
-        """`site` "" is this machine's name. User name and password come from systemd's credentials or the environment."""
+    def __init__(
+        self, url: str, site: str, keywords: Callable[[], Iterable[str]], *, ca_file: str = "", discovery: bool = True, model: str = ""
+    ) -> None:
+        """User name and password come from systemd's credentials or the environment.
+
+        Args:
+            site: "" is this machine's name.
+            keywords: gives what is enrolled; asked again at each model event. On the delivery's thread.
+        """
         self._host, port, tls = _address(url)
         self._site = site or socket.gethostname().split(".")[0] or "edgekws"
         if not re.fullmatch(r"[\w.-]{1,64}", self._site):
@@ -61,15 +69,16 @@ class MqttSink:
         self.dropped = 0
         """Wakes that found the queue full."""
         self._model, self._discovery = model, discovery
-        self._keywords = dict.fromkeys(keywords)
+        self._enrolled = keywords
+        self._keywords = dict.fromkeys(keywords())
         self._off: set[str] = set()  # reasons why Rhasspy wants no wakes
         self._deaf = False
         self._sent = self._acknowledged = 0
-        self._counting = threading.Lock()
+        self._counting, self._telling = threading.Lock(), threading.Lock()
         self._complaints = Complaints()
         # A name of its own each time: two clients of one name throw each other out without end.
         self._client = Client(CallbackAPIVersion.VERSION2, f"edgekws-{os.urandom(6).hex()}")
-        self._client.will_set(f"{self._base}/status", "offline", qos=1, retain=True)
+        self._client.will_set(self._status, "offline", qos=1, retain=True)
         self._client.reconnect_delay_set(*RETRY_S)
         user, password = _credential("mqtt-username"), _credential("mqtt-password")
         if user:
@@ -93,18 +102,24 @@ class MqttSink:
     def _base(self) -> str:
         return f"edgekws/{self._site}"
 
+    @property
+    def _status(self) -> str:
+        return f"{self._base}/status"
+
     def deliver(self, event: Event) -> None:
         """Raises EdgekwsError when the broker was away for too long."""
         if self._deaf != (event.kind == "deaf") and event.kind in ("deaf", "start", "gap", "wake"):
             self._deaf = not self._deaf
             if self._client.is_connected():
                 self._tell_status()
+        if event.kind == "model":
+            self._reconcile()
         if event.kind != "wake":
             return
         if self._waiting() >= 2 * QUEUE_WAKES:
             self.dropped += 1
             raise EdgekwsError(f"mqtt: {self._host} is away and {QUEUE_WAKES} wakes wait for it: {self.dropped} dropped")
-        if event.keyword not in self._keywords:  # enrolled since
+        if event.keyword not in self._keywords:  # enrolled since, and the event that says so was dropped
             self._keywords[event.keyword] = None
             self._announce(event.keyword)
         hermes = {
@@ -125,8 +140,9 @@ class MqttSink:
 
     def close(self) -> None:
         """What waits goes out if the broker is there; what does not is said."""
+        self._deaf = True  # for good
         if self._client.is_connected():
-            self._publish(f"{self._base}/status", "offline", retain=True)
+            self._tell_status()
         end_s = time.monotonic() + CLOSE_S
         while self._waiting() and self._client.is_connected() and time.monotonic() < end_s:
             time.sleep(0.01)
@@ -146,7 +162,7 @@ class MqttSink:
         log.info("mqtt: connected to %s", self._host)
         self._off.clear()
         self._tell_status()
-        client.subscribe([(topic, 1) for topic in TOGGLES])
+        client.subscribe([(topic, 1) for topic in (*TOGGLES, self._status)])
         if self._discovery:
             client.subscribe(f"homeassistant/event/{self._node}/+/config", 1)
             for keyword in list(self._keywords):
@@ -175,13 +191,31 @@ class MqttSink:
                     (self._off.add if message.topic == TOGGLES[0] else self._off.discard)(reason)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self._complaints.say(f"mqtt: {message.topic}: not understood", kind="toggle")
-        elif message.payload and message.topic not in {self._config_topic(keyword) for keyword in self._keywords}:
+        elif message.topic == self._status:
+            # Of a session before ours that the broker only now finds dead, or of another process of this site that ended. Nothing but
+            # offline is answered, and only while we hear, so that two processes never answer each other.
+            if message.payload == b"offline" and not self._deaf:
+                self._tell_status()
+        elif message.payload and message.topic not in {self._config_topic(keyword) for keyword in list(self._keywords)}:
             self._publish(message.topic, "", retain=True)  # of a keyword that is no longer enrolled
 
     # On either thread.
 
     def _tell_status(self) -> None:
-        self._publish(f"{self._base}/status", "offline" if self._deaf else "online", retain=True)
+        with self._telling:  # else the thread that read the older state might be the last to tell
+            self._publish(self._status, "offline" if self._deaf else "online", retain=True)
+
+    def _reconcile(self) -> None:
+        """Home Assistant is told before the first wake of a keyword: it begins to listen after it has read the config."""
+        before, self._keywords = self._keywords, dict.fromkeys(self._enrolled())
+        if not self._discovery or not self._client.is_connected():  # `_connected` tells all of it
+            return
+        for keyword in self._keywords:
+            if keyword not in before:
+                self._announce(keyword)
+        for keyword in before:
+            if keyword not in self._keywords:
+                self._publish(self._config_topic(keyword), "", retain=True)
 
     def _announce(self, keyword: str) -> None:
         if not self._discovery:
@@ -194,7 +228,7 @@ class MqttSink:
             "event_types": ["wake"],
             "icon": "mdi:account-voice",
             "qos": 1,
-            "availability_topic": f"{self._base}/status",
+            "availability_topic": self._status,
             "device": {
                 "identifiers": [self._node],
                 "name": name,

@@ -63,7 +63,7 @@ class Version:
 
 
 def model_event(model: str, what: str, now_s: float, stream_s: float = 0.0, **facts: object) -> Event:
-    """Something that befell a model version; `what` is live, refused, rolled back, promoted, reloaded or engine."""
+    """Something that befell a model version; `what` is live, refused, rolled back, kept, promoted, reloaded or engine."""
     return Event("", "", 0.0, 0.0, now_s, stream_s, 0.0, model, "model", extra={"what": what, **facts})
 
 
@@ -471,7 +471,9 @@ class Updates:
                 return None
             self._checked_event = last
             tally = self._store.tally(self.model, WATCHED_S)
-            enrolled_s = {one.keyword: one.time_s for one in reversed(self._store.enrolments())}
+            enrolled_s: dict[str, float] = {}
+            for one in self._store.enrolments():  # a keyword's newest speaker
+                enrolled_s[one.keyword] = max(one.time_s, enrolled_s.get(one.keyword, 0.0))
             reason = worse(tally, self._now(), stream_s, enrolled_s) if tally else None
             if reason is None:
                 return None
@@ -576,11 +578,11 @@ def worse(tally: Tally, now_s: float, stream_s: float, enrolled_s: Mapping[str, 
     hours += max(0.0, stream_s - tally.stream_s) / 3600
     if now_s - tally.since_s > WATCHED_S or hours_before <= 0 or hours <= 0:
         return None
-    wakes = [pair for keyword, pair in tally.wakes.items() if enrolled_s.get(keyword, 0.0) < tally.since_s]
-    for name, pairs, least, level in (
-        ("wakes", wakes, WAKES, WAKES_P),
-        ("rejections by the user", tally.rejects.values(), REJECTS, REJECTS_P),
-    ):
+    wakes = {keyword: pair for keyword, pair in tally.wakes.items() if enrolled_s.get(keyword, 0.0) < tally.since_s}
+    # All together, then each keyword by itself: a rare one that wakes at everything drowns beside a busy one.
+    looks = [("wakes", list(wakes.values()), WAKES, WAKES_P), ("rejections by the user", list(tally.rejects.values()), REJECTS, REJECTS_P)]
+    looks += [(f'wakes of "{keyword}"', [pair], WAKES, WAKES_P / len(wakes)) for keyword, pair in wakes.items() if len(wakes) > 1]
+    for name, pairs, least, level in looks:
         before, since = (sum(counts) for counts in zip((0, 0), *pairs, strict=True))
         if since >= least and more_often(before, hours_before, since, hours) < level:
             return f"{since} {name} in {hours:.1f} h, before it {before} in {hours_before:.1f} h"

@@ -8,6 +8,7 @@ any keyword: 1 below it are ten times as many false wakes.
                woken at, where that listens along
     negative   a peak further below, down to `FAR`: a hard negative of that keyword; or ten seconds in which every score stayed lower
                than that: the room, of no keyword
+    alike      a wake that is the recording of an earlier clip: nothing to keep, but what a person says of it holds for that clip
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ RING_HOPS = SETTLE_HOPS + ROOM_HOPS
 # the first day, 49 in each day after.
 ROOM_FIRST_S, ROOM_GROWTH, ROOM_LAST_S = 10.0, 1.15, 1800.0
 HOUR, DAY = 3600 * SAMPLE_RATE_HZ, 86_400 * SAMPLE_RATE_HZ
-PER_HOUR = {"positive": 20, "between": 10, "negative": 10}  # of one keyword
-PER_DAY = {"positive": 100, "between": 50, "negative": 50}
+# Of one keyword. What only the version before wakes at is asked about at the end of a trial: near misses crowd out none of it.
+PER_HOUR = {"positive": 20, "between": 10, "missed": 10, "negative": 10}
+PER_DAY = {"positive": 100, "between": 50, "missed": 50, "negative": 50}
+MISSED = ", where the version before would have woken"  # ends the reason of such a clip
 # How much the waveforms of two words must have in common, from 100 to 2000 Hz, to be one recording: the highest normalised
 # cross-correlation. Embeddings cannot tell: a replay lies at 0.72 to 0.99 (another raster of 80 ms), a person's takes at 0.54 to 0.99.
 # Measured on the development words: a replay 0.97 to 1.00 (66 of 66 dropped), under noise at 10 dB 52 of 52, twice in one room under other
@@ -58,9 +61,10 @@ class Cut:
     """A clip, its audio, and where in the stream it was decided."""
 
     clip: Clip
-    """Without model, time, event and id, which are nothing that one can hear."""
+    """Without model, time, event and id, which are nothing that one can hear. Its file is a name for it until it is stored; of a wake that
+    was alike, that of the clip that it is like."""
     samples: np.ndarray
-    """int16, shape (n,)."""
+    """int16, shape (n,); empty for a wake that was alike."""
     end_sample: int
 
 
@@ -77,6 +81,11 @@ class _Moment:
     """The hop with which the clip is complete."""
     missed: bool = False
     """The version before would have woken."""
+
+    @property
+    def kind(self) -> str:
+        """By which they are counted."""
+        return "missed" if self.missed else self.label
 
 
 class PseudoLabels:
@@ -101,7 +110,7 @@ class PseudoLabels:
         self._peaks: dict[str, _Moment] = {}
         self._quiet_until: dict[str, int] = {}
         self._taken: dict[tuple[str, str], deque[int]] = {}  # (label, keyword) → end_sample of those of the last day
-        self._prints: dict[str, deque[np.ndarray]] = {}
+        self._prints: dict[str, deque[tuple[np.ndarray, str]]] = {}  # with the name of the file
         self.listen_for(enrolled)
 
     def listen_for(self, enrolled: Sequence[Enrolled]) -> None:
@@ -111,10 +120,11 @@ class PseudoLabels:
     def remember(self, clip: Clip, samples: np.ndarray | None, age_s: float) -> None:
         """A clip from before the start, oldest first, so that caps hold across restarts, and with its samples also duplicates."""
         at = self._end_sample - round(max(0.0, age_s) * SAMPLE_RATE_HZ)
-        self._taken.setdefault((clip.label, clip.keyword), deque()).append(at)
+        kind = "missed" if clip.reason.endswith(MISSED) else clip.label
+        self._taken.setdefault((kind, clip.keyword), deque()).append(at)
         self._room_from = 0
         if clip.keyword and samples is not None:
-            self._prints.setdefault(clip.keyword, deque(maxlen=RECENT)).append(_print(samples, clip.decided_sample))
+            self._prints.setdefault(clip.keyword, deque(maxlen=RECENT)).append((_print(samples, clip.decided_sample), clip.file))
 
     def step(
         self,
@@ -204,25 +214,31 @@ class PseudoLabels:
             decided = (one.hop + 1 - first) * HOP_SAMPLES
             mark = _print(samples, decided)
             known = self._prints.setdefault(one.keyword, deque(maxlen=RECENT))
-            if any(_likeness(mark, other) > ALIKE for other in reversed(known)):
+            threshold = one.score - one.margin
+            like = next((name for other, name in reversed(known) if _likeness(mark, other) > ALIKE), None)
+            if like is not None:
                 self.counts["alike"] += 1
+                if one.label == "positive":
+                    same = "woke by the same recording as an earlier clip"
+                    clip = Clip("alike", one.keyword, one.speaker, one.score, 0, 0.0, same, file=like, threshold=threshold)
+                    cuts.append(Cut(clip, samples[:0], one.end_sample))
                 continue
-            known.append(mark)
-            self._taken.setdefault((one.label, one.keyword), deque()).append(one.end_sample)
+            self._taken.setdefault((one.kind, one.keyword), deque()).append(one.end_sample)
             reason = "woke" if one.label == "positive" else f"{-one.margin:.2f} below the threshold"
             if one.missed:
-                reason += ", where the version before would have woken"
+                reason += MISSED
             self.counts["cut"] += 1
-            threshold = one.score - one.margin
-            clip = Clip(one.label, one.keyword, one.speaker, one.score, decided, len(samples) / SAMPLE_RATE_HZ, reason, threshold=threshold)
+            facts = one.label, one.keyword, one.speaker, one.score, decided, len(samples) / SAMPLE_RATE_HZ, reason
+            clip = Clip(*facts, file=f"cut {self.counts['cut']}", threshold=threshold)
+            known.append((mark, clip.file))
             cuts.append(Cut(clip, samples, one.end_sample))
         return cuts
 
     def _allowed(self, one: _Moment) -> bool:
-        taken = self._taken.get((one.label, one.keyword), deque())
+        taken = self._taken.get((one.kind, one.keyword), deque())
         while taken and taken[0] < one.end_sample - DAY:
             taken.popleft()
-        return all(sum(at > one.end_sample - window for at in taken) < most[one.label] for window, most in self._limits)
+        return all(sum(at > one.end_sample - window for at in taken) < most[one.kind] for window, most in self._limits)
 
     def _room(self) -> list[Cut]:
         taken = self._taken.setdefault(("negative", ""), deque())

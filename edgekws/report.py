@@ -80,6 +80,10 @@ class History:
     def of(self, *kinds: str) -> list[Event]:
         return [event for event in self.events if event.kind in kinds]
 
+    def own(self, *kinds: str) -> list[Event]:
+        """The listener's: the wake service's clients have streams of their own, and say nothing of its microphone."""
+        return [event for event in self.of(*kinds) if "client" not in event.extra]
+
 
 def history(store: Store, now_s: float, since_s: float = 0.0) -> History:
     """At most the newest `EVENTS` events and `CLIPS` clips since then (epoch).
@@ -115,7 +119,7 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
 
     configured: the directory of the model that listens where none was promoted.
     """
-    spans = list(_spans(seen.events))
+    spans = list(_spans(seen.own("start", "stop", "wake", "gap", "deaf")))
     wakes, lost_ms = seen.wakes, [_number(event.extra.get("lost_ms")) or 0.0 for event in seen.of("gap")]
     hours = sum(span.audio_s for span in spans) / 3600
     lost_s = sum(lost_ms) / 1000
@@ -140,7 +144,7 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
         },
         "wakes": {
             "count": len(wakes),
-            "per_hour": round(len(wakes) / hours, 3) if hours else None,
+            "per_hour": round(len(seen.own("wake")) / hours, 3) if hours else None,
             "wrong": sum(event.id in seen.wrong for event in wakes),
             "near_misses": len(seen.near),
             "likely_missed": sum(_missed(clip) for clip in seen.near),
@@ -177,7 +181,7 @@ def _spans(events: Sequence[Event]) -> Iterator[Span]:
             audio_s = max(0.0, event.stream_s - first.stream_s) if audio_s is None or first.kind != "start" else audio_s
             yield Span(first.time_s, event.time_s, audio_s, str(event.extra.get("error", "")))
             first = last = None
-        elif event.kind in ("wake", "gap", "deaf"):
+        else:
             first, last = first or event, event
     if first is not None and last is not None:
         yield Span(first.time_s, last.time_s, max(0.0, last.stream_s - first.stream_s), None)
@@ -192,7 +196,7 @@ def _state(seen: History, spans: Sequence[Span], alive: bool) -> dict[str, Any]:
         return {"state": "broke" if last.ended else "stopped", "since_s": last.end_s, "why": last.ended}
     if seen.of("start") and not alive:
         return {"state": "gone", "since_s": last.end_s, "why": ""}
-    heard = [event for event in seen.of("start", "wake", "gap", "deaf") if event.time_s >= last.start_s]
+    heard = [event for event in seen.own("start", "wake", "gap", "deaf") if event.time_s >= last.start_s]
     if heard and heard[-1].kind == "deaf":
         return {"state": "deaf", "since_s": heard[-1].time_s, "why": str(heard[-1].extra.get("reason", ""))}
     return {"state": "listens", "since_s": last.start_s, "why": ""}
@@ -303,7 +307,7 @@ def _by_model(seen: History) -> tuple[dict[str, float], Counter[str], Counter[st
     """Hours of audio, wakes, and wrong wakes of each version."""
     hours: dict[str, float] = {}
     listens, at_s = "", 0.0
-    for event in seen.of("start", "stop", "wake", "gap", "deaf", "model"):
+    for event in seen.own("start", "stop", "wake", "gap", "deaf", "model"):
         if event.kind == "model" and event.extra.get("what") != "live":
             continue
         if event.kind != "start" and listens:
@@ -311,7 +315,7 @@ def _by_model(seen: History) -> tuple[dict[str, float], Counter[str], Counter[st
         listens, at_s = "" if event.kind == "stop" else event.model, event.stream_s
         if event.model:
             hours.setdefault(event.model, 0.0)
-    wakes = seen.wakes
+    wakes = seen.own("wake")
     return hours, Counter(event.model for event in wakes), Counter(event.model for event in wakes if event.id in seen.wrong)
 
 
@@ -437,7 +441,7 @@ def _pictures(seen: History) -> dict[str, str]:
     if seen.wakes or seen.near or seen.of("start"):
         text = f"{len(seen.wakes)} wakes and {len(seen.near)} near misses over time, by their distance from the threshold;"
         text += " the wakes in each stretch of time; and when it listened"
-        spans = list(_spans(seen.events))
+        spans = list(_spans(seen.own("start", "stop", "wake", "gap", "deaf")))
         add("timeline", (1040, 420), text, partial(_draw_time, seen=seen, spans=spans, narrow=False))
         add("timeline_narrow", (360, 440), text, partial(_draw_time, seen=seen, spans=spans, narrow=True))
     if seen.wakes or seen.near:
@@ -544,7 +548,7 @@ def _draw_drift(figure: Any, seen: History) -> None:
 def _changes(seen: History) -> list[tuple[float, str]]:
     """When another version began to listen."""
     found: list[tuple[float, str]] = []
-    for event in seen.of("start", "wake", "model"):
+    for event in seen.own("start", "wake", "model"):
         if event.kind == "model" and event.extra.get("what") != "live":
             continue
         if not found or found[-1][1] != event.model:

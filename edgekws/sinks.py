@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_EVENTS = 1000
 QUEUE_CLIPS = 12  # at most 4 MB
+FILES = 1000  # names of clips that a later one may be like: of twenty keywords
 COMMANDS = 4  # of the operator's that may run at once
 CUT_SHORT = "ended without a word: it was killed, or the power went"
 QUIET_S = 60.0  # between two complaints of one kind
@@ -221,6 +222,7 @@ def _model_line(event: Event) -> str:
         "reloaded": f"{event.model} listens, with enrolments and settings read again, for {facts.get('keywords')}",
         "refused": f"{facts.get('version')} is refused, {event.model} goes on{reason}{back}",
         "rolled back": f"{event.model} is gone back from{reason}{back}",
+        "kept": f"the week on trial of {event.model} is over, and it stays{reason}",
         "promoted": f"{event.model} is promoted{before}",
         "engine": f"{event.model} listens on {facts.get('engine')}, before on {facts.get('engine_before')}",
     }
@@ -273,7 +275,8 @@ class StoreSink:
         """`store` is for this sink alone."""
         self._store = store
         self._died = False
-        self._wakes: dict[tuple[str, float], int] = {}
+        self._wakes: list[Event] = []
+        self._files: dict[str, str] = {}  # of the clips, by the names that they came with
 
     def deliver(self, event: Event) -> None:
         if event.kind in ("start", "deaf") and self._store.begin_listening():
@@ -285,10 +288,17 @@ class StoreSink:
         if event.kind == "stop":
             self._store.end_listening()
         if event.kind == "wake":
-            self._wakes = {**dict(list(self._wakes.items())[-20:]), (event.keyword, event.time_s): stored.id}
+            self._wakes = [*self._wakes[-20:], stored]
 
     def keep(self, clip: Clip, samples: np.ndarray) -> None:
-        self._store.add_clip(replace(clip, event=self._wakes.get((clip.keyword, clip.time_s), 0)), samples)
+        wakes = [one for one in reversed(self._wakes) if one.keyword == clip.keyword]
+        if clip.label == "alike":
+            for wake in [one for one in wakes if one.score == clip.score][:1]:
+                self._store.note_alike(wake.id, self._files.get(clip.file, clip.file))
+            return
+        event = next((one.id for one in wakes if one.time_s == clip.time_s), 0)
+        stored = self._store.add_clip(replace(clip, event=event), samples)
+        self._files = {**dict(list(self._files.items())[-FILES:]), clip.file: stored.file}
 
     def close(self) -> None:
         self._store.close()
@@ -322,8 +332,13 @@ class CommandSink:
         except OSError as error:
             raise EdgekwsError(f"{self._command[0]}: cannot be run ({error.strerror})") from error
         thread = threading.Thread(target=self._wait, args=(process, as_json(event) + "\n"), name="command", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the unit's TasksMax=
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise EdgekwsError(f"{self._command[0]}: nobody could wait for it, so it was killed ({error})") from error
         self._waiting.append(thread)
-        thread.start()
 
     def close(self) -> None:
         """Waits for those that run, as long as they may."""

@@ -95,7 +95,9 @@ CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
 # What goes first where there is no more room: 0 what came by itself, 1 what passed a second opinion, 2 what a person confirmed.
 WORTH = "CASE WHEN state = 'confirmed' THEN 2 WHEN state = 'admitted' AND keyword != '' THEN 1 ELSE 0 END"
 DAY_S = 86_400
-STEADY_S = 3600.0  # A clock that disagrees with what was stored is believed after it went steadily for this long.
+STEADY_S = 3600.0  # A clock is believed after it went steadily for this long, seen by whoever deletes by it.
+FEW = 20  # clips that are deleted at once while events wait: 0.2 s, at 9 ms each (measured)
+BATCH, BATCH_PAUSE_S = 10, 0.01  # clips of one hold of the lock: a purge of 600 held it for 5.4 s, and wakes waited for that (measured)
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ class Store:
         self._listening: FileIO | None = None
         self._now, self._clock = now, clock
         self._clock_offset_s = now() - clock()
-        self._believed_from_s: float | None = None  # by `clock`: from when on the age of a clip is trusted
+        # By `clock`: from when on the age of a clip is trusted. No event vouches for the wall's clock, as it may be dated by the wrong one.
+        self._believed_from_s = clock() + STEADY_S
 
     # Events.
 
@@ -316,10 +319,6 @@ class Store:
             _shred(path)
         if orphans:
             log.warning("%s: %d clips without a row in the database were deleted", self.root / "clips", len(orphans))
-        if self._believed_from_s is None:
-            newest = db.execute("SELECT time_s FROM events ORDER BY id DESC LIMIT 1").fetchone()
-            agrees = newest is not None and 0 <= self._now() - newest[0] < 7 * DAY_S
-            self._believed_from_s = self._clock() + (0.0 if agrees else STEADY_S)
         return db
 
     # Clips.
@@ -338,7 +337,7 @@ class Store:
             try:
                 write_wav(path, samples.astype("<i2", copy=False))
                 _sync(folder)
-                if clip.event and self._execute("SELECT 1 FROM events WHERE kind = 'reject' AND extra = ?", _wake(clip.event))[0]:
+                if clip.event and self._is_rejected(clip.event):
                     clip = _revoked(clip)
                 values = [getattr(clip, name) for name in CLIP]
                 number = self._execute(f"INSERT INTO clips ({', '.join(CLIP)}) VALUES ({', '.join('?' * len(CLIP))})", *values)[1]
@@ -347,7 +346,9 @@ class Store:
                 raise
         self._drop_old_clips()
         size = "SELECT coalesce(sum(duration_s), 0) FROM clips"
-        while self._execute(size)[0][0][0] * 2 * SAMPLE_RATE_HZ > self._clips_max_bytes:
+        for _ in range(FEW):  # The next clip goes on: where the settings allow less than before it may be a thousand.
+            if self._execute(size)[0][0][0] * 2 * SAMPLE_RATE_HZ <= self._clips_max_bytes:
+                break
             self._delete_clips(self._rows(f"ORDER BY {WORTH}, id LIMIT 1"))
         return replace(clip, id=number)
 
@@ -403,21 +404,27 @@ class Store:
         self._execute("UPDATE clips SET state = ?, reason = ?, label = ? WHERE id = ?", state, reason, marked.label, id)
         return marked
 
+    def settle_clip(self, id: int, state: str, reason: str) -> None:
+        """What a round found, of a clip that nobody has decided on, by now: a person's word holds, and the clip may be gone."""
+        self._execute("UPDATE clips SET state = ?, reason = ? WHERE id = ? AND state = 'quarantined'", state, reason, id)
+
     def confirm_clip(self, id: int) -> Clip:
         """A person says that the label is right; that of a moment between, that it was the keyword."""
         label = "positive" if self.clip(id).label == "between" else None
         return self.mark_clip(id, "confirmed", "confirmed by the user", label=label)
 
     def reject_clip(self, id: int) -> Clip:
-        """A person says that this was not the keyword: it becomes a hard negative."""
-        clip = _revoked(self.clip(id))
-        return self.mark_clip(id, clip.state, clip.reason, label=clip.label)
+        """A person says that this was not the keyword: it becomes a hard negative, and the wake that it was counts as rejected."""
+        clip = self.clip(id)
+        for wake in self._events("id = ? AND kind = 'wake'", clip.event):  # none where it is too long ago
+            self._count_reject(wake)
+        return self._revoke(clip)
 
     def reject_last(self) -> tuple[Event, Clip | None]:
         """A person says that the last wake was wrong: what any program may call. The wake, and its clip, which is a hard negative now.
 
-        The clip is None where none is there: it was a duplicate or one too many, audio is not kept, or it comes in half a second (and is a
-        negative then). Said twice it holds once.
+        Of a wake that was the same recording as a kept clip it is that one, unless a person confirmed it. The clip is None where none is
+        there: it was one too many, audio is not kept, or it comes in half a second (and is a negative then). Said twice it holds once.
 
         Raises:
             StoreError: also where nothing ever woke.
@@ -433,10 +440,32 @@ class Store:
         if not found or found[0].id != id or found[0].kind != "wake":
             raise StoreError(f"there is no wake {id}. Try: edgekws log --json")
         (wake,) = found
-        if not self._execute("SELECT 1 FROM events WHERE kind = 'reject' AND extra = ?", _wake(wake.id))[0]:
-            self.add_event(replace(wake, kind="reject", time_s=self._now(), extra={"wake": wake.id}, id=0))
-        clips = self._rows("WHERE event = ?", wake.id)
-        return wake, self.reject_clip(clips[0].id) if clips else None
+        self._count_reject(wake)
+        clips = self._rows("WHERE event = ?", wake.id) or self._alike(wake)
+        return wake, self._revoke(clips[0]) if clips else None
+
+    def note_alike(self, wake: int, file: str) -> None:
+        """The wake of this event was the same recording as the clip in this file: what a person says of the one holds for the other."""
+        for clip in self._rows("WHERE file = ?", file):  # none where it was deleted
+            self._execute("UPDATE events SET extra = json_set(extra, '$.alike', ?) WHERE id = ?", clip.id, wake)
+            if self._is_rejected(wake):
+                self.reject_wake(wake)
+
+    def _alike(self, wake: Event) -> list[Clip]:
+        """The kept clip that a wake was noted to be like; what a person said of that very clip stays."""
+        return self._rows("WHERE id = ? AND (state != 'confirmed' OR label = 'negative')", wake.extra.get("alike"))
+
+    def _is_rejected(self, wake: int) -> bool:
+        return bool(self._execute("SELECT 1 FROM events WHERE kind = 'reject' AND json_extract(extra, '$.wake') = ?", wake)[0])
+
+    def _count_reject(self, wake: Event) -> None:
+        """Once, and with whose wake it was: `tally` leaves those of the wake service's clients out."""
+        if not self._is_rejected(wake.id):
+            self.add_event(replace(wake, kind="reject", time_s=self._now(), extra={**wake.extra, "wake": wake.id}, id=0))
+
+    def _revoke(self, clip: Clip) -> Clip:
+        clip = _revoked(clip)
+        return self.mark_clip(clip.id, clip.state, clip.reason, label=clip.label)
 
     def purge_clips(
         self, label: str | None = None, state: str | None = None, keyword: str | None = None, *, before_s: float | None = None
@@ -451,24 +480,31 @@ class Store:
         return [Clip(**dict(zip((*CLIP, "id"), row, strict=True))) for row in rows]
 
     def _delete_clips(self, clips: Sequence[Clip]) -> None:
-        with _told(self.root / "clips"), self._lock():
-            for clip in clips:
-                try:
-                    self._execute("DELETE FROM clips WHERE id = ?", clip.id)
-                    _shred(self.root / "clips" / clip.file)
-                except StoreError:  # On a full disk even a row cannot be deleted before there is room for the note of it.
-                    _shred(self.root / "clips" / clip.file)
-                    self._execute("DELETE FROM clips WHERE id = ?", clip.id)
+        """A few at a time, so that who waits for the lock gets it in between; where there is nothing to delete nobody waits for it."""
+        for first in range(0, len(clips), BATCH):
+            if first:
+                time.sleep(BATCH_PAUSE_S)  # else we have the lock again before who waits for it is awake
+            with _told(self.root / "clips"), self._lock():
+                for clip in clips[first : first + BATCH]:
+                    try:
+                        self._execute("DELETE FROM clips WHERE id = ?", clip.id)
+                        _shred(self.root / "clips" / clip.file)
+                    except StoreError:  # On a full disk even a row cannot be deleted before there is room for the note of it.
+                        _shred(self.root / "clips" / clip.file)
+                        self._execute("DELETE FROM clips WHERE id = ?", clip.id)
 
     def _drop_old_clips(self) -> None:
-        """By a clock that can be believed: one that is set to a wrong year for a moment must not cost everything that was kept."""
+        """By a clock that can be believed: one that is set to a wrong year for a moment must not cost everything that was kept.
+
+        So only a store that is open for long does it: the listener's own.
+        """
         now_s, clock_s = self._now(), self._clock()
         if abs(now_s - clock_s - self._clock_offset_s) > 60:
             self._clock_offset_s = now_s - clock_s
             self._believed_from_s = clock_s + STEADY_S
-        if self._believed_from_s is not None and clock_s >= self._believed_from_s:
+        if clock_s >= self._believed_from_s:
             self._execute("UPDATE clips SET time_s = ? WHERE time_s > ?", now_s, now_s + DAY_S)  # from a wrong future: they age from now on
-            self._delete_clips(self._rows("WHERE time_s < ? ORDER BY id", now_s - self._clips_max_s))
+            self._delete_clips(self._rows("WHERE time_s < ? ORDER BY id LIMIT ?", now_s - self._clips_max_s, FEW))
 
     # Enrolments.
 
@@ -908,11 +944,6 @@ def _shred(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         path.unlink()
-
-
-def _wake(id: int) -> str:
-    """What a reject event holds, as it stands in the database."""
-    return json.dumps({"wake": id})
 
 
 def _revoked(clip: Clip) -> Clip:

@@ -18,29 +18,26 @@ import json
 import logging
 import secrets
 import socket
-import socketserver
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from edgekws import __version__
 from edgekws.errors import ConfigError, EdgekwsError, StoreError
+from edgekws.few_clients import REQUEST_S, FewClients
 from edgekws.pipeline import Pipeline
 from edgekws.power.gauge import Gauge
-from edgekws.sinks import Complaints, words
+from edgekws.sinks import words
 from edgekws.store import Store
 from edgekws.values import Event
 
 log = logging.getLogger(__name__)
 
-CLIENTS = 8  # at a time; a page asks once a second and is gone again
-REQUEST_S = 5.0  # from connection to answer
 BODY_BYTES = 200
 PAUSE_S = 0.02  # before each answer, of all clients together: at most fifty a second
 EVENTS = 60  # that are shown
@@ -84,7 +81,7 @@ class LivePage:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self.local = all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)
-            self._server = _Server(found[0][0], (host, port), self)
+            self._server = _Server(host, port, self)
         except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             accepted = "Accepted is a free port of this machine; under systemd the unit must be let (systemd/network.conf)"
@@ -197,46 +194,10 @@ def _finite(value: float | None) -> float | None:
     return round(float(value), 3) if value is not None and abs(value) < 1e6 else None
 
 
-class _Server(ThreadingHTTPServer):
-    """A thread for each of a few clients, none of which may stay."""
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = CLIENTS
-
-    def __init__(self, family: socket.AddressFamily, address: tuple[str, int], page: LivePage) -> None:
-        self.address_family = family
+class _Server(FewClients):
+    def __init__(self, host: str, port: int, page: LivePage) -> None:
         self.page = page
-        self._complaints = Complaints()
-        self._due_s: dict[Any, float] = {}
-        super().__init__(address, _Handler)
-
-    def server_bind(self) -> None:
-        """Without HTTPServer's look for the name of the address, which may take as long as a name server likes."""
-        socketserver.TCPServer.server_bind(self)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self._due_s) >= CLIENTS:
-            super().shutdown_request(request)
-            return
-        self._due_s[request] = time.monotonic() + REQUEST_S
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._due_s.pop(request, None)
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        """Twice a second: who has had their time is let go, wherever their thread waits."""
-        for request, due_s in list(self._due_s.items()):
-            if time.monotonic() > due_s:
-                with contextlib.suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; what else went wrong is."""
-        if not isinstance(error := sys.exc_info()[1], OSError):
-            self._complaints.say(f"a request of the web page failed ({type(error).__name__}: {error})", kind="request")
+        super().__init__(host, port, _Handler, name="web page")
 
 
 class _Handler(BaseHTTPRequestHandler):

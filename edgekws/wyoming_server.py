@@ -132,7 +132,8 @@ class WyomingServer:
             ready(port)
             beside = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(_each_look(alive))]
             try:
-                await server.serve_forever()
+                # Not `serve_forever`: since Python 3.12.1 it waits, cancelled, for all clients to go.
+                await asyncio.Event().wait()
             finally:
                 for task in beside:
                     task.cancel()
@@ -253,7 +254,7 @@ class _Client:
             while (frame := await _read(self.reader)) is not None:
                 self.active_s = self._server.clock()
                 await self._obey(frame)
-        except _Junk as junk:
+        except (_Junk, UnicodeEncodeError) as junk:  # or it wants half a surrogate pair back, in a pong or a context
             log.info("wyoming: %s: %s", self.name, junk)
             await self.refuse(str(junk))
         except (OSError, asyncio.TimeoutError):  # it went away, or took no answer

@@ -17,7 +17,7 @@ from edgekws.errors import EdgekwsError, StoreError
 from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.power import NoMeter, load_meter
 from edgekws.promotion import WATCHED_S
-from edgekws.store import ADAPTED, Store, save_enrolled
+from edgekws.store import ADAPTED, Store, load_enrolled, save_enrolled
 from edgekws.values import Clip, Event
 
 torch = pytest.importorskip("torch")
@@ -179,6 +179,15 @@ def test_where_the_pruned_version_is_refused_one_without_pruning_is_tried(config
     assert said(store) == ["started", "refused", "started", "promoted"]
 
 
+def test_beside_a_pruned_version_one_without_pruning_is_not_tried(config, store, quick, monkeypatch):
+    monkeypatch.setitem(rounds.STEPS, "onda1", 2)
+    assert main(["adapt", "--recipe", "onda1", "--config", str(config)]) == 0
+    quick.append("it is worse")
+    assert main(["adapt", "--config", str(config)]) == 0
+
+    assert said(store) == ["started", "promoted", "started", "refused"]
+
+
 def test_a_network_that_does_not_ship_is_adapted_too(config, store, quick, tmp_path):
     own = shutil.copytree(find_model("edge-small"), tmp_path / "own")
     manifest = json.loads((own / "manifest.json").read_text())
@@ -290,6 +299,47 @@ def test_clips_that_the_listener_drops_meanwhile_stop_no_round(store, quick):
     assert store.clips("positive") == []
 
 
+@pytest.mark.parametrize("say", ["confirm_clip", "reject_clip"])
+def test_what_a_person_says_of_a_clip_during_a_round_holds(store, quick, say):
+    (clip,) = store.clips("positive")[:1]
+
+    def step_done(done, total):
+        with contextlib.closing(Store(store.root)) as owner:
+            getattr(owner, say)(clip.id)
+
+    outcome, live = adaptation.run(store, "edge-small", recipe="weights-only", step_done=step_done)
+
+    assert store.clip(clip.id).state == "confirmed"
+    assert (live is not None) == (say == "confirm_clip")
+    if live is None:
+        assert outcome.reason == "1 of the wakes that it learned from were called wrong since it was begun"
+        assert said(store) == ["started", "refused"]
+
+
+def test_a_version_that_was_compared_with_one_that_listens_no_more_does_not_go_live(config, store, quick):
+    def step_done(done, total):
+        with contextlib.closing(Store(store.root)) as other:
+            promoted(other, "0009-other", 0.0) if other.current_model() is None else None
+
+    outcome, live = adaptation.run(store, "edge-small", recipe="weights-only", step_done=step_done)
+
+    assert live is None and store.current_model().name == "0009-other" and store.previous_model() is None
+    assert "another version listens since it was begun" in outcome.reason
+
+
+def test_what_the_configuration_says_of_a_keyword_is_what_is_learned_and_gated(config, store, quick):
+    """The listener asks for it by the enrolment and that choice; else it would enrol anew, past the gate."""
+    text = config.read_text()
+    config.write_text(f'{text}[keyword."{KEYWORD}"]\nonly_enrolled = true\n')
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+
+    (enrolment,) = store.enrolments()
+    assert list(load_enrolled(store.current_model() / ADAPTED)) == [f"{enrolment.id} True"]
+
+    config.write_text(f'{text}[keyword."{KEYWORD}"]\nenabled = false\n')
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 1  # nothing is left
+
+
 def test_a_round_that_was_killed_is_told_by_the_next_also_after_one_that_was_skipped(store):
     store.add_event(round_event("started", 1000.0))
     (store.root / "round").mkdir()
@@ -393,13 +443,18 @@ def round_event(what, time_s):
 class Kept:
     """Of a store what `why_not` reads, so that a thousand clips need no audio."""
 
-    def __init__(self, positives=20, room=40, between=0, wrong=0, score=1.0, time_s=1000.0, events=(), older=()):
+    def __init__(self, positives=20, room=40, between=0, wrong=0, score=1.0, time_s=1000.0, events=(), older=(), enrolled=("k",)):
+        self._enrolled = enrolled
+
         def clip(label, keyword, state="quarantined"):
             return Clip(label, keyword, "", score, 0, 1.0, "", state, time_s=time_s)
 
         self._clips = [*older, *(clip("positive", "k") for _ in range(positives)), *(clip("negative", "") for _ in range(room))]
         self._clips += [clip("between", "k") for _ in range(between)] + [clip("negative", "k", "confirmed") for _ in range(wrong)]
         self._events = [dataclasses.replace(event, id=i + 1) for i, event in enumerate(events)]
+
+    def enrolments(self):
+        return self._enrolled
 
     def clips(self):
         return self._clips
@@ -415,6 +470,7 @@ OLDER = [Clip("positive", "k", "", 1.4, 0, 1.0, "", time_s=100.0)] * 9
 @pytest.mark.parametrize(
     ("kept", "board", "now_s", "reason"),
     [
+        (Kept(enrolled=()), IDLE, DAY_S, "nothing is enrolled"),
         (Kept(events=LAST), IDLE, 500.0 + 3600, "the last round was 1.0 h ago, the next is due after 20 h"),
         (Kept(positives=11), IDLE, DAY_S, "11 wakes were kept since the last round, 12 are enough"),
         (Kept(time_s=400.0, events=LAST), IDLE, DAY_S, "0 wakes were kept since the last round"),
@@ -512,6 +568,33 @@ def test_when_the_week_is_over_three_words_of_it_are_enough(config, store, words
     assert adaptation.look_back(store, "edge-small") is None
     assert (adaptation.look_back(store, "edge-small", now=lambda: time.time() + WATCHED_S) is not None) == back
     assert store.current_model() == (None if back else live)
+
+
+def test_when_the_week_is_over_a_version_is_looked_at_once_and_then_stays(config, store, capsys):
+    live = listening_since(store, 20.0, 2)
+    after = {"now": lambda: time.time() + WATCHED_S}
+    assert adaptation.look_back(store, "edge-small", **after) is None
+    for i, one in enumerate(moments(SPOKEN_S, 4)[2:]):
+        clip = Clip("between", KEYWORD, SPEAKER, 0.0, one.decided_sample, 0.0, "", model="0001-new", time_s=time.time() + i)
+        store.add_clip(clip, one.samples)
+    assert adaptation.look_back(store, "edge-small", **after) is None
+
+    assert store.current_model() == live
+    assert main(["log", "--config", str(config)]) == 0
+    told = "the week on trial of 0001-new is over, and it stays: of the words since then the version before alone hears 2, it alone 0"
+    assert capsys.readouterr().out.count(told) == 1
+
+
+def test_a_wake_that_a_later_round_rejected_still_counts_for_the_version_that_woke(config, store):
+    promoted(store, "0000-deaf", 20.0)
+    live = promoted(store, "0001-new", 0.0)
+    for i, one in enumerate(moments(SPOKEN_S, 8)):
+        clip = Clip("positive", KEYWORD, SPEAKER, 1.0, one.decided_sample, 0.0, "woke", model="0001-new", time_s=time.time() + i)
+        store.add_clip(dataclasses.replace(clip, state="rejected"), one.samples)
+    adaptation.look_back(store, "edge-small", now=lambda: time.time() + WATCHED_S)
+
+    assert store.current_model() == live
+    assert "alone hears 0, it alone 8" in store.events()[-1].extra["reason"]
 
 
 def test_that_the_version_before_woke_at_other_speech_speaks_for_nobody(config, store):

@@ -343,6 +343,45 @@ def test_close_in_a_signal_handler_ends_a_silent_pipe():
     process.communicate()
 
 
+@pytest.mark.parametrize(("stalls_behind", "uri"), [(4000, "stdin:"), (4001, "stdin:"), (0, "stdin:"), (20_000, "stdin:?rate=48000")])
+def test_standard_input_that_stalls_is_told_once_and_a_gap_when_it_goes_on(stalls_behind, uri, caplog):
+    """At the beginning, on a whole and on half a sample, and with samples that the resampler holds back."""
+    read_end, write_end = os.pipe()
+    now_s, told, data = [100.0], [], NOISE[:30_000].tobytes()
+
+    def deaf(why):
+        told.append(why)
+        now_s[0] += 7.5
+        with os.fdopen(write_end, "wb") as pipe:
+            pipe.write(data[stalls_behind:])
+
+    os.write(write_end, data[:stalls_behind])
+    with StdinSource(uri, uri.removeprefix("stdin:"), read_end, stall_s=0.4, clock=lambda: now_s[0]) as source:
+        source.on_deaf = deaf
+        chunks = list(source.chunks())
+    os.close(read_end)
+    at = np.cumsum([0] + [len(chunk.samples) + chunk.gap_samples for chunk in chunks])
+
+    assert told == ["no samples come on standard input"]
+    assert [chunk.gap_samples for chunk in chunks if chunk.gap_samples] == [120_000] and not (stalls_behind and chunks[0].gap_samples)
+    assert [chunk.first_sample for chunk in chunks] == [int(i) + chunk.gap_samples for i, chunk in zip(at, chunks, strict=False)]
+    if uri == "stdin:":
+        assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), NOISE[:30_000])
+    else:
+        assert at[-1] == 120_000 + 10_000
+    assert caplog.messages == [f"{uri}: no samples come on standard input", f"{uri}: listening again, 7.5 s lost"]
+
+
+def test_standard_input_that_ends_while_it_is_waited_for_ends_in_order():
+    read_end, write_end = os.pipe()
+    os.write(write_end, NOISE[:20_000].tobytes())
+    with StdinSource("stdin:", "", read_end, stall_s=0.2) as source:
+        source.on_deaf = lambda why: os.close(write_end)
+
+        assert np.array_equal(heard(source), NOISE[:20_000])
+    os.close(read_end)
+
+
 def run_clock(clock, start_s, blocks, *, drift=0.0, late_s=lambda block: 0.0):
     """Feed blocks of 80 ms captured from `start_s` on. Returns (block, ms lost) where something was."""
     lost = [(block, clock.lost_s(1280, start_s + block * 0.08 * (1 + drift) + late_s(block), False)) for block in range(blocks)]
@@ -370,6 +409,17 @@ def test_an_overrun_that_the_driver_reports_is_a_gap_at_once():
     assert abs(clock.lost_s(1280, 5.0 + 100 * 0.08 + 0.3, True) - 0.3) < 0.01
     assert run_clock(clock, 5.0 + 101 * 0.08 + 0.3, 100) == []
     assert clock.lost_s(1280, 5.0 + 201 * 0.08 + 0.3, True) > 0  # too short to measure, and yet not nothing
+
+
+def test_a_late_block_right_after_an_overrun_is_not_the_same_loss_again():
+    clock = SampleClock(16_000)
+    run_clock(clock, 5.0, 100)
+    at_s = 5.0 + 101 * 0.08 + 0.3
+
+    assert clock.lost_s(1280, at_s - 0.08, True) > 0
+    assert run_clock(clock, at_s, 200, late_s=lambda block: 0.15 if block == 0 else 0.0) == []
+    lost = run_clock(clock, at_s + 200 * 0.08 + 0.5, 100)  # and what is lost later is found as ever
+    assert len(lost) == 1 and abs(lost[0][1] - 500) < 20
 
 
 def test_importing_it_loads_no_vendor_library():

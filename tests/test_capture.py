@@ -1,4 +1,4 @@
-"""The real capture path: paplay → PulseAudio → PortAudio → chunks."""
+"""The real capture path: paplay → PulseAudio → PortAudio → chunks. What no real one does when it is asked to, a fake PortAudio does."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,133 @@ from edgekws.audio import input_devices, open_source, record
 from edgekws.audio.microphone import restart_portaudio
 from edgekws.daemon import open_patiently
 from edgekws.errors import AudioError
+
+FAKE = """
+import atexit, os, types
+_initialized = 0
+plan = None  # of a test: what a stream does when it starts
+class PortAudioError(Exception):
+    pass
+def _initialize():
+    global _initialized
+    if os.environ.get("FAKE_SERVER") != "runs":
+        raise PortAudioError("Error initializing PortAudio: Unanticipated host error", -9999)
+    _initialized += 1
+def _terminate():
+    global _initialized
+    _initialized -= 1
+def _exit_handler():
+    pass
+default = types.SimpleNamespace(device=(0, 0))
+def query_hostapis():
+    if os.environ.get("FAKE_DEVICES") == "none":
+        raise PortAudioError("Error querying host API", -9979)
+    return [{"name": "PulseAudio"}]
+def query_devices():
+    return [{"name": "fake", "hostapi": 0, "max_input_channels": 1, "default_samplerate": 16000.0}]
+class RawInputStream:
+    active = False
+    def __init__(self, callback, finished_callback, **options):
+        self.callback, self.finished = callback, finished_callback
+    def start(self):
+        if plan:
+            plan(self)
+    def abort(self, ignore_errors):
+        pass
+    def close(self, ignore_errors):
+        pass
+_initialize()
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A fake sounddevice, which starts PortAudio when it is imported, as the real one does; its sound server does not run at first."""
+    (tmp_path / "sounddevice.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = sys.modules.pop("sounddevice", None)
+    yield monkeypatch
+    sys.modules.pop("sounddevice", None)
+    if before is not None:
+        sys.modules["sounddevice"] = before
+
+
+def block(stream):
+    """80 ms arrive, just captured."""
+    times, status = SimpleNamespace(currentTime=0.0, inputBufferAdcTime=0.0), SimpleNamespace(input_overflow=False)
+    stream.callback(bytes(2560), 1280, times, status)
+
+
+@pytest.mark.parametrize(("server", "devices"), [("", ""), ("runs", "none")])
+def test_portaudio_that_does_not_start_is_explained_each_time_and_is_not_imported_anew(fake, server, devices):
+    fake.setenv("FAKE_SERVER", server)
+    fake.setenv("FAKE_DEVICES", devices)
+    modules = []
+    for use in (input_devices, lambda: open_source("mic:default"), input_devices):
+        with pytest.raises(
+            AudioError, match=r"PortAudio does not start here \(.*Error .*\)\. Is the sound server reachable by this user\?"
+        ):
+            use()
+        modules.append(sys.modules["sounddevice"])
+
+    assert modules[0] is modules[1] is modules[2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("raise OSError('PortAudio library not found')", "PortAudio is not installed"),
+        ("import no_such_cffi", "the package sounddevice is not"),
+        ("raise RuntimeError('odd')", "does not start here .odd"),
+    ],
+)
+def test_an_installation_that_is_broken_is_explained(fake, tmp_path, fault, error):
+    (tmp_path / "sounddevice.py").write_text(fault)
+    for _ in range(2):
+        with pytest.raises(AudioError, match=error):
+            input_devices()
+
+
+def test_a_service_waits_for_a_sound_server_without_which_portaudio_does_not_start(fake, tmp_path):
+    fake.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    deaf = []
+
+    def begin(why):
+        deaf.append(why)
+        fake.setenv("FAKE_SERVER", "runs")
+
+    with open_patiently("mic:default", on_deaf=begin) as source:
+        assert source.uri == "mic:default"
+    assert len(deaf) == 1 and "PortAudio does not start here" in deaf[0]
+
+
+def test_a_microphone_that_is_gone_after_this_process_was_stopped_for_long_is_reopened(fake):
+    """The clock is moved on instead, by a minute."""
+    fake.setenv("FAKE_SERVER", "runs")
+    source, passed_s, monotonic = open_source("mic:default"), [0.0], time.monotonic
+    fake.setattr("edgekws.audio.microphone.time", SimpleNamespace(monotonic=lambda: monotonic() + passed_s[0]))
+    block(source._stream)
+    chunks = source.chunks()
+    next(chunks)
+    sys.modules["sounddevice"].plan = block
+    passed_s[0] = 60.0
+    source._stream.finished()
+    again = next(chunks)
+    source.close()
+
+    assert again.gap_samples > 59 * 16_000 and list(chunks) == []
+
+
+def test_a_microphone_that_opens_and_stays_silent_is_given_up_all_the_same(fake):
+    fake.setenv("FAKE_SERVER", "runs")
+    fake.setattr("edgekws.audio.microphone.STALL_S", 0.02)
+    fake.setattr("edgekws.audio.microphone.GIVE_UP_S", 0.6)
+    source, opened = open_source("mic:default"), []
+    sys.modules["sounddevice"].plan = opened.append
+
+    with pytest.raises(AudioError, match=r"the stream stopped.*; nothing was heard for"):
+        list(source.chunks())
+    assert opened
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Clips in the store, and the whole way from samples to them."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from edgekws import store as store_module
 from edgekws.cli import main
 from edgekws.errors import StoreError
 from edgekws.sinks import QUEUE_CLIPS, Delivery
-from edgekws.store import Store
+from edgekws.store import BATCH, FEW, Store
 from edgekws.values import SAMPLE_RATE_HZ, Clip, Event
 
 DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
@@ -125,6 +126,44 @@ def test_a_wake_without_a_clip_is_rejected_without_touching_another(store):
     assert [one.label for one in store.clips()] == ["positive"]
 
 
+def test_rejecting_a_clip_counts_as_rejecting_its_wake(store):
+    """Both ways are one; and the clip of a wake that is forgotten by now is rejected all the same."""
+    event = store.add_event(WAKE)
+    for wake in (event.id, 99):
+        store.add_clip(dataclasses.replace(CLIP, event=wake), SOUND)
+    labels = [store.reject_clip(id).label for id in (1, 1, 2)]
+    rejects = [one.extra for one in store.events() if one.kind == "reject"]
+
+    assert (labels, rejects) == (["negative"] * 3, [{"wake": event.id}])
+    store.reject_last()
+    assert store.last_event() == event.id + 1
+
+
+@pytest.mark.parametrize(("state", "label"), [("quarantined", "negative"), ("admitted", "negative"), ("confirmed", "positive")])
+def test_the_clip_that_a_wrong_wake_is_like_is_rejected_unless_a_person_confirmed_it(store, state, label):
+    first, second = (store.add_event(dataclasses.replace(WAKE, time_s=time_s)) for time_s in (1.0, 2.0))
+    kept = store.add_clip(dataclasses.replace(CLIP, event=first.id, state=state), SOUND)
+    store.note_alike(second.id, kept.file)
+    clips = [store.reject_last()[1] for _ in range(2)]
+
+    assert store.clips()[0].label == label
+    assert clips == ([None, None] if state == "confirmed" else store.clips() * 2)
+    assert [one.extra["wake"] for one in store.events() if one.kind == "reject"] == [second.id]
+
+
+def test_the_rejection_of_a_satellite_s_wake_is_not_counted_against_the_listener(store):
+    for model, kind in (("edge-0", "start"), ("edge-1", "start"), ("edge-1", "wake")):
+        store.add_event(dataclasses.replace(WAKE, kind=kind, model=model))
+    wake = store.add_event(dataclasses.replace(WAKE, extra={"client": "10.0.0.2:1234"}))
+    store.reject_last()
+    rejects = [store.tally("edge-1", 86_400.0).rejects]
+    store.reject_wake(wake.id - 1)
+    rejects.append(store.tally("edge-1", 86_400.0).rejects)
+
+    assert [one.extra for one in store.events()[4:]] == [{"client": "10.0.0.2:1234", "wake": wake.id}, {"wake": wake.id - 1}]
+    assert rejects == [{}, {"hey": (0, 1)}]
+
+
 def test_a_clip_that_comes_after_its_rejection_is_a_hard_negative(store):
     event = store.add_event(WAKE)
     store.reject_last()
@@ -168,6 +207,20 @@ def test_the_size_holds_even_against_what_was_confirmed(tmp_path):
     assert sum(path.stat().st_size for path in files(store)) < 1_000_000
 
 
+def test_less_room_than_before_is_made_a_few_clips_at_a_time(tmp_path):
+    """So that no wake waits for hundreds of them."""
+    store = Store(tmp_path)
+    for _ in range(60):
+        store.add_clip(CLIP, SOUND)
+    store.close()
+    less, left = Store(tmp_path, clips_max_mb=1), []  # eight clips
+    for _ in range(4):
+        less.add_clip(CLIP, SOUND)
+        left.append(len(less.clips()))
+
+    assert left == [61 - FEW, 62 - 2 * FEW, 8, 8] and less.clips()[-1].id == 64
+
+
 def test_what_is_too_old_is_deleted(tmp_path):
     clocks = Clocks()
     store = clocks.store(tmp_path, clips_max_days=30)
@@ -201,6 +254,40 @@ def test_a_clock_that_is_wrong_for_a_moment_costs_nothing(tmp_path):
     assert len(store.clips()) == 1
 
 
+def test_a_store_that_is_opened_under_a_wrong_clock_believes_no_event_that_is_dated_by_it(tmp_path):
+    """The board starts years ahead, and its listener says so; what runs for a moment beside it deletes nothing, nor does the listener."""
+    clocks = Clocks()
+    clocks.store(tmp_path).add_clip(CLIP, SOUND)
+    clocks.wall_s = 2e9
+    listener = clocks.store(tmp_path)
+    listener.add_event(dataclasses.replace(WAKE, kind="start", time_s=2e9))
+    clocks.go(60)
+    for _ in range(2):
+        beside = clocks.store(tmp_path)
+        beside.add_event(dataclasses.replace(WAKE, kind="round", time_s=clocks.wall_s))
+        beside.reject_clip(1)
+        clocks.go(1200)
+    listener.add_event(WAKE)
+    clocks.wall_s = 4000.0
+    clocks.go(7200)
+    listener.add_event(WAKE)
+
+    assert len(listener.clips()) == len(files(listener)) == 1
+
+
+def test_a_listener_that_runs_for_days_keeps_to_the_age_and_a_night_s_process_leaves_that_to_it(tmp_path):
+    clocks, ages = Clocks(), []
+    listener = clocks.store(tmp_path, clips_max_days=3)
+    for _ in range(10):
+        for _ in range(4):
+            listener.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+            clocks.go(6 * 3600)
+        clocks.store(tmp_path, clips_max_days=1).add_event(dataclasses.replace(WAKE, kind="round", time_s=clocks.wall_s))
+        ages.append((clocks.wall_s - listener.clips()[0].time_s) / 86_400)
+
+    assert ages == [1.0, 2.0, 3.0] + [3.25] * 7
+
+
 def test_a_clip_from_a_wrong_future_ages_all_the_same(tmp_path):
     clocks = Clocks()
     store = clocks.store(tmp_path)
@@ -221,6 +308,37 @@ def test_a_purge_writes_over_the_audio_before_it_deletes(store):
 
     assert store.clips() == [] == files(store)
     assert (store.root / "other").read_bytes() == b"\0" * (44 + 2 * len(SOUND))
+
+
+def test_a_wake_that_deletes_nothing_waits_for_no_lock(store):
+    """Whoever holds it, and for as long."""
+    store.add_clip(CLIP, SOUND)
+    with (store.root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = threading.Thread(target=lambda: store.add_event(WAKE), daemon=True)
+        told.start()
+        told.join(30)
+        waits = told.is_alive()
+
+    assert not waits and len(store.events()) == 1
+
+
+def test_a_purge_lets_others_in_before_it_has_deleted_everything(store, monkeypatch):
+    for _ in range(2 * BATCH + 1):
+        store.add_clip(CLIP, SOUND)
+    seen = []
+
+    def pause(seconds):
+        other = threading.Thread(target=lambda: seen.append(Store(store.root).add_clip(CLIP, SOUND).id), daemon=True)
+        other.start()
+        other.join(30)
+        seen.append(len(store.clips()))
+
+    monkeypatch.setattr(store_module.time, "sleep", pause)
+
+    assert store.purge_clips() == 2 * BATCH + 1
+    assert seen == [2 * BATCH + 2, BATCH + 2, 2 * BATCH + 3, 3]
+    assert [one.id for one in store.clips()] == [2 * BATCH + 2, 2 * BATCH + 3]  # what came meanwhile
 
 
 def test_a_purge_takes_only_what_it_was_asked_for(store):
@@ -469,6 +587,16 @@ def test_the_same_recording_again_is_kept_once(config, recording, capsys):
         main(["run", "--source", f"file:{recording}", "--config", str(config)])
 
     assert [one for one in listed(config, capsys) if one["keyword"]] == before
+
+
+def test_that_was_wrong_of_a_recording_that_wakes_again_and_again_reaches_the_clip_of_the_first_time(config, recording, capsys):
+    for _ in range(2):
+        main(["run", "--source", f"file:{recording}", "--config", str(config)])
+    before = listed(config, capsys, "--label", "positive")
+    (rejected,) = listed(config, capsys, "reject", "--last")
+
+    assert rejected == {**before[-1], "label": "negative", "state": "confirmed", "reason": "rejected by the user"}
+    assert listed(config, capsys, "--label", "positive") == before[:-1]
 
 
 def test_the_user_can_say_that_was_wrong_and_play_it_and_delete_it(config, recording, capsys, tmp_path):

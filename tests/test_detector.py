@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from edgekws.detector import COHORT_NEAREST, Detector, scores
-from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Detection, Enrolled
+from edgekws.pipeline import Pipeline
+from edgekws.pseudo_labels import PseudoLabels
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Detection, Enrolled
 
 DIM = 16
 ONE, TWO, OTHER = np.eye(DIM, dtype=np.float32)[:3]
@@ -66,6 +68,29 @@ def test_step_by_step_scores_are_those_of_the_whole_stream():
         found.append(detector.latest["hey", "ann"])
 
     assert np.allclose(found, scores(rows, one), atol=1e-5)
+
+
+def test_a_score_that_is_no_number_never_wakes_and_the_next_word_does():
+    nothing = np.full(DIM, np.nan, np.float32)
+    for cohort in ({}, {"cohort": np.repeat(OTHER[None], COHORT_NEAREST, 0)}):
+        found = hear(Detector([enrolled("hey", "ann", ONE, **cohort)]), *[nothing] * 60, ONE)
+
+        assert [one.end_sample // HOP_SAMPLES for one in found] == [61]
+
+
+def test_a_network_that_gives_no_numbers_for_a_while_keeps_the_pipeline_running():
+    class Engine:  # a fake one: the first of ten of its steps goes wrong
+        steps = 0
+
+        def step(self, frames):
+            self.steps += 1
+            return np.full(DIM, np.nan, np.float32) if self.steps == 1 else ONE
+
+    one = enrolled("hey", "ann", ONE)
+    pipeline = Pipeline(Engine(), Detector([one], refractory_s=0.4), PseudoLabels([one]))
+    found = pipeline.feed(AudioChunk(np.ones(10 * HOP_SAMPLES, np.int16), 0))
+
+    assert [one.end_sample // HOP_SAMPLES for one in found] == [2, 7] and pipeline.hops == 10
 
 
 def test_nobody_enrolled_hears_nothing():

@@ -17,6 +17,7 @@ LAYERS = (
     ("model",),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
+    ("few_clients",),
     ("control", "evaluation", "metrics", "mqtt", "promotion", "web"),
     ("training",),
     ("bench", "daemon", "doctor", "report", "watch", "wyoming_server"),

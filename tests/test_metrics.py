@@ -1,8 +1,13 @@
 """Figures for Prometheus, read as Prometheus reads them."""
 
+import contextlib
+import http.client
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 
 import numpy as np
@@ -11,10 +16,12 @@ import pytest
 pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgekws import few_clients
 from edgekws.daemon import Status
 from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.few_clients import CLIENTS
 from edgekws.metrics import Metrics
-from edgekws.sinks import Delivery
+from edgekws.sinks import CommandSink, Delivery
 from edgekws.values import Event
 
 
@@ -28,6 +35,14 @@ def scrape(port):
         text = answer.read().decode()
     samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
     return {(one.name, tuple(sorted(one.labels.items()))): one.value for one in samples}
+
+
+def scrape_soon(port):
+    """Once the threads of others, which are about to end, have."""
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return scrape(port)
+        time.sleep(0.05)
 
 
 def test_wakes_gaps_and_level_are_there_for_prometheus():
@@ -83,6 +98,79 @@ def test_before_the_first_sample_there_is_a_page_too():
     assert (found["edgekws_listening", ()], found["edgekws_level_dbfs", ()]) == (0, float("-inf"))
     with pytest.raises(OSError):
         scrape(metrics.port)
+
+
+def test_clients_that_say_nothing_are_few(monkeypatch):
+    monkeypatch.setattr(few_clients, "REQUEST_S", 600.0)
+    metrics = Metrics("127.0.0.1", 0, Status().report)
+    before = threading.active_count()
+    silent = [socket.create_connection(("127.0.0.1", metrics.port), 30) for _ in range(CLIENTS)]
+    while threading.active_count() < before + CLIENTS:
+        time.sleep(0.01)
+    for _ in range(30):  # each is let go at once
+        with socket.create_connection(("127.0.0.1", metrics.port), 30) as one, contextlib.suppress(ConnectionResetError):
+            assert one.recv(1000) == b""
+    threads = threading.active_count() - before
+    for one in silent:
+        one.close()
+    found = scrape_soon(metrics.port)
+    metrics.close()
+
+    assert threads == CLIENTS
+    assert found["edgekws_listening", ()] == 0
+
+
+def test_clients_that_stall_are_let_go_and_then_prometheus_is_answered(monkeypatch):
+    monkeypatch.setattr(few_clients, "REQUEST_S", 0.5)
+    metrics = Metrics("127.0.0.1", 0, Status().report)
+    stalled = [socket.create_connection(("127.0.0.1", metrics.port), 30) for _ in range(CLIENTS)]
+    for i, one in enumerate(stalled):
+        one.sendall(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n"[: 5 * i])  # and no more
+    for one in stalled:
+        with contextlib.suppress(ConnectionResetError):
+            while one.recv(1000):
+                pass
+        one.close()
+    found = scrape_soon(metrics.port)
+    metrics.close()
+
+    assert found["edgekws_listening", ()] == 0
+
+
+def test_figures_that_cannot_be_read_are_said_and_the_next_request_is_answered(caplog):
+    facts = [Status().report]
+    metrics = Metrics("127.0.0.1", 0, lambda: facts[0]())
+    facts[0] = lambda: {}["model"]
+    with pytest.raises((OSError, http.client.HTTPException)):
+        scrape(metrics.port)
+    facts[0] = Status().report
+    found = scrape(metrics.port)
+    metrics.close()
+
+    assert "a request of the metrics failed (KeyError: 'model')" in caplog.text
+    assert found["edgekws_listening", ()] == 0
+
+
+def test_a_command_that_no_thread_can_wait_for_is_killed_and_said(monkeypatch):
+    """As when somebody's connections, or anything else, took all the threads that the unit may have."""
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            started.append(self)
+
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    sink = CommandSink([sys.executable, "-c", "import time; time.sleep(600)"], 600)
+    with pytest.raises(EdgekwsError, match="so it was killed \\(can't start new thread\\)"):
+        sink.deliver(wake("alexa"))
+    sink.close()
+
+    assert [one.returncode for one in started] == [-signal.SIGKILL]
 
 
 def test_an_address_that_cannot_be_had_is_a_configuration_error():

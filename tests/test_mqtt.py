@@ -1,6 +1,8 @@
 """Against a real broker (mosquitto), which goes away and comes back."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ import paho.mqtt.client as paho
 from edgekws import mqtt
 from edgekws.errors import ConfigError, EdgekwsError
 from edgekws.mqtt import MqttSink
+from edgekws.promotion import model_event
 from edgekws.sinks import Delivery
 from edgekws.values import Event
 
@@ -88,6 +91,16 @@ class Subscriber:
             time.sleep(0.05)
         return self.of(topic)
 
+    def turns(self, count, seconds=90):
+        """The status as it changed; one that is told twice is no turn."""
+        end_s = time.monotonic() + seconds
+        while len(found := [one for one, _ in itertools.groupby(self.of(STATUS))]) < count and time.monotonic() < end_s:
+            time.sleep(0.05)
+        return found
+
+    def say(self, topic, payload):
+        self.client.publish(topic, payload, qos=1, retain=True).wait_for_publish(30)
+
     def close(self):
         self.client.disconnect()
         self.client.loop_stop()
@@ -111,11 +124,22 @@ def subscriber(broker):
 
 
 def sink(broker, *keywords, **more):
-    return MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", keywords, **{"model": "edge-1", **more})
+    return MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: keywords, **{"model": "edge-1", **more})
 
 
 WAKES = f"edgekws/kitchen/wake/{mqtt._slug('hey küche')}"
 HERMES = "hermes/hotword/hey_küche/detected"
+STATUS = "edgekws/kitchen/status"
+
+
+@contextlib.contextmanager
+def another(broker):
+    """A process of the same site; what it leaves at the broker when it is killed is the session of one whose power went."""
+    script = f"from edgekws.mqtt import MqttSink; import time; MqttSink('mqtt://127.0.0.1:{broker.port}', 'kitchen', list); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    yield process
+    process.kill()
+    process.wait()
 
 
 def test_a_wake_reaches_rhasspy_and_home_assistant(broker, subscriber):
@@ -148,12 +172,38 @@ def test_home_assistant_finds_an_entity_for_each_keyword_and_loses_those_that_ar
     assert later["name"] == "enrolled later"
 
 
+def test_a_keyword_has_its_entity_before_its_first_wake_and_loses_it_when_it_is_gone(broker, subscriber):
+    enrolled = ["alexa", "hey küche"]
+    one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), model="edge-1")
+    config = "homeassistant/event/edgekws_kitchen/{}/config".format
+    assert subscriber.wait(config("alexa"), 1)[0]["name"] == "alexa"
+    enrolled[:] = ["hey küche", "enrolled later"]
+    one.deliver(model_event("edge-1", "reloaded", 1000.5))
+
+    assert subscriber.wait(config("enrolled_later"), 1)[0]["name"] == "enrolled later"
+    assert subscriber.wait(config("alexa"), 2)[1:] == [""]
+    one.deliver(wake(keyword="enrolled later"))
+    subscriber.wait("edgekws/kitchen/wake/enrolled_later", 1)
+    assert len(subscriber.of(config("enrolled_later"))) == len(subscriber.of(config(mqtt._slug("hey küche")))) == 1
+    one.close()
+
+
+def test_without_discovery_nothing_is_told_to_home_assistant(broker, subscriber):
+    enrolled = ["alexa"]
+    one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), discovery=False)
+    subscriber.turns(1)
+    enrolled[:] = ["enrolled later"]
+    one.deliver(model_event("edge-1", "live", 1000.5))
+    one.deliver(wake(keyword="enrolled later"))
+    subscriber.wait("edgekws/kitchen/wake/enrolled_later", 1)
+    one.close()
+
+    assert [message.topic for message in subscriber.messages if message.topic.startswith("homeassistant/")] == []
+
+
 def test_it_is_online_while_it_runs_and_the_broker_says_when_it_was_killed(broker, subscriber):
-    script = f"from edgekws.mqtt import MqttSink; import time; MqttSink('mqtt://127.0.0.1:{broker.port}', 'kitchen', []); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", script])
-    assert subscriber.wait("edgekws/kitchen/status", 1) == ["online"]
-    process.kill()
-    process.wait()
+    with another(broker):
+        assert subscriber.wait("edgekws/kitchen/status", 1) == ["online"]
     assert subscriber.wait("edgekws/kitchen/status", 2)[1:] == ["offline"]
 
     polite = sink(broker)
@@ -165,12 +215,52 @@ def test_it_is_online_while_it_runs_and_the_broker_says_when_it_was_killed(broke
 def test_it_is_offline_while_it_is_deaf(broker, subscriber):
     one = sink(broker)
     said = ["online"]
-    subscriber.wait("edgekws/kitchen/status", 1)
+    subscriber.turns(1)
     for kind, now in (("deaf", "offline"), ("deaf", None), ("start", "online"), ("deaf", "offline"), ("gap", "online"), ("wake", None)):
         one.deliver(dataclasses.replace(wake(), kind=kind))
         said += [now] if now else []
-        assert subscriber.wait("edgekws/kitchen/status", len(said)) == said
+        assert subscriber.turns(len(said)) == said
     one.close()
+
+
+def test_a_stale_offline_is_answered(broker, subscriber):
+    """The broker says it of the session before, which it finds dead once this one is there; and so says a second process that ends."""
+    with another(broker):
+        subscriber.wait(STATUS, 1)
+        here = sink(broker)
+        subscriber.wait(STATUS, 2)
+    assert subscriber.wait(STATUS, 4) == ["online", "online", "offline", "online"]
+    second = sink(broker)
+    subscriber.wait(STATUS, 5)
+    second.close()
+    assert subscriber.turns(5) == ["online", "offline", "online", "offline", "online"]
+    here.close()
+    assert subscriber.turns(6)[5:] == ["offline"]
+
+
+def test_a_stale_offline_that_is_retained_is_answered_at_the_next_start(broker, subscriber):
+    subscriber.say(STATUS, "offline")
+    here = sink(broker)
+    assert subscriber.turns(2) == ["offline", "online"]
+    here.close()
+    assert subscriber.turns(3)[2:] == ["offline"]
+
+
+def test_an_offline_is_answered_neither_while_deaf_nor_at_the_end_nor_is_anything_else(broker, subscriber):
+    one = sink(broker)
+    subscriber.turns(1)
+    one.deliver(dataclasses.replace(wake(), kind="deaf"))
+    subscriber.turns(2)
+    for status in ("offline", "online", "junk", ""):
+        subscriber.say(STATUS, status)
+    time.sleep(1)
+    assert subscriber.turns(5) == ["online", "offline", "online", "junk", ""]
+    one.deliver(dataclasses.replace(wake(), kind="start"))
+    assert subscriber.turns(6)[5:] == ["online"]
+    one.close()
+    assert subscriber.turns(7)[6:] == ["offline"]
+    time.sleep(1)
+    assert subscriber.turns(7)[6:] == ["offline"]
 
 
 def test_no_wake_is_lost_while_the_broker_is_restarted(broker, subscriber):
@@ -194,7 +284,7 @@ def test_no_wake_is_lost_while_the_broker_is_restarted(broker, subscriber):
 
 def test_a_broker_that_is_away_for_too_long_costs_wakes_that_are_counted_and_said(monkeypatch, caplog):
     monkeypatch.setattr(mqtt, "QUEUE_WAKES", 10)
-    away = MqttSink("mqtt://127.0.0.1:1", "kitchen", [], discovery=False)
+    away = MqttSink("mqtt://127.0.0.1:1", "kitchen", list, discovery=False)
     delivery = Delivery([away])
     for i in range(30):
         delivery.put(wake(i))
@@ -293,8 +383,8 @@ def test_by_tls_only_a_broker_whose_certificate_is_trusted_hears_anything(tmp_pa
     broker = Broker(tmp_path, "allow_anonymous true", f"keyfile {key}", f"certfile {certificate}")
     subscriber = Subscriber(broker.port, tls_set=(str(certificate),))
     url = f"mqtts://127.0.0.1:{broker.port}"
-    distrustful = MqttSink(url, "elsewhere", [])
-    trusting = MqttSink(url, "kitchen", [], ca_file=str(certificate))
+    distrustful = MqttSink(url, "elsewhere", list)
+    trusting = MqttSink(url, "kitchen", list, ca_file=str(certificate))
 
     assert subscriber.wait("edgekws/kitchen/status", 1) == ["online"]
     assert subscriber.of("edgekws/elsewhere/status") == []
@@ -319,16 +409,16 @@ def test_by_tls_only_a_broker_whose_certificate_is_trusted_hears_anything(tmp_pa
 )
 def test_a_url_that_is_none_is_a_configuration_error(url):
     with pytest.raises(ConfigError, match="Accepted: mqtt://HOST"):
-        MqttSink(url, "kitchen", [])
+        MqttSink(url, "kitchen", list)
 
 
 def test_what_cannot_be_used_is_a_configuration_error(tmp_path):
     with pytest.raises(ConfigError, match="a password does not belong in a file"):
-        MqttSink("mqtt://me:secret@broker", "kitchen", [])
+        MqttSink("mqtt://me:secret@broker", "kitchen", list)
     with pytest.raises(ConfigError, match=r"mqtt\.site = 'a/b'"):
-        MqttSink("mqtt://broker", "a/b", [])
+        MqttSink("mqtt://broker", "a/b", list)
     with pytest.raises(ConfigError, match="no certificates can be read"):
-        MqttSink("mqtts://broker", "kitchen", [], ca_file=str(tmp_path / "none.pem"))
+        MqttSink("mqtts://broker", "kitchen", list, ca_file=str(tmp_path / "none.pem"))
 
 
 def test_names_that_differ_never_share_a_topic():
@@ -340,4 +430,4 @@ def test_names_that_differ_never_share_a_topic():
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
     with pytest.raises(EdgekwsError, match=r"pip install 'edgekws\[mqtt\]'"):
-        MqttSink("mqtt://127.0.0.1:1", "kitchen", [])
+        MqttSink("mqtt://127.0.0.1:1", "kitchen", list)

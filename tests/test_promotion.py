@@ -583,6 +583,15 @@ def test_a_keyword_that_came_after_the_version_does_not_count_against_it(judged)
     assert judged(events, 180_000.0, 86400.0, {"computer": 0.0}) is not None
 
 
+def test_a_rare_keyword_that_wakes_at_everything_does_not_drown_beside_a_busy_one(judged):
+    busy = day("old", 200, 0.0) + day("new", 200, 90_000.0)
+    rare = [Event("computer", "", 1.0, 0.5, 90_000.0 + i, i, 0.0, "new") for i in range(1, 61)]
+    said = judged(sorted(busy + rare, key=lambda event: event.time_s), 90_000 + 86400.0, 86400.0)
+
+    assert said.startswith('60 wakes of "computer" in 24.0 h, before it 0')
+    assert judged(busy, 90_000 + 86400.0, 86400.0) is None
+
+
 def test_wakes_of_the_wake_service_s_clients_say_nothing_about_the_listener(judged):
     """They come with the place in their own stream, which would make hours of every change from one to the other."""
     own = day("old", 10, 0.0) + day("new", 60, 90_000.0)

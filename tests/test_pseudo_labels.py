@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import soundfile
 
 from edgekws.enrolment import speech_span
-from edgekws.pseudo_labels import AFTER_HOPS, BEFORE_HOPS, BETWEEN, FAR, PER_DAY, PER_HOUR, ROOM_HOPS, PseudoLabels
+from edgekws.pseudo_labels import AFTER_HOPS, BEFORE_HOPS, BETWEEN, FAR, MISSED, PER_DAY, PER_HOUR, ROOM_HOPS, PseudoLabels
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Detection, Enrolled
 
 DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
@@ -21,7 +22,7 @@ class Stream:
         self.labels = labels or PseudoLabels(ENROLLED)
         self.random = np.random.default_rng(seed)
         self.heard = np.zeros(0, np.int16)
-        self.cuts = []
+        self.cuts, self.alike = [], []
 
     def hops(self, *scores, woke=True, audio=None, missed=False):
         for i, score in enumerate(scores):
@@ -30,7 +31,8 @@ class Stream:
             end = (self.labels._hops + 1) * HOP_SAMPLES
             found = [Detection("hey", "ann", score, 0.5, end)] if woke and score >= 0.5 else []
             before = [Detection("hey", "ann", 1.0, 0.5, end)] if missed else []
-            self.cuts += self.labels.step(hop, end, {KEY: score}, found, before)
+            for cut in self.labels.step(hop, end, {KEY: score}, found, before):
+                (self.alike if cut.clip.label == "alike" else self.cuts).append(cut)
         return self
 
     def quiet(self, hops=60):
@@ -212,6 +214,21 @@ def test_what_was_kept_before_a_restart_counts():
     assert len(Stream(later, seed=0).hops(*[QUIET] * 50, 2.0, *[QUIET] * 20).cuts) == 0
 
 
+def test_near_misses_crowd_out_nothing_that_only_the_version_before_wakes_at():
+    """A television's near misses fill their hour; after a restart too each is counted as what it was."""
+    one_each = {"between": 1, "missed": 1}
+    labels = PseudoLabels(ENROLLED, per_hour=one_each, per_day=one_each)
+    stream = Stream(labels).hops(*[QUIET] * 50)
+    for missed in (False, False, True, True):
+        stream.hops(0.3, QUIET, missed=missed).hops(*[QUIET] * 40)
+    after = PseudoLabels(ENROLLED, per_hour=one_each, per_day=one_each)
+    for cut in stream.cuts:
+        after.remember(cut.clip, cut.samples, age_s=60.0)
+
+    assert [cut.clip.reason.endswith(MISSED) for cut in stream.cuts] == [False, True]
+    assert Stream(after, seed=9).hops(*[QUIET] * 50).hops(0.3, QUIET, missed=True).hops(*[QUIET] * 20).cuts == []
+
+
 def test_a_clip_from_the_future_counts_as_now():
     """The clock was set back since."""
     (cut,) = word(2.0).cuts
@@ -236,7 +253,8 @@ def test_a_recording_that_is_played_500_times_is_kept_once():
         for i, hop in enumerate(sound.astype(np.int16).reshape(-1, HOP_SAMPLES)):
             end = at_s * SAMPLE_RATE_HZ + (i + 1) * HOP_SAMPLES
             found = [Detection("hey", "ann", 2.0, 0.5, end)] if i == 31 else []
-            cuts.extend(labels.step(hop, end, {KEY: 2.0 if i == 31 else QUIET}, found))
+            step = labels.step(hop, end, {KEY: 2.0 if i == 31 else QUIET}, found)
+            cuts.extend(cut for cut in step if cut.clip.label != "alike")
 
     for i in range(500):
         say(takes[0], 30 * i)
@@ -245,6 +263,34 @@ def test_a_recording_that_is_played_500_times_is_kept_once():
         say(take, 15_000 + 30 * i)
 
     assert (replayed, len(cuts), labels.counts["alike"]) == (1, len(takes), 500)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_wake_by_the_same_recording_again_names_the_clip_that_it_is_like(restarted):
+    jingle = np.random.default_rng(5).integers(-9000, 9000, (20, HOP_SAMPLES)).astype(np.int16)
+    stream = Stream().hops(*[QUIET] * 40, 2.0, *[QUIET] * 40).hops(*[QUIET] * 19, 2.0, audio=jingle).hops(*[QUIET] * 40)
+    other, first = (cut.clip for cut in stream.cuts)
+    if restarted:
+        labels = PseudoLabels(ENROLLED)
+        other, first = (dataclasses.replace(clip, file=f"stored {clip.file}") for clip in (other, first))
+        for clip, cut in zip((other, first), stream.cuts, strict=True):
+            labels.remember(clip, cut.samples, age_s=9.0)
+        stream = Stream(labels, seed=2).hops(*[QUIET] * 40)
+    stream.hops(*[QUIET] * 19, 2.0, audio=jingle).hops(*[QUIET] * 40)
+    (alike,) = stream.alike
+
+    assert other.file != first.file == alike.clip.file
+    assert (alike.clip.keyword, alike.clip.score, len(alike.samples)) == ("hey", 2.0, 0)
+
+
+def test_a_near_miss_by_the_same_recording_again_is_nothing():
+    """No one can call it wrong."""
+    jingle = np.random.default_rng(5).integers(-9000, 9000, (20, HOP_SAMPLES)).astype(np.int16)
+    stream = Stream()
+    for _ in range(2):
+        stream.hops(*[QUIET] * 40).hops(*[QUIET] * 19, 0.0, audio=jingle).hops(*[QUIET] * 40)
+
+    assert [cut.clip.label for cut in stream.cuts] == ["between"] and stream.alike == []
 
 
 def test_other_keywords_and_thresholds_hold_from_the_next_hop():

@@ -224,6 +224,27 @@ def test_a_listener_that_was_killed_is_not_said_to_listen(filled):
     assert level == "bad" and "ended without a word" in text
 
 
+def test_a_satellite_s_wakes_are_not_the_microphone_s(tmp_path):
+    """They come with the place in a stream of their own."""
+    own = [replace(WAKE, kind="start", stream_s=0.0)]
+    own += [replace(WAKE, time_s=WAKE.time_s + 60 * i, stream_s=60.0 * i) for i in range(1, 11)]
+    own += [replace(WAKE, kind="deaf", time_s=WAKE.time_s + 660, stream_s=660.0)]
+    others = [replace(WAKE, time_s=WAKE.time_s + 60 * i + 30, stream_s=90_000.0, extra={"client": "10.0.0.2:1"}) for i in range(1, 12)]
+    wanted, got = [], []
+    for name, events, facts in (("alone", own, wanted), ("both", sorted(own + others, key=lambda event: event.time_s), got)):
+        store = Store(tmp_path / name)
+        store.begin_listening()
+        for event in events:
+            store.add_event(event)
+        facts.append(found(store))
+        store.close()
+    (wanted,), (got,) = wanted, got
+
+    assert got["wakes"]["count"] == 21 and got["wakes"]["per_hour"] == wanted["wakes"]["per_hour"]
+    assert got["listening"] == wanted["listening"] and got["listening"]["state"] == "deaf"
+    assert [(row["hours"], row["wakes"]) for row in got["models"]] == [(row["hours"], row["wakes"]) for row in wanted["models"]]
+
+
 def test_since_leaves_out_what_came_before(filled):
     store = filled(replace(WAKE, time_s=NOW_S - i * DAY_S) for i in range(30, 0, -1))
 

@@ -302,6 +302,28 @@ def test_the_gate_lets_pass_what_is_as_good_or_better():
     assert verdict(heard(HALF, (True,) * 26 + (False,)), heard(HALF, (True,) * 27), 0.5) == []  # said again by nobody
 
 
+def two(ann, bob, bob_in_room=(True,) * 8):
+    """Ann's and Bob's trials; Bob's without a held-out wake where `bob` is empty."""
+    his = [dataclasses.replace(one, voice="bob") for one in heard(bob, bob_in_room).trials]
+    return Heard((*heard(ann).trials, *his), 0, 1.0)
+
+
+def test_nobody_pays_for_what_another_gains():
+    yes, no = (True,) * 6, (False,) * 6
+
+    assert verdict(two(yes, yes), two(no, no), 0.1) == []
+    (said,) = verdict(two(yes, no), two(no, yes), 0.1)
+    assert said == "of 6 recordings of bob to test on (pseudo) it loses 6 that the version in use hears, and gains 0"
+
+
+def test_of_whom_no_wake_was_held_out_no_recording_may_be_lost():
+    all_of, all_but_one = (True,) * 27, (True,) * 26 + (False,)
+
+    assert verdict(two(HALF, HALF, all_but_one), two(HALF, HALF, all_of), 0.1) == []
+    (said,) = verdict(two(HALF, (), all_but_one), two(HALF, (), all_of), 0.1)
+    assert "of bob to test on (room) it loses 1" in said
+
+
 def test_the_data_has_another_hash_when_a_sample_differs(snapshot):
     other = dataclasses.replace(snapshot, ambience=[piece + np.int16(1) for piece in snapshot.ambience])
 

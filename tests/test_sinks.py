@@ -6,12 +6,13 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from edgekws.errors import ConfigError, StoreError
 from edgekws.sinks import COMMANDS, CUT_SHORT, CommandSink, Complaints, Delivery, LineSink, StoreSink, as_json, as_line
 from edgekws.store import Store
-from edgekws.values import Event
+from edgekws.values import Clip, Event
 
 WAKE = Event("hey küche", "ann", 1.234567, 0.7, 1000.5, 4.2, 0.3, "edge-1")
 GAP = Event("", "", 0.0, 0.0, 1000.5, 4.2, 0.0, "edge-1", "gap", extra={"lost_ms": 120})
@@ -157,6 +158,37 @@ def test_a_thousand_events_at_once_are_all_stored(tmp_path):
     delivery.close()
 
     assert (delivery.dropped, len(Store(tmp_path).events(limit=2000))) == (0, 1000)
+
+
+@pytest.mark.parametrize("called_wrong", ["later", "at once", "after a restart"])
+def test_a_wake_by_the_same_recording_again_is_rejected_with_the_clip_of_the_first(tmp_path, called_wrong):
+    """And nothing else is: neither another clip nor the first wake."""
+    store = Store(tmp_path)
+    sink = StoreSink(store)
+    for time_s, score, name in ((1.0, 2.0, "cut 1"), (2.0, 3.0, "cut 2")):
+        sink.deliver(replace(WAKE, time_s=time_s, score=score))
+        sink.keep(Clip("positive", WAKE.keyword, "ann", score, 1280, 0.0, "woke", time_s=time_s, file=name), np.ones(3000, np.int16))
+    sink.deliver(replace(WAKE, time_s=3.0, score=2.5))
+    sink.deliver(replace(WAKE, time_s=3.0, score=2.5, keyword="ho"))
+    alike = Clip("alike", WAKE.keyword, "ann", 2.5, 0, 0.0, "", time_s=3.1, file="cut 1")
+    if called_wrong == "after a restart":
+        alike = replace(alike, file=store.clips()[0].file)
+    if called_wrong == "at once":
+        assert store.reject_wake(3)[1] is None
+    sink.keep(alike, np.ones(0, np.int16))
+
+    assert called_wrong == "at once" or store.reject_wake(3)[1].id == 1
+    assert [(one.label, one.state) for one in store.clips()] == [("negative", "confirmed"), ("positive", "quarantined")]
+    assert [one.extra["wake"] for one in store.events() if one.kind == "reject"] == [3]
+
+
+def test_a_wake_that_is_like_a_clip_that_is_gone_is_told_all_the_same(tmp_path):
+    store = Store(tmp_path)
+    sink = StoreSink(store)
+    sink.deliver(WAKE)
+    sink.keep(Clip("alike", WAKE.keyword, "ann", WAKE.score, 0, 0.0, "", file="cut 7"), np.ones(0, np.int16))
+
+    assert store.reject_last()[1] is None and store.clips() == []
 
 
 def test_who_hears_of_a_wake_finds_it_in_the_store(tmp_path):

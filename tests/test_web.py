@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import edgekws
-from edgekws import web
+from edgekws import few_clients
 from edgekws.audio import open_source, read_recording
 from edgekws.config import Settings
 from edgekws.daemon import Status, listen
@@ -25,12 +25,13 @@ from edgekws.detector import Detector
 from edgekws.engines import load_engine
 from edgekws.enrolment import enrol
 from edgekws.errors import ConfigError
+from edgekws.few_clients import CLIENTS
 from edgekws.model import find_model, load_model
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.sinks import Delivery, StoreSink
 from edgekws.store import Store
-from edgekws.web import CLIENTS, EVENTS, HEADERS, PAUSE_S, LivePage
+from edgekws.web import EVENTS, HEADERS, PAUSE_S, LivePage
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -229,7 +230,7 @@ def test_every_answer_has_the_headers_that_keep_others_out(served):
 
 
 def test_clients_that_stall_are_let_go_and_then_the_others_are_answered(served, monkeypatch):
-    monkeypatch.setattr(web, "REQUEST_S", 0.5)
+    monkeypatch.setattr(few_clients, "REQUEST_S", 0.5)
     stalled = [socket.create_connection(("127.0.0.1", served.page.port)) for _ in range(CLIENTS)]
     for i, one in enumerate(stalled):
         one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"[: 5 * i])  # and no more

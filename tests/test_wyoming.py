@@ -228,6 +228,9 @@ JUNK = [
     b'{"type": "audio-start", "data": {"rate": 16000, "width": 2, "channels": 1000}}\n',
     b'{"type": "audio-start", "data": {"rate": NaN, "width": 2, "channels": 1}}\n',
     b'{"type": "ping", "data": ' + b"[" * 5000 + b"}\n",
+    b'{"type": "ping", "data": {"text": "\\ud800"}}\n',  # half a surrogate pair
+    b'{"type": "detect", "data": {"context": {"\\udfff": 1}}}\n{"type": "audio-start", "data": %b}\n{"type": "audio-stop"}\n'
+    % json.dumps(FORMAT).encode(),
     b"x" * (2 * LINE_BYTES),
 ]
 
@@ -387,6 +390,24 @@ def test_settings_are_read_again_when_it_is_told_to(tmp_path):
 
     assert asyncio.run(talk()) == ["not-detected", "detection"]
     assert service.stop()[2] == 0
+
+
+def test_it_ends_when_told_while_clients_are_connected(tmp_path):
+    """One says nothing, one is in the middle of a frame, one in a stream."""
+    service = Service(tmp_path / "state")
+
+    async def talk():
+        idle = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(2)]
+        idle[1][1].write(b'{"type": "audio-chunk", "payload_length": 1000}\nhalf')
+        stream = client(service)
+        await stream.connect()
+        await send(stream, ONCE)
+        await answer(stream)
+        return await asyncio.to_thread(service.stop)
+
+    _, err, code = asyncio.run(talk())
+    assert code == 0
+    assert "Traceback" not in err
 
 
 def test_each_wake_is_printed_and_stored_and_it_ends_when_told(service):

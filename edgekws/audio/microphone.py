@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
@@ -52,7 +53,7 @@ def input_devices() -> list[InputDevice]:
     """All of them, as PortAudio found them when this process first asked.
 
     Raises:
-        AudioError: PortAudio is not installed.
+        AudioError: PortAudio is not installed, or does not start.
     """
     return [device for _, device in _devices(_portaudio())]
 
@@ -128,13 +129,17 @@ class MicSource(Source):
         heard_s = time.monotonic()  # until when sound was heard
         clock = SampleClock(self._rate_hz)
         reopened = False
+        since_s = heard_s
         while True:
             block = self._next_block()
             if self._closing.is_set():
                 _close(self._stream)  # which may have been opened after close() was called
                 return
             if block is None:
-                self._reopen(heard_s)
+                if not reopened:
+                    # A stall is noticed after STALL_S: before that this process was itself stopped, when it could not try.
+                    since_s = max(heard_s, time.monotonic() - STALL_S)
+                self._reopen(heard_s, since_s)
                 clock = SampleClock(self._rate_hz)
                 reopened = True
                 continue
@@ -203,11 +208,15 @@ class MicSource(Source):
                 raise AudioError(f'cannot open {self.uri}: "{device.name}" {_reason(error, number, rate_hz, device)}') from error
         self._queue, self._stream, self._rate_hz = queue, stream, rate_hz
 
-    def _reopen(self, heard_s: float) -> None:
+    def _reopen(self, heard_s: float, since_s: float) -> None:
         """Start again with the devices that are there now, sooner or later.
 
+        Args:
+            heard_s: until when sound was heard (monotonic).
+            since_s: from when on that it is not counts.
+
         Raises:
-            AudioError: nothing was heard since `heard_s` (monotonic) for too long.
+            AudioError: that was for too long.
         """
         why = "the stream stalled" if self._stream.active else "the stream stopped (unplugged, or the sound server ended)"
         log.warning("%s: %s; reopening it", self.uri, why)
@@ -220,7 +229,7 @@ class MicSource(Source):
             self._open(sd)
 
         pause_s, failure = FIRST_PAUSE_S, ""
-        while (left_s := heard_s + GIVE_UP_S - time.monotonic()) > 0:
+        while (left_s := since_s + GIVE_UP_S - time.monotonic()) > 0:
             if self._closing.wait(min(pause_s, left_s)):
                 return
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
@@ -265,12 +274,13 @@ class SampleClock:
                 self._baseline_s = least_s
             return 1 / self._rate_hz if overflow else 0.0
         jump_s = (lag_s if overflow else least_s) - self._baseline_s
-        if overflow or jump_s > self.JUMP_S:
+        whole = len(self._lags_s) == self._lags_s.maxlen  # a second: right after a loss it may be one late block
+        if overflow or (whole and jump_s > self.JUMP_S):
             jump_s = max(jump_s, 1 / self._rate_hz)
             self._heard_s += jump_s
             self._lags_s.clear()
             return jump_s
-        if len(self._lags_s) == self._lags_s.maxlen:
+        if whole:
             self._baseline_s += 0.01 * jump_s
         return 0.0
 
@@ -290,20 +300,55 @@ def _portaudio() -> Any:
     if os.path.exists("/usr/share/alsa/alsa.conf") and not {" ", ":"} & set(alsa):  # these part one path from the next
         os.environ.setdefault("ALSA_CONFIG_PATH", alsa)
     try:
+        _load_sounddevice()
         import sounddevice
+
+        if not sounddevice._initialized:
+            sounddevice._initialize()
     except ImportError as error:
         raise AudioError("no microphone can be opened: the package sounddevice is not installed (pip install sounddevice)") from error
     except OSError as error:
         raise AudioError("no microphone can be opened: PortAudio is not installed (sudo apt-get install libportaudio2)") from error
-    if not sounddevice._initialized:
-        sounddevice._initialize()
+    except Exception as error:
+        raise _not_started(error) from error
     return sounddevice
+
+
+def _load_sounddevice() -> None:
+    """What `import` does, but the module stays where PortAudio does not start, which is its last act.
+
+    Else each attempt would leave a module of its own behind, as it registers itself with atexit: 245 kB (measured), and a service that
+    waits for its sound server tries every 4 s.
+    """
+    with _importing:
+        if "sounddevice" not in sys.modules:
+            spec = importlib.util.find_spec("sounddevice")
+            if spec is None or spec.loader is None:
+                raise ImportError("sounddevice")
+            module: Any = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except Exception as error:
+                if not isinstance(error, getattr(module, "PortAudioError", ())):
+                    raise
+            sys.modules["sounddevice"] = module
+
+
+def _not_started(error: Exception) -> AudioError:
+    return AudioError(
+        f"no microphone can be opened: PortAudio does not start here ({error}). Is the sound server reachable by this user? "
+        "Try: edgekws doctor"
+    )
 
 
 def _devices(sd: Any) -> list[tuple[int, InputDevice]]:
     """Inputs with their index, which is good until PortAudio starts anew."""
-    default = sd.default.device[0]
-    host_apis = [host_api["name"] for host_api in sd.query_hostapis()]
+    try:
+        default = sd.default.device[0]
+        host_apis = [host_api["name"] for host_api in sd.query_hostapis()]
+        devices = list(sd.query_devices())
+    except sd.PortAudioError as error:
+        raise _not_started(error) from error
     return [
         (
             index,
@@ -315,7 +360,7 @@ def _devices(sd: Any) -> list[tuple[int, InputDevice]]:
                 is_default=index == default,
             ),
         )
-        for index, device in enumerate(sd.query_devices())
+        for index, device in enumerate(devices)
         if device["max_input_channels"] > 0
     ]
 
@@ -377,6 +422,7 @@ def _close(stream: Any) -> None:
         _limited(CLOSE_S, close)
 
 
+_importing = threading.Lock()
 _hanging: list[Future[None]] = []
 
 

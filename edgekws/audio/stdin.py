@@ -6,7 +6,8 @@ import logging
 import os
 import select
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from edgekws.values import SAMPLE_RATE_HZ, AudioChunk
 
 log = logging.getLogger(__name__)
 
+STALL_S = 3.0  # without a sample, as with a microphone
+POLL_S = 0.2
 READ_BYTES = 1 << 16  # 2 s at 16 kHz: what waits in a full pipe
 OPTIONS = {"rate": RATE, "channels": whole_number(1, 64)}
 # WAV files cannot be raw samples by chance; the others are here for a clear error.
@@ -27,13 +30,19 @@ UNKNOWN_LENGTH = 0x7FFF_0000  # a WAV header in a pipe claims 0 or at least this
 class StdinSource(Source):
     """s16le samples, 16 kHz mono unless ?rate and ?channels say otherwise. A WAV header is read and taken off: arecord writes one.
 
+    Where nothing comes for 3 s it is waited for, said, and counted as a gap.
+
     Args:
         descriptor: read instead of standard input.
+        stall_s: how long nothing must come, in steps of 0.2 s.
+        clock: one that only goes forward.
     """
 
     live = True
 
-    def __init__(self, uri: str, rest: str, descriptor: int = 0) -> None:
+    def __init__(
+        self, uri: str, rest: str, descriptor: int = 0, *, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         name, options = split_options(uri, rest, OPTIONS)
         if name:
             raise AudioError(f'cannot open {uri}: standard input has no name, but here is "{name}". Accepted: stdin: or stdin:?rate=48000')
@@ -48,13 +57,24 @@ class StdinSource(Source):
         self._rate_hz, self._channels = int(options.get("rate", SAMPLE_RATE_HZ)), int(options.get("channels", 1))
         self._options = options
         self._closed = False
+        self._stall_polls, self._clock = round(stall_s / POLL_S), clock
+        self._heard_s = clock()
+        self._lost_s = 0.0  # before what was read last
 
     def chunks(self) -> Iterator[AudioChunk]:
+        self._heard_s = self._clock()
         data, left = self._header()
         frame_bytes = 2 * self._channels
         resampler = To16k(self._rate_hz)
-        first = 0
+        first = gap = 0
         while True:
+            if self._lost_s:
+                tail = resampler.flush()
+                if len(tail):
+                    yield AudioChunk(tail, first)
+                    first += len(tail)
+                resampler = To16k(self._rate_hz)
+                gap, self._lost_s = gap + max(1, round(self._lost_s * SAMPLE_RATE_HZ)), 0.0
             data = data[:left]
             whole = len(data) // frame_bytes * frame_bytes
             samples = np.frombuffer(data[:whole], "<i2")
@@ -63,8 +83,10 @@ class StdinSource(Source):
             else:
                 converted = resampler.feed(mono(samples.reshape(-1, self._channels).astype(np.float32) / np.float32(32768)))
             if len(converted):
-                yield AudioChunk(converted, first)
+                first += gap
+                yield AudioChunk(converted, first, gap)
                 first += len(converted)
+                gap = 0
             left -= whole
             data = data[whole:]
             more = self._read() if left >= frame_bytes else b""
@@ -73,7 +95,8 @@ class StdinSource(Source):
             data += more
         last = resampler.flush()
         if len(last):
-            yield AudioChunk(last, first)
+            first += gap
+            yield AudioChunk(last, first, gap)
             first += len(last)
         if self._closed:
             return
@@ -87,13 +110,25 @@ class StdinSource(Source):
 
     def _read(self) -> bytes:
         """What is there, or b"" at the end."""
+        polls = 0  # Counted, and not timed: where this process itself was stopped, that was one of them.
         while not self._closed:
             # With a timeout, because a signal handler or another thread that calls close() cannot end a read.
-            if select.select([self._descriptor], [], [], 0.2)[0]:
+            if select.select([self._descriptor], [], [], POLL_S)[0]:
                 try:
-                    return os.read(self._descriptor, READ_BYTES)
+                    data = os.read(self._descriptor, READ_BYTES)
                 except OSError as error:
                     raise AudioError(f"cannot read {self.uri}: {error.strerror}") from error
+                now_s = self._clock()
+                if data and polls >= self._stall_polls:
+                    self._lost_s += now_s - self._heard_s
+                    log.warning("%s: listening again, %.1f s lost", self.uri, self._lost_s)
+                self._heard_s = now_s
+                return data
+            polls += 1
+            if polls == self._stall_polls:
+                why = "no samples come on standard input"
+                log.warning("%s: %s", self.uri, why)
+                self.on_deaf(why)
         return b""
 
     def _header(self) -> tuple[bytes, int]:

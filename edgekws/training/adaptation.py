@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgekws.config import KeywordSettings
 from edgekws.errors import EdgekwsError, EngineUnavailable, EnrolmentError, ModelError, StoreError
 from edgekws.evaluation import WORSE, sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
@@ -66,6 +68,8 @@ class Board:
 
 def why_not(store: Store, board: Board, now_s: float) -> tuple[str | None, str]:
     """Why there should be no round now, None if there should be; and what speaks for one."""
+    if not store.enrolments():
+        return "nothing is enrolled: there is no voice to learn", ""
     # A clock that was set back must not stop rounds for good: one that was in its future does not count.
     rounds = [e for e in _events(store, "round") if e.extra.get("what") in ("promoted", "refused") and e.time_s <= now_s]
     last_s = rounds[-1].time_s if rounds else 0.0
@@ -114,12 +118,14 @@ def _events(store: Store, kind: str) -> list[Event]:
     return found
 
 
-def snapshot(store: Store, say: Callable[[str], object] = lambda line: None) -> tuple[Snapshot, dict[int, Clip]]:
+def snapshot(
+    store: Store, say: Callable[[str], object] = lambda line: None, keywords: Mapping[str, KeywordSettings] | None = None
+) -> tuple[Snapshot, dict[int, Clip]]:
     """What a round learns from, and the clips by id. A clip that cannot be read is said and left out.
 
-    Clips of what is not enrolled (any more) are left out too: nothing could judge them.
+    Clips of what is not enrolled or listened for (any more) are left out too: nothing could judge them.
     """
-    voices = _voices(store)
+    voices = _voices(store, keywords)
     known_as = {("", ""), *((one.keyword, one.speaker) for one in voices)}
     clips = [clip for clip in store.clips() if clip.state != "rejected" and (clip.keyword, clip.speaker) in known_as]
     parts: dict[str, list[Clip]] = {"positive": [], "ambience": [], "near": [], "doubtful": []}
@@ -139,8 +145,15 @@ def snapshot(store: Store, say: Callable[[str], object] = lambda line: None) -> 
     return Snapshot(voices, moments("positive"), ambience, moments("near"), moments("doubtful")), known
 
 
-def _voices(store: Store) -> list[Voice]:
-    return [Voice(e.keyword, e.speaker, e.recordings(), e.only_enrolled, e.id) for e in store.enrolments()]
+def _voices(store: Store, keywords: Mapping[str, KeywordSettings] | None = None) -> list[Voice]:
+    """Whoever is listened for, as the listener has them: by the enrolment, and by the configuration where that says otherwise."""
+    found = []
+    for one in store.enrolments():
+        chosen = (keywords or {}).get(one.keyword, KeywordSettings())
+        only_enrolled = one.only_enrolled if chosen.only_enrolled is None else chosen.only_enrolled
+        if chosen.enabled:
+            found.append(Voice(one.keyword, one.speaker, one.recordings(), only_enrolled, one.id))
+    return found
 
 
 def _moments(store: Store, clips: Sequence[Clip], most: int, say: Callable[[str], object]) -> list[tuple[Clip, Moment]]:
@@ -160,43 +173,55 @@ def look_back(
     store: Store,
     model: str,
     *,
+    keywords: Mapping[str, KeywordSettings] | None = None,
     say: Callable[[str], object] = lambda line: None,
     rest: Callable[[], object] = lambda: None,
     now: Callable[[], float] = time.time,
 ) -> str | None:
     """Go back from the version that listens where it hears less of its owner than the one before it would have. Why; None = it stays.
 
-    Both are run on the clips of the week in which the one before listened along, which no round has learned from: what woke either, and
-    what nearly woke. The gate had but what was heard before the round, and for one owner of twenty that did not tell.
+    Both are run on the clips of the week in which the one before listened along, which neither has learned from: what woke either, and
+    what nearly woke. The gate had but what was heard before the round, and for one owner of twenty that did not tell. Each voice is looked
+    at by itself, and once the week is over a last time.
 
     Args:
         model: the configured factory network, by name or path.
+        keywords: the operator's choices, by keyword.
     """
     current, factory = store.current_model(), load_model(find_model(model))
     family = _family(factory)
     if current is None or family is None:
         return None
     try:
-        live, previous, voices = load_model(current), store.previous_model(), _voices(store)
+        live, previous, voices = load_model(current), store.previous_model(), _voices(store, keywords)
         if ADAPTED not in live.raw["files"]:  # promoted by hand, and not a round's
             return None
         known_as, since_s = {(one.keyword, one.speaker) for one in voices}, store.promoted_s()
         until_s = since_s + WATCHED_S
-        clips = [clip for clip in store.clips() if clip.model == live.id and since_s < clip.time_s < until_s and clip.state != "rejected"]
-        clips = [clip for clip in clips if (clip.keyword, clip.speaker) in known_as and (clip.label, clip.state) != WRONG]
-        moments = [moment for _, moment in _moments(store, clips, MOST_LOOKED_AT, say)]
-        if not moments:
+        if any(e.model == live.id and e.extra.get("what") == "kept" and e.time_s >= since_s for e in _events(store, "model")):
             return None
+        # Also wakes that a later round rejected: it asked the factory network, which may be the version before.
+        clips = [clip for clip in store.clips() if clip.model == live.id and since_s < clip.time_s < until_s]
+        clips = [clip for clip in clips if (clip.keyword, clip.speaker) in known_as and (clip.label, clip.state) != WRONG]
+        # Other speech that was not near crowds out no word.
+        clips.sort(key=lambda clip: (clip.label != "negative", clip.time_s))
+        moments = [moment for _, moment in _moments(store, clips[-MOST_LOOKED_AT:], MOST_LOOKED_AT, say)]
         before = load_model(previous) if previous else factory
-        lost, gained = told_apart(live, before, load_model(find_model(family)), voices, moments, rest)
+        found = told_apart(live, before, load_model(find_model(family)), voices, moments, rest) if moments else {}
     except (ModelError, EngineUnavailable, EnrolmentError) as error:
         say(f"not looked back on: {error}")
         return None
-    if not fell(lost, gained, at_last=now() >= until_s) or store.current_model() != current:
+    over = now() >= until_s
+    lost, gained = min(found.values(), key=lambda pair: sign_test(*pair), default=(0, 0))
+    reason = f"of the words since then the version before alone hears {lost}, it alone {gained}"
+    if store.current_model() != current:
+        return None
+    if not fell(lost, gained, at_last=over):
+        if over:  # else chance would be asked again, night after night, while its clips are dropped one by one
+            _add_event(store, model_event(live.id, "kept", now(), reason=reason))
         return None
     back = store.rollback()
     name = back.name if back else "the configured model"
-    reason = f"of the words since then the version before alone hears {lost}, it alone {gained}"
     _add_event(store, model_event(live.id, "rolled back", now(), back_to=name, reason=reason))
     return f"{name} listens again, since {live.id} hears less of its owner: {reason}"
 
@@ -227,6 +252,7 @@ def run(
     store: Store,
     model: str,
     *,
+    keywords: Mapping[str, KeywordSettings] | None = None,
     recipe: str | None = None,
     criterion: str | None = None,
     target: Target | None = None,
@@ -244,7 +270,9 @@ def run(
 
     Args:
         model: the configured factory network, by name or path.
-        recipe: None = onda1, and weights-only where the gate refuses that and nothing else was asked for.
+        keywords: the operator's choices, by keyword.
+        recipe: None = onda1; where the gate refuses that and nothing else was asked for, weights-only too, unless a pruned version listens,
+            beside which that is too slow.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
         recording, rest: as `adapt` has them.
@@ -264,7 +292,9 @@ def run(
         _tell_of_the_killed(store, now)
         _note(store, "started", now(), reason=asked_by)
         try:
-            heard, clips = snapshot(store, say)
+            heard, clips = snapshot(store, say, keywords)
+            if not asked and current is not None and load_model(current).raw["spec"] != factory.raw["spec"]:
+                recipes = ["onda1"]
             for number, one in enumerate(recipes, 1):
                 outcome = adapt(
                     factory,
@@ -294,6 +324,8 @@ def run(
                 say(f"the gate refuses it: {outcome.reason}. Once more without pruning")
                 _note(store, "refused", now(), reason=outcome.reason, **facts)
                 _note(store, "started", now(), reason="once more, without pruning")
+            if outcome.passed and (why := _overtaken(store, current, outcome)):
+                outcome = replace(outcome, passed=False, reason=why)
             if not outcome.passed or not promote:
                 _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
                 return outcome, None
@@ -318,16 +350,25 @@ def _id(store: Store, heard: Snapshot) -> str:
     return f"{max(numbers, default=0) + 1:04d}-{heard.sha256()[:6]}"
 
 
+def _overtaken(store: Store, current: Path | None, outcome: Outcome) -> str | None:
+    """Why a version that is good must not listen: what happened while it was made."""
+    if store.current_model() != current:
+        return "another version listens since it was begun, and it was compared with the one before"
+    wrong = {clip.id for clip in store.clips() if (clip.label, clip.state) == WRONG}
+    if count := sum(one.id in wrong for one in outcome.admitted):
+        return f"{count} of the wakes that it learned from were called wrong since it was begun"
+    return None
+
+
 def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
-    """What two networks said of each clip that nobody had looked at."""
+    """What two networks said of each clip that nobody had looked at, nor has meanwhile."""
     for moments, state, reason in (
         (outcome.admitted, "admitted", "two networks together hear it"),
         (outcome.rejected, "rejected", "two networks together do not hear it as they hear the others"),
     ):
         for moment in moments:
-            if (clip := clips.get(moment.id)) and clip.state == "quarantined":
-                with contextlib.suppress(StoreError):  # The listener dropped it meanwhile: too old, or one too many.
-                    store.mark_clip(clip.id, state, reason)
+            if moment.id in clips:
+                store.settle_clip(moment.id, state, reason)
 
 
 def _note(store: Store, what: str, now_s: float, **facts: Any) -> None:

@@ -31,7 +31,7 @@ from edgekws.evaluation import HIGHEST_RATE, Take, events, false_accept_steps, r
 from edgekws.frontend import log_mel
 from edgekws.model import Model
 from edgekws.pipeline import Pipeline
-from edgekws.pseudo_labels import Cut, PseudoLabels
+from edgekws.pseudo_labels import PER_HOUR, Cut, PseudoLabels
 from edgekws.training import synthesis
 from edgekws.training.material import LEVEL_DBFS, TRAIN_NEGATIVES, TRAIN_NOISE_FOLDS, at_level, to_int16
 from edgekws.training.round import Embed, Moment, Snapshot, Voice
@@ -69,7 +69,7 @@ CONFUSABLE = (
 # The readers of the test say these keywords themselves, and "seventeen", which begins with one: such an utterance is no negative. By the
 # texts of the CMU ARCTIC prompts; in the 61 LibriSpeech utterances as far as pocketsphinx 5.1.1 transcribes them.
 SAID = {"digit-zero": ("arctic_b0358",), "digit-seven": ("arctic_a0342", "arctic_a0348", "arctic_b0391", "5393-19218", "6147-34605")}
-PER_LIFE = {"positive": 1000, "between": 1000, "negative": 1000}  # a life is a week in forty minutes, so a day's caps do not hold
+PER_LIFE = dict.fromkeys(PER_HOUR, 1000)  # a life is a week in forty minutes, so a day's caps do not hold
 
 
 @dataclass(frozen=True)

@@ -348,11 +348,15 @@ class _Round:
         if not self.voices:
             raise EnrolmentError("nothing usable is enrolled, so there is nothing to adapt to. Try: edgekws enroll KEYWORD")
         numbers = {(v.keyword, v.speaker): i for i, v in enumerate(self.voices)}
-        mine = [m for m in admitted if (m.keyword, m.speaker) in numbers]
-        every = 3 if len(mine) >= MANY else 2
-        self.train_positives = [m for i, m in enumerate(mine) if i % every != every - 1]
-        self.held_positives = mine[every - 1 :: every]
         self.number = numbers
+        self.train_positives: list[Moment] = []
+        self.held_positives: list[Moment] = []
+        for whose in numbers:
+            mine = [m for m in admitted if (m.keyword, m.speaker) == whose]
+            every = 3 if len(mine) >= MANY else 2
+            alone = len(mine) == 1 and len(numbers) > 1  # others have more to learn from: it shows what that does to this voice
+            self.train_positives += [] if alone else [m for i, m in enumerate(mine) if i % every != every - 1]
+            self.held_positives += mine if alone else mine[every - 1 :: every]
         pieces = [log_mel(piece) for piece in snapshot.ambience if len(piece) >= 5 * 16000]
         self.train_ambience, self.held_ambience = pieces[::HELD_AMBIENCE], pieces[1::HELD_AMBIENCE]
         rng = np.random.default_rng(7)
@@ -497,22 +501,27 @@ def rise(own: Sequence[float], wakes: Sequence[float]) -> float:
 def verdict(new: Heard, old: Heard, collapse: float, cost: Sequence[float] = ()) -> list[str]:
     """Why the gate refuses; nothing if it lets the candidate pass.
 
-    Recall: over the very same trials, of each kind hardly more may be lost than gained. Only the pseudo-positives were never trained on;
-    they are recordings that some version heard, so it errs on the side of refusing. In quiet nobody may come nearer to the threshold than
-    `CLEAR`, unless the incumbent was as near. False accepts: no more than the promise allows, or than the incumbent has. Without a
-    held-out wake there is nothing to compare on, and a version that heard less of its owner's other takes went live.
+    Recall: over the very same trials, of each voice and kind hardly more may be lost than gained, so that nobody pays for another's gain;
+    of a voice without a held-out wake nothing. Only the pseudo-positives were never trained on; they are recordings that some version
+    heard, so it errs on the side of refusing. In quiet nobody may come nearer to the threshold than `CLEAR`, unless the incumbent was as
+    near. False accepts: no more than the promise allows, or than the incumbent has. Without a held-out wake of anybody there is nothing to
+    compare on, and a version that heard less of its owner's other takes went live.
     """
     reasons = []
-    if all(one.kind != "pseudo" for one in new.trials):
+    voices = dict.fromkeys(one.voice for one in new.trials)
+    shown = {one.voice for one in new.trials if one.kind == "pseudo"}
+    if not shown:
         reasons.append("no wake was held out, so nothing shows what it does to a word that it was not trained on")
-    for kind in dict.fromkeys(one.kind for one in new.trials):
-        pairs = [(a.margin >= 0, b.margin >= 0) for a, b in zip(new.trials, old.trials, strict=True) if a.kind == kind]
+    for voice, kind in dict.fromkeys((one.voice, one.kind) for one in new.trials):
+        both = [(a, b) for a, b in zip(new.trials, old.trials, strict=True) if (a.voice, a.kind) == (voice, kind)]
+        pairs = [(a.margin >= 0, b.margin >= 0) for a, b in both]
         lost, gained = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
-        if lost - gained > (0 if kind == "pseudo" else SPARED * len(pairs)):
+        if lost - gained > (SPARED * len(pairs) if kind != "pseudo" and voice in shown else 0):
+            whose = f" of {voice}" if len(voices) > 1 else ""
             reasons.append(
-                f"of {len(pairs)} recordings to test on ({kind}) it loses {lost} that the version in use hears, and gains {gained}"
+                f"of {len(pairs)} recordings{whose} to test on ({kind}) it loses {lost} that the version in use hears, and gains {gained}"
             )
-    for voice in dict.fromkeys(one.voice for one in new.trials):
+    for voice in voices:
         now, before = (np.median([one.margin for one in heard.trials if (one.voice, one.kind) == (voice, "quiet")]) for heard in (new, old))
         if now < min(before, CLEAR):
             reasons.append(f"in quiet {voice} would score {now:.1f} above the threshold, with the version in use {before:.1f}")
@@ -616,8 +625,8 @@ def listened_for(model: Model, voices: Sequence[Voice]) -> list[Enrolled]:
 
 def told_apart(
     now: Model, before: Model, judge: Model, voices: Sequence[Voice], moments: Sequence[Moment], rest: Callable[[], object] = lambda: None
-) -> tuple[int, int]:
-    """How many of the owner's words only the version before hears, and how many only the present one does.
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """How many words of each (keyword, speaker) only the version before hears, and how many only the present one does.
 
     A word is what a person said is one, or what wakes one of the two and nearly wakes the judge, which has no reason to side with either:
     it would miss many of the words that one of the two misses. What all three share they learned from one teacher.
@@ -626,14 +635,18 @@ def told_apart(
     words = [one for one, score in zip(moments, said, strict=True) if one.sure or score >= -BETWEEN]
     heard: list[list[bool]] = []
     for model in (now, before):
-        known = {(one.keyword, one.speaker): one for one in listened_for(model, voices)}
+        known = listened_for(model, voices)
         with closing(load_engine(model)) as engine:
             heard.append([])
             for word in words:
                 rest()
-                heard[-1].append(_margin_of(by_engine(engine), word, known[word.keyword, word.speaker]) >= 0)
-    pairs = list(zip(*heard, strict=True))
-    return sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
+                # As the detector does, which takes whoever of the keyword's speakers it is most like.
+                heard[-1].append(any(_margin_of(by_engine(engine), word, one) >= 0 for one in known if one.keyword == word.keyword))
+    found = {}
+    for voice in voices:
+        pairs = [both for word, *both in zip(words, *heard, strict=True) if (word.keyword, word.speaker) == (voice.keyword, voice.speaker)]
+        found[voice.keyword, voice.speaker] = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
+    return found
 
 
 def fresh(spec: Mapping[str, Any], seed: int) -> Network:
@@ -647,10 +660,11 @@ def fresh(spec: Mapping[str, Any], seed: int) -> Network:
     return network.eval()
 
 
-def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: Heard, *, always: bool) -> dict[str, Any]:
+def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: Heard, old: Heard, *, always: bool) -> dict[str, Any]:
     """The candidate in INT8 takes its place if it is as good on what was held out, and no slower on this host. What was found.
 
     Args:
+        whole, old: what the candidate hears, and the version in use: it is as good as either, so that no loss is spared twice.
         always: it takes its place whatever was found.
     """
     frames = np.concatenate([np.asarray(one, np.float32) for one in round_.held[:: max(1, len(round_.held) // 8)]])
@@ -660,7 +674,8 @@ def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: 
     reasons = ["it is slower on this host"] if costs[0] > INT8_SLOWER * costs[1] else []
     if not reasons:
         engine = load_engine(other)
-        reasons = verdict(round_.hear(by_engine(engine), enrolled), whole, 0.0)
+        heard = round_.hear(by_engine(engine), enrolled)
+        reasons = list(dict.fromkeys([*verdict(heard, whole, 0.0), *verdict(heard, old, 0.0)]))
         engine.close()
     found = {
         "kept": always or not reasons,
@@ -857,6 +872,6 @@ def adapt(
     rewrite_manifest(out, facts)
     if int8 == "always" or (int8 == "where better" and not reasons):
         say("trying it in INT8")
-        facts["int8"] = _in_int8(round_, load_model(out), enrolled, new, always=int8 == "always")
+        facts["int8"] = _in_int8(round_, load_model(out), enrolled, new, old, always=int8 == "always")
         rewrite_manifest(out, facts)
     return Outcome(not reasons, "; ".join(reasons) or "not worse on anything that was held out", load_model(out), admitted, rejected, facts)
