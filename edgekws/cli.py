@@ -837,7 +837,7 @@ def _report(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _written(path: Path | None) -> Iterator[Callable[[bytes], object]]:
     """What writes a whole file over. It is opened at once, as whoever asked: under sudo the rest is done as the owner of the state
-    directory, who may not write here. One that was not there before is removed again if nothing came of it."""
+    directory, who may not write here. One that was not there before is removed again if nothing came of it and that is allowed."""
     if path is None:
         yield lambda data: None
         return
@@ -853,7 +853,7 @@ def _written(path: Path | None) -> Iterator[Callable[[bytes], object]]:
             yield write
         finally:
             file.flush()
-            if not there and not path.stat().st_size:
+            if not there and not os.fstat(file.fileno()).st_size:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -1262,7 +1262,7 @@ def _adapt(options: argparse.Namespace) -> int:
         if back:
             _say(f"edgekws: {back}")
     if options.if_needed:
-        refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time())
+        refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time(), settings.keyword)
         if refusal:
             return _no_round(store, refusal, options.json, back)
     max_w = settings.learning.training_max_w or None

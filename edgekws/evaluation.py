@@ -42,7 +42,7 @@ import numpy as np
 from edgekws.audio import read_recording
 from edgekws.detector import REFRACTORY_S, background, scores
 from edgekws.engines import Engine, load_engine
-from edgekws.enrolment import embed, enrol
+from edgekws.enrolment import centred, embed, enrol
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
 from edgekws.model import Model
 from edgekws.pictures import new_figure, save
@@ -60,7 +60,7 @@ PAPER_PAD_S, PAPER_PIECE_S = 1.0, 10.0
 FRAME = SAMPLE_RATE_HZ // 50  # 20 ms
 WORD_GAP_FRAMES = 15  # 0.3 s
 SNIPPET_S, SNIPPET_EVERY_S = 6, 30  # other speech for `follow`
-CACHED_HOURS = 4.0  # of decoded negatives kept in memory between conditions: 115 MB an hour
+CACHED_HOURS = 4.0  # of decoded negatives kept in memory between conditions, the first ones: 115 MB an hour
 
 
 # Counting.
@@ -167,7 +167,7 @@ def poisson(count: int, hours: float) -> list[float]:
 
 def active(samples: np.ndarray) -> np.ndarray:
     """Where speech is active: bool, shape (n // 320,), one for each 20 ms; all of them if nothing stands out."""
-    frames = samples[: len(samples) // FRAME * FRAME].astype(np.float32).reshape(-1, FRAME)
+    frames = centred(samples[: len(samples) // FRAME * FRAME]).reshape(-1, FRAME)
     if not len(frames):
         return np.zeros(0, bool)
     level_db = 10 * np.log10((frames**2).mean(1) + 1e-3)
@@ -181,7 +181,7 @@ def word_end(samples: np.ndarray) -> int:
     hot = np.flatnonzero(on)
     if not len(hot):
         return len(samples)
-    energy = (samples[: len(on) * FRAME].astype(np.float64).reshape(-1, FRAME) ** 2).sum(1) * on
+    energy = (centred(samples[: len(on) * FRAME]).astype(np.float64).reshape(-1, FRAME) ** 2).sum(1) * on
     stretches = np.split(hot, np.flatnonzero(np.diff(hot) > WORD_GAP_FRAMES + 1) + 1)
     word = max(stretches, key=lambda frames: float(energy[frames].sum()))
     return int(word[-1] + 1) * FRAME
@@ -189,7 +189,7 @@ def word_end(samples: np.ndarray) -> int:
 
 def speech_power(samples: np.ndarray, on: np.ndarray) -> float:
     """Mean power in the active frames."""
-    speech = samples[: len(on) * FRAME].reshape(-1, FRAME)[on].astype(np.float32).ravel()
+    speech = centred(samples[: len(on) * FRAME]).reshape(-1, FRAME)[on].ravel()
     return float(np.dot(speech, speech)) / max(len(speech), 1)
 
 
@@ -484,7 +484,7 @@ def _negative_matches(row: _Row, name: str) -> bool:
 class _Corpus:
     """What is listened to: the manifest, less what the model was trained on."""
 
-    def __init__(self, root: Path, model: Model, keywords: Sequence[str] | None, negatives: Sequence[str] | None) -> None:
+    def __init__(self, root: Path, model: Model, keywords: Sequence[str] | None, negatives: Sequence[str] | None, protocol: str) -> None:
         rows = _manifest(root)
         self.root = root
         self.notes: list[str] = []
@@ -520,7 +520,7 @@ class _Corpus:
                 f"{root}: no negatives to count false accepts on ({len(wanted)} wanted, {len(left_out)} of them trained on)."
                 " Give a corpus with rows of kind negative that the model has not seen"
             )
-        self._segments = self._read_segments()
+        self._segments = self._read_segments() if protocol == "paper" else {}  # nobody else wants them
 
     def _unseen(self, rows: Sequence[_Row], model: Model) -> tuple[list[_Row], list[_Row]]:
         """Those that the model was not trained on, and those that it was."""
@@ -547,7 +547,7 @@ class _Corpus:
                     for line in csv.DictReader(file):
                         first = round(float(line["start_s"]) * SAMPLE_RATE_HZ)
                         found.setdefault(line["path"], []).append((first, first + round(float(line["duration_s"]) * SAMPLE_RATE_HZ)))
-            except (OSError, KeyError, TypeError, ValueError) as error:
+            except (OSError, KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
                 raise EdgekwsError(f"{table}: {type(error).__name__} {error}. Its columns are path, start_s, duration_s") from error
         return found
 
@@ -581,13 +581,16 @@ class _Progress:
 class _Listener:
     """The real engine on the corpus, condition by condition."""
 
-    def __init__(self, corpus: _Corpus, users: Mapping[str, list[User]], engine: Engine, protocol: str, progress: _Progress) -> None:
+    def __init__(
+        self, corpus: _Corpus, users: Mapping[str, list[User]], engine: Engine, protocol: str, progress: _Progress, *, follow: bool
+    ) -> None:
         self.corpus, self.users, self.engine, self.protocol, self.progress = corpus, users, engine, protocol, progress
+        self._follow = follow
         self.hours = 0.0
         self._noise = _Noise([corpus.root / row.path for row in corpus.noise])
         self._other_speech: list[np.ndarray] = []
         self._decoded: dict[str, np.ndarray] = {}
-        self._cache = sum(row.duration_s for row in corpus.negatives) <= CACHED_HOURS * 3600
+        self._room = round(CACHED_HOURS * 3600 * SAMPLE_RATE_HZ)  # samples that may be kept still
 
     def listen(self, condition: str, strangers: bool) -> None:
         """Fill each user's scores. `clean` comes first: it finds the other speech for `follow`, whose negatives are its own."""
@@ -605,9 +608,10 @@ class _Listener:
 
     def _listen_negative(self, row: _Row, condition: str, everyone: Sequence[User]) -> None:
         samples = self._decoded[row.path] if row.path in self._decoded else read_recording(self.corpus.root / row.path)
-        if self._cache:
+        if row.path not in self._decoded and len(samples) <= self._room:
             self._decoded[row.path] = samples
-        if condition == "clean":
+            self._room -= len(samples)
+        if condition == "clean" and self._follow:
             self._keep_other_speech(row, samples)
         samples = self._heard_as(samples, samples, row, condition)
         if self.protocol == "stream":
@@ -735,7 +739,7 @@ def evaluate(
     wanted = conditions or (CONDITIONS if protocol == "stream" else ("clean",))
     chosen = [condition for condition in CONDITIONS if condition in wanted or condition == "clean"]
     heard = [condition for condition in chosen if condition != "others"]
-    material = _Corpus(corpus, model, keywords, negatives)
+    material = _Corpus(corpus, model, keywords, negatives, protocol)
     engine = load_engine(model, backend)
     if progress:
         progress(f"enrolling {len({(row.label, row.speaker) for row in material.test})} users")
@@ -743,7 +747,7 @@ def evaluate(
     clips_s = sum(row.duration_s + BEFORE_S + AFTER_S for row in material.test)
     negatives_s = sum(row.duration_s for row in material.negatives)
     total_s = len(heard) * clips_s + (len(heard) - ("follow" in heard)) * negatives_s
-    listener = _Listener(material, users, engine, protocol, _Progress(progress, total_s))
+    listener = _Listener(material, users, engine, protocol, _Progress(progress, total_s), follow="follow" in heard)
     report: dict[str, dict[str, Any]] = {condition: {"keywords": {}, "mean": {}} for condition in chosen}
     # After clean, so that it finds clean's scores of the negatives.
     for condition in sorted(heard, key=("clean", "follow").__contains__, reverse=True):
@@ -799,7 +803,7 @@ def _enrol(
     without = 0
     for keyword, speaker in dict.fromkeys((row.label, row.speaker) for row in corpus.test):
         rows = [row for row in corpus.enrol if (row.label, row.speaker) == (keyword, speaker)]
-        rows.sort(key=lambda row: (int(row.take) if row.take.isdigit() else 0, row.path))
+        rows.sort(key=lambda row: (int(row.take) if row.take.isdecimal() else 0, row.path))
         if not rows:
             without += 1
             continue

@@ -417,7 +417,7 @@ class Store:
         """A person says that this was not the keyword: it becomes a hard negative, and the wake that it was counts as rejected."""
         clip = self.clip(id)
         for wake in self._events("id = ? AND kind = 'wake'", clip.event):  # none where it is too long ago
-            self._count_reject(wake)
+            self._count_reject(wake, wake.time_s)  # with what else was heard then, whenever the clips are gone through
         return self._revoke(clip)
 
     def reject_last(self) -> tuple[Event, Clip | None]:
@@ -440,7 +440,7 @@ class Store:
         if not found or found[0].id != id or found[0].kind != "wake":
             raise StoreError(f"there is no wake {id}. Try: edgekws log --json")
         (wake,) = found
-        self._count_reject(wake)
+        self._count_reject(wake, self._now())
         clips = self._rows("WHERE event = ?", wake.id) or self._alike(wake)
         return wake, self._revoke(clips[0]) if clips else None
 
@@ -458,10 +458,10 @@ class Store:
     def _is_rejected(self, wake: int) -> bool:
         return bool(self._execute("SELECT 1 FROM events WHERE kind = 'reject' AND json_extract(extra, '$.wake') = ?", wake)[0])
 
-    def _count_reject(self, wake: Event) -> None:
+    def _count_reject(self, wake: Event, time_s: float) -> None:
         """Once, and with whose wake it was: `tally` leaves those of the wake service's clients out."""
         if not self._is_rejected(wake.id):
-            self.add_event(replace(wake, kind="reject", time_s=self._now(), extra={**wake.extra, "wake": wake.id}, id=0))
+            self.add_event(replace(wake, kind="reject", time_s=time_s, extra={**wake.extra, "wake": wake.id}, id=0))
 
     def _revoke(self, clip: Clip) -> Clip:
         clip = _revoked(clip)

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from edgekws.cli import _flat, main
+from edgekws.config import KeywordSettings
 from edgekws.errors import EdgekwsError, StoreError
 from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.power import NoMeter, load_meter
@@ -444,7 +446,7 @@ class Kept:
     """Of a store what `why_not` reads, so that a thousand clips need no audio."""
 
     def __init__(self, positives=20, room=40, between=0, wrong=0, score=1.0, time_s=1000.0, events=(), older=(), enrolled=("k",)):
-        self._enrolled = enrolled
+        self._enrolled = [SimpleNamespace(keyword=keyword) for keyword in enrolled]
 
         def clip(label, keyword, state="quarantined"):
             return Clip(label, keyword, "", score, 0, 1.0, "", state, time_s=time_s)
@@ -470,7 +472,7 @@ OLDER = [Clip("positive", "k", "", 1.4, 0, 1.0, "", time_s=100.0)] * 9
 @pytest.mark.parametrize(
     ("kept", "board", "now_s", "reason"),
     [
-        (Kept(enrolled=()), IDLE, DAY_S, "nothing is enrolled"),
+        (Kept(enrolled=()), IDLE, DAY_S, "nothing that is listened for is enrolled"),
         (Kept(events=LAST), IDLE, 500.0 + 3600, "the last round was 1.0 h ago, the next is due after 20 h"),
         (Kept(positives=11), IDLE, DAY_S, "11 wakes were kept since the last round, 12 are enough"),
         (Kept(time_s=400.0, events=LAST), IDLE, DAY_S, "0 wakes were kept since the last round"),
@@ -483,6 +485,13 @@ OLDER = [Clip("positive", "k", "", 1.4, 0, 1.0, "", time_s=100.0)] * 9
 )
 def test_there_is_no_round_without_data_need_and_an_idle_machine(kept, board, now_s, reason):
     assert why_not(kept, board, now_s)[0].startswith(reason)
+
+
+def test_a_keyword_that_is_switched_off_asks_for_no_round():
+    off = {"k": KeywordSettings(enabled=False)}
+
+    assert why_not(Kept(), IDLE, DAY_S, off)[0].startswith("nothing that is listened for is enrolled")
+    assert why_not(Kept(enrolled=("k", "other")), IDLE, DAY_S, off)[0].startswith("0 wakes were kept since the last round")
 
 
 @pytest.mark.parametrize(

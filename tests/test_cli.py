@@ -23,7 +23,7 @@ import edgekws
 from edgekws.audio import read_recording
 from edgekws.model import find_model
 from edgekws.store import Store
-from edgekws.values import Event
+from edgekws.values import Clip, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -551,6 +551,30 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_measurement(cli, tm
     said = cli("eval", "--corpus", tmp_path, "--plot", tmp_path / name, code=2).stderr
 
     assert "accepted is a name that ends with .png, .svg, .pdf, in a directory that is there" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become the service's user")
+def test_under_sudo_a_file_is_written_where_whoever_asked_may():
+    """In a home that the service's account may not look into; the state directory is the service's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as root, tempfile.TemporaryDirectory(dir="/tmp") as home:
+        os.chown(root, 65534, 65534)
+        os.chmod(home, 0o700)
+        with contextlib.closing(Store(Path(root))) as store:
+            store.add_clip(Clip("positive", "hey", "ann", 1.0, 1280, 0.0, "woke", time_s=1e9), np.ones(1600, np.int16))
+        for path in Path(root).rglob("*"):
+            os.chown(path, 65534, 65534)
+        # What it imports later may lie where that account cannot read, in root's home.
+        code = "import sys, edgekws.store; from edgekws.cli import main; sys.exit(main(['clips', 'play', *sys.argv[1:]]))"
+        env = {**os.environ, "STATE_DIRECTORY": root, "PYTHONPATH": str(Path(edgekws.__file__).parent.parent)}
+        played, missing = (
+            subprocess.run([sys.executable, "-c", code, *arguments], cwd=home, env=env, capture_output=True, text=True)
+            for arguments in (("1", "--out", "x.wav"), ("7", "--out", "y.wav"))
+        )
+        with wave.open(str(Path(home, "x.wav"))) as file:
+            samples = file.getnframes()
+
+    assert (played.returncode, played.stderr, samples) == (0, "", 1600)
+    assert (missing.returncode, missing.stderr) == (1, "edgekws: there is no clip 7. Try: edgekws clips list\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become the service's user")

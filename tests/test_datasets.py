@@ -13,6 +13,8 @@ import soundfile
 from edgekws.errors import EdgekwsError
 from edgekws.training.datasets import (
     Utterance,
+    is_for_training,
+    layout,
     load,
     load_corpus,
     load_gsc,
@@ -208,6 +210,23 @@ def test_hey_snapdragon_takes_keyword_and_speaker_from_folders(hey_snapdragon):
     assert len(found) == 8, "macOS's ._ files are no audio"
 
 
+def test_a_corpus_without_splits_trains_on_four_fifths_of_its_speakers_the_same_each_time_whatever_they_say():
+    said = [Utterance(Path("1.wav"), word, f"speaker {i}", "", True) for word in ("hi galaxy", "hi lumina") for i in range(1000)]
+
+    heard = [is_for_training(one) for one in said]
+
+    assert 770 < sum(heard[:1000]) < 830
+    assert heard[:1000] == heard[1000:]
+    assert heard[:8] == [True, False, True, True, False, True, True, True], "another version must not hear whom this one left out"
+
+
+def test_a_corpus_with_splits_trains_on_its_train_split_alone(gsc):
+    found = load_gsc(gsc)
+
+    assert {one.split for one in found if is_for_training(one)} == {"train"}
+    assert {one.split for one in found if not is_for_training(one)} == {"dev", "test"}
+
+
 def test_our_corpus_gives_each_segment_of_a_negative_its_speaker_and_place(corpus):
     found = load_corpus(corpus)
 
@@ -232,14 +251,15 @@ def test_the_real_corpus_loads_whole():
     assert sum(row["kind"] == "keyword" for row in rows) == sum(one.is_keyword for one in found)
 
 
-@pytest.mark.parametrize("layout", ["gsc", "mswc", "hey_snips", "hey_snapdragon", "corpus"])
-def test_each_layout_is_recognised_and_its_audio_can_be_read(layout, request):
-    root = request.getfixturevalue(layout)
+@pytest.mark.parametrize("name", ["gsc", "mswc", "hey_snips", "hey_snapdragon", "corpus"])
+def test_each_layout_is_recognised_and_its_audio_can_be_read(name, request):
+    root = request.getfixturevalue(name)
     own = {"gsc": load_gsc, "mswc": load_mswc, "hey_snips": load_hey_snips, "hey_snapdragon": load_hey_snapdragon, "corpus": load_corpus}
 
     found = load(root)
 
-    assert found == own[layout](root)
+    assert layout(root) == name
+    assert found == own[name](root)
     for one in found:
         seconds = soundfile.info(one.path).duration
         assert one.start_s + (one.duration_s or 0.0) <= seconds

@@ -96,6 +96,13 @@ def test_an_embedding_of_the_negatives_is_that_of_their_window(model):
     assert np.allclose(negatives.similarities(rows)[0][first[:2]].diagonal(), 1, atol=1e-5)
 
 
+def test_an_offset_of_the_microphone_does_not_move_a_word(takes):
+    for take in takes:
+        offset = np.clip(take.astype(np.int32) + 1500, -32768, 32767).astype(np.int16)
+
+        assert enrolment.speech_span(offset) == enrolment.speech_span(take)
+
+
 def test_noise_after_the_word_does_not_move_its_end(takes):
     start, end = enrolment.speech_span(takes[0])
     click = takes[0].copy()
@@ -145,10 +152,12 @@ def test_quantised_negatives_score_as_the_engine_does(engine, model):
     [
         (lambda take: np.zeros_like(take), "recording 2: silent"),
         (lambda take: (np.random.default_rng(0).standard_normal(len(take)) * 3).astype(np.int16), "recording 2: silent"),
+        (lambda take: (1000 + np.random.default_rng(0).standard_normal(len(take)) * 3).astype(np.int16), "recording 2: silent"),
+        (lambda take: (np.random.default_rng(0).standard_normal(len(take)) * 100).astype(np.int16), "recording 2: nothing stands out"),
         (lambda take: take[:800], "0.05 s long"),
         (lambda take: np.clip(take.astype(np.int32) * 300, -32768, 32767).astype(np.int16), "clipped"),
     ],
-    ids=["zeros", "hiss", "short", "clipped"],
+    ids=["zeros", "hiss", "hiss and an offset", "noise", "short", "clipped"],
 )
 def test_a_bad_recording_is_named_with_its_fault(engine, model, takes, spoil, message):
     with pytest.raises(EnrolmentError, match=message):

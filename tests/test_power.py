@@ -829,6 +829,17 @@ def test_a_gauge_makes_the_mean_of_a_counter_s_steps(tmp_path):
     clock["now_s"] += 2.0
     set_counters(tmp_path, package=12_000_000, dram=2_000_000)
     assert gauge.mw() == 7000.0
+    counters = sorted(tmp_path.rglob("energy_uj"))
+    kept = [path.read_text() for path in counters]
+    for path in counters:
+        path.unlink()
+    clock["now_s"] += 2.0
+    assert gauge.mw() is None  # it could not be read
+    for path, text in zip(counters, kept, strict=True):
+        path.write_text(text)
+    set_counters(tmp_path, package=36_000_000, dram=6_000_000)
+    clock["now_s"] += 2.0
+    assert gauge.mw() == 7000.0  # over four seconds, and not over two
     clock["now_s"] += 3600.0
     assert gauge.mw() is None  # the counter may have begun again since
 

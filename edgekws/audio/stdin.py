@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 STALL_S = 3.0  # without a sample, as with a microphone
 POLL_S = 0.2
+LATE_S = 0.1  # less is none lost
 READ_BYTES = 1 << 16  # 2 s at 16 kHz: what waits in a full pipe
 OPTIONS = {"rate": RATE, "channels": whole_number(1, 64)}
 # WAV files cannot be raw samples by chance; the others are here for a clear error.
@@ -71,8 +72,10 @@ class StdinSource(Source):
             if self._lost_s:
                 tail = resampler.flush()
                 if len(tail):
-                    yield AudioChunk(tail, first)
+                    first += gap
+                    yield AudioChunk(tail, first, gap)
                     first += len(tail)
+                    gap = 0
                 resampler = To16k(self._rate_hz)
                 gap, self._lost_s = gap + max(1, round(self._lost_s * SAMPLE_RATE_HZ)), 0.0
             data = data[:left]
@@ -118,11 +121,9 @@ class StdinSource(Source):
                     data = os.read(self._descriptor, READ_BYTES)
                 except OSError as error:
                     raise AudioError(f"cannot read {self.uri}: {error.strerror}") from error
-                now_s = self._clock()
                 if data and polls >= self._stall_polls:
-                    self._lost_s += now_s - self._heard_s
-                    log.warning("%s: listening again, %.1f s lost", self.uri, self._lost_s)
-                self._heard_s = now_s
+                    data = self._after_a_stall(data, polls)
+                self._heard_s = self._clock()
                 return data
             polls += 1
             if polls == self._stall_polls:
@@ -130,6 +131,21 @@ class StdinSource(Source):
                 log.warning("%s: %s", self.uri, why)
                 self.on_deaf(why)
         return b""
+
+    def _after_a_stall(self, data: bytes, polls: int) -> bytes:
+        """What came late and all that comes right behind it; what is missing then was lost."""
+        late_s = self._clock() - self._heard_s
+        per_s = self._rate_hz * 2 * self._channels
+        while len(data) < late_s * per_s and select.select([self._descriptor], [], [], POLL_S / 2)[0]:
+            if not (more := os.read(self._descriptor, READ_BYTES)):
+                break
+            data += more
+        lost_s = late_s - len(data) / per_s
+        if lost_s < LATE_S:  # whoever writes gives much at a time, and seldom
+            self._stall_polls = max(self._stall_polls, 2 * polls)
+        self._lost_s += max(1 / SAMPLE_RATE_HZ, lost_s)  # that it listens again is told by a gap
+        log.warning("%s: listening again, %.1f s lost", self.uri, max(0.0, lost_s))
+        return data
 
     def _header(self) -> tuple[bytes, int]:
         """(first samples, how many bytes of samples there are) behind a WAV header, if there is one."""

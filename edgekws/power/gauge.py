@@ -24,7 +24,7 @@ class Gauge:
         """Why there is none."""
         self._clock = clock
         self._meter: PowerMeter | None = None
-        self._read_s = float("-inf")
+        self._asked_s = self._read_s = float("-inf")  # a reading may fail
         self._total_mj = 0.0
         self._mw: float | None = None
         for name in BY_FILES:
@@ -37,15 +37,15 @@ class Gauge:
     def mw(self) -> float | None:
         """Milliwatts, of a counter on average since the last reading; None = not known (yet)."""
         now_s = self._clock()
-        passed_s = now_s - self._read_s
-        if self._meter is None or passed_s < EVERY_S:
+        if self._meter is None or now_s - self._asked_s < EVERY_S:
             return self._mw
-        self._read_s = now_s
+        self._asked_s = now_s
         try:
             value = self._meter.read()[self._meter.rail]
         except PowerError as error:
             self.why, self._mw = str(error), None
             return None
+        passed_s, self._read_s = now_s - self._read_s, now_s
         if self._meter.counts:
             drawn_mj, self._total_mj = value - self._total_mj, value
             self._mw = drawn_mj / passed_s if passed_s < LONGEST_S else None

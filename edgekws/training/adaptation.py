@@ -66,14 +66,15 @@ class Board:
         return cls(os.getloadavg()[1] / (os.cpu_count() or 1), hottest_c(), free_memory_mb())
 
 
-def why_not(store: Store, board: Board, now_s: float) -> tuple[str | None, str]:
+def why_not(store: Store, board: Board, now_s: float, keywords: Mapping[str, KeywordSettings] | None = None) -> tuple[str | None, str]:
     """Why there should be no round now, None if there should be; and what speaks for one."""
-    if not store.enrolments():
-        return "nothing is enrolled: there is no voice to learn", ""
+    listened_for = {one.keyword for one in store.enrolments() if _chosen(one.keyword, keywords).enabled}
+    if not listened_for:
+        return "nothing that is listened for is enrolled: there is no voice to learn", ""
     # A clock that was set back must not stop rounds for good: one that was in its future does not count.
     rounds = [e for e in _events(store, "round") if e.extra.get("what") in ("promoted", "refused") and e.time_s <= now_s]
     last_s = rounds[-1].time_s if rounds else 0.0
-    clips = [clip for clip in store.clips() if clip.state != "rejected"]
+    clips = [clip for clip in store.clips() if clip.state != "rejected" and clip.keyword in ("", *listened_for)]
     new = [clip for clip in clips if clip.label == "positive" and clip.time_s > last_s]
     room = [clip for clip in clips if clip.label == "negative" and not clip.keyword]
     if now_s - last_s < BETWEEN_ROUNDS_S:
@@ -149,11 +150,15 @@ def _voices(store: Store, keywords: Mapping[str, KeywordSettings] | None = None)
     """Whoever is listened for, as the listener has them: by the enrolment, and by the configuration where that says otherwise."""
     found = []
     for one in store.enrolments():
-        chosen = (keywords or {}).get(one.keyword, KeywordSettings())
+        chosen = _chosen(one.keyword, keywords)
         only_enrolled = one.only_enrolled if chosen.only_enrolled is None else chosen.only_enrolled
         if chosen.enabled:
             found.append(Voice(one.keyword, one.speaker, one.recordings(), only_enrolled, one.id))
     return found
+
+
+def _chosen(keyword: str, keywords: Mapping[str, KeywordSettings] | None) -> KeywordSettings:
+    return (keywords or {}).get(keyword, KeywordSettings())
 
 
 def _moments(store: Store, clips: Sequence[Clip], most: int, say: Callable[[str], object]) -> list[tuple[Clip, Moment]]:
@@ -293,7 +298,7 @@ def run(
         _note(store, "started", now(), reason=asked_by)
         try:
             heard, clips = snapshot(store, say, keywords)
-            if not asked and current is not None and load_model(current).raw["spec"] != factory.raw["spec"]:
+            if not asked and current is not None and load_model(current).parameters < factory.parameters:
                 recipes = ["onda1"]
             for number, one in enumerate(recipes, 1):
                 outcome = adapt(
@@ -368,7 +373,8 @@ def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
     ):
         for moment in moments:
             if moment.id in clips:
-                store.settle_clip(moment.id, state, reason)
+                with contextlib.suppress(StoreError):  # a full disk: the round is worth more than its notes
+                    store.settle_clip(moment.id, state, reason)
 
 
 def _note(store: Store, what: str, now_s: float, **facts: Any) -> None:

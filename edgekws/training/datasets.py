@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -45,18 +46,41 @@ def load(root: Path) -> list[Utterance]:
     Raises:
         EdgekwsError: no such folder, no such layout, a list is missing or damaged, files are missing, nothing was found.
     """
+    loaders = {
+        "gsc": load_gsc,
+        "mswc": load_mswc,
+        "hey_snips": load_hey_snips,
+        "hey_snapdragon": load_hey_snapdragon,
+        "corpus": load_corpus,
+    }
+    return loaders[layout(root)](root)
+
+
+def layout(root: Path) -> str:
+    """Which of the LAYOUTS `root` has, by its name there.
+
+    Raises:
+        EdgekwsError: no such folder, no such layout.
+    """
     found = _names(root)
     if "manifest.csv" in found:
-        return load_corpus(root)
+        return "corpus"
     if found & {"validation_list.txt", "testing_list.txt", "_background_noise_"}:
-        return load_gsc(root)
+        return "gsc"
     if found & {f"{name}.json" for name in SETS}:
-        return load_hey_snips(root)
+        return "hey_snips"
     if found & set(QUALCOMM_KEYWORDS):
-        return load_hey_snapdragon(root)
+        return "hey_snapdragon"
     if _mswc_languages(root):
-        return load_mswc(root)
+        return "mswc"
     raise EdgekwsError(f"{root}: no layout that edgekws knows. {_here(root)}. Accepted:\n{LAYOUTS}")
+
+
+def is_for_training(one: Utterance) -> bool:
+    """Whether it is in the train split; in a corpus without splits, whether its speaker's hash is: four fifths of the speakers are."""
+    if one.split:
+        return one.split == "train"
+    return int.from_bytes(hashlib.sha256(one.speaker.encode()).digest(), "big") % 5 > 0
 
 
 def load_gsc(root: Path) -> list[Utterance]:
@@ -135,7 +159,7 @@ def load_hey_snips(root: Path) -> list[Utterance]:
 
 
 def load_hey_snapdragon(root: Path) -> list[Utterance]:
-    """Qualcomm Keyword Speech Dataset: those of its four keywords that are there. It has no splits; split it by speaker."""
+    """Qualcomm Keyword Speech Dataset: those of its four keywords that are there. It has no splits: see `is_for_training`."""
     if not _names(root) & set(QUALCOMM_KEYWORDS):
         raise EdgekwsError(f"{root}: none of the folders {', '.join(QUALCOMM_KEYWORDS)} is here. {_here(root)}.")
     found = [

