@@ -182,7 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     adapt = add("adapt", _adapt, "Learn from what was heard: one round of fine-tuning and pruning, which goes live if it is not worse.")
     adapt.add_argument(
         "--recipe",
-        help="onda1 (prune, then fine-tune), onda2 (fine-tune before too) or weights-only; else onda1, and if refused weights-only",
+        help="onda1 (prune, then fine-tune), onda2 (fine-tune before too) or weights-only; else onda1, and if refused weights-only,"
+        " unless a pruned version listens",
     )
     adapt.add_argument("--criterion", help="hap, taylor, fisher, l1, bn or random; else the recipe's own")
     adapt.add_argument(

@@ -80,7 +80,7 @@ class KeywordSettings:
     """Options of one keyword, by its name; all may be left out."""
 
     enabled: bool = True
-    """Whether it is listened for."""
+    """Whether it is listened for. While it is not, a round neither learns it nor tests on it."""
     only_enrolled: bool | None = None
     """Whether only the enrolled speakers are meant: a higher threshold, voices are not told apart. Left out: as chosen at enrolment."""
     threshold_offset: float = _number(0.0, -3.0, 3.0)
@@ -158,7 +158,7 @@ class LearningSettings:
     audio_max_mb: int = _number(200, 1, 1_000_000)
     """What is more is deleted, what you confirmed last."""
     audio_max_days: int = _number(30, 1, 3650)
-    """What is older is deleted."""
+    """What is older is deleted, by a listener that has run for an hour."""
     training_max_w: float = _number(0.0, 0.0, 1000.0)
     """Watts that the whole machine may draw on average while a round trains: between its steps it rests as long as that takes, and one
     that it does not get below in a quarter of an hour ends the round. Needs a power meter. 0 = as many as it takes."""

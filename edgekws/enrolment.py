@@ -66,7 +66,8 @@ UNLIKE = 0.75  # cosine: three different words by one voice lie at 0.2 to 0.8 on
 MIN_SPEECH_S = 0.1
 MAX_CLIPPED = 0.15  # real recordings of a loud speaker reach 0.1 and still enrol well
 SILENT_DBFS = -60.0
-STANDS_OUT_DB = 3.0  # steady noise stays within 0.8 dB of its tenth percentile, takes of the corpus rise 5.9 or more above it
+# White and pink noise and hum stay within it of their tenth percentile (not a rumble below 100 Hz), takes of the corpus rise 5.9 or more.
+STANDS_OUT_DB = 3.0
 
 
 PIECE_HOPS = 256  # that are multiplied at once: what comes out stays in the cache
@@ -122,7 +123,7 @@ def check(samples: np.ndarray, name: str) -> tuple[int, int]:
     """The word's span in a recording that can be enrolled.
 
     Raises:
-        EnrolmentError: silent, clipped or too short.
+        EnrolmentError: silent, steady noise alone, clipped or too short.
     """
     again = "Record it again, at arm's length, in one breath, with half a second of quiet around it"
     if len(samples) < MIN_SPEECH_S * SAMPLE_RATE_HZ:
@@ -366,7 +367,7 @@ def enrol(
         plain: as training wants it: the prototype is the embedding itself, and a score is nearness to it less that to the cohort.
 
     Raises:
-        EnrolmentError: a recording is silent, clipped or too short; when `strict`, also if they are not the same word.
+        EnrolmentError: a recording is silent, steady noise alone, clipped or too short; when `strict`, also if they are not the same word.
     """
     if not recordings:
         raise EnrolmentError(f'"{keyword}": no recording given; three are best')

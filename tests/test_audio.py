@@ -377,6 +377,30 @@ def test_standard_input_that_stalls_is_told_once_and_a_gap_when_it_goes_on(stall
     assert caplog.messages == [f"{uri}: no samples come on standard input", f"{uri}: listening again, {lost_s:.1f} s lost"]
 
 
+def test_after_an_outage_of_standard_input_live_sound_is_not_taken_for_what_came_late():
+    """Pieces of 20 ms at real time after two seconds of nothing, by the real clock."""
+    read_end, write_end = os.pipe()
+    ended = threading.Event()
+
+    def writer():
+        time.sleep(2)
+        while not ended.wait(0.02):
+            os.write(write_end, NOISE[:320].tobytes())
+        os.close(write_end)
+
+    writing = threading.Thread(target=writer)
+    with StdinSource("stdin:", "", read_end, stall_s=0.6) as source:
+        writing.start()
+        first = next(source.chunks())
+        source.close()
+    ended.set()
+    writing.join()
+    os.close(read_end)
+
+    assert first.gap_samples > 1.5 * SAMPLE_RATE_HZ
+    assert len(first.samples) < 1.5 * SAMPLE_RATE_HZ
+
+
 def test_of_standard_input_that_comes_seldom_and_much_at_a_time_nothing_is_lost():
     """A second of sound each second, but all at once: told once, and known from then on."""
     read_end, write_end = os.pipe()

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 STALL_S = 3.0  # without a sample, as with a microphone
 POLL_S = 0.2
 LATE_S = 0.1  # less is none lost
+CATCH_UP_S = 1.0  # what waits in a pipe comes at once; who gives no more than real time never catches up
+MOST_STALL_S = 60.0  # that a writer may let pass between what it gives
 READ_BYTES = 1 << 16  # 2 s at 16 kHz: what waits in a full pipe
 OPTIONS = {"rate": RATE, "channels": whole_number(1, 64)}
 # WAV files cannot be raw samples by chance; the others are here for a clear error.
@@ -133,19 +135,26 @@ class StdinSource(Source):
         return b""
 
     def _after_a_stall(self, data: bytes, polls: int) -> bytes:
-        """What came late and all that comes right behind it; what is missing then was lost."""
-        late_s = self._clock() - self._heard_s
+        """What came late and all that waits behind it; what is missing then was lost."""
         per_s = self._rate_hz * 2 * self._channels
-        while len(data) < late_s * per_s and select.select([self._descriptor], [], [], POLL_S / 2)[0]:
-            if not (more := os.read(self._descriptor, READ_BYTES)):
+        pieces, size, until_s = [data], len(data), self._clock() + CATCH_UP_S
+        while not self._closed and size < (self._clock() - self._heard_s) * per_s and self._clock() < until_s:
+            if not select.select([self._descriptor], [], [], POLL_S / 2)[0]:
                 break
-            data += more
-        lost_s = late_s - len(data) / per_s
+            try:
+                more = os.read(self._descriptor, READ_BYTES)
+            except OSError:  # the next read tells
+                break
+            if not more:
+                break
+            pieces.append(more)
+            size += len(more)
+        lost_s = self._clock() - self._heard_s - size / per_s
         if lost_s < LATE_S:  # whoever writes gives much at a time, and seldom
-            self._stall_polls = max(self._stall_polls, 2 * polls)
+            self._stall_polls = max(self._stall_polls, min(2 * polls, round(MOST_STALL_S / POLL_S)))
         self._lost_s += max(1 / SAMPLE_RATE_HZ, lost_s)  # that it listens again is told by a gap
         log.warning("%s: listening again, %.1f s lost", self.uri, max(0.0, lost_s))
-        return data
+        return b"".join(pieces)
 
     def _header(self) -> tuple[bytes, int]:
         """(first samples, how many bytes of samples there are) behind a WAV header, if there is one."""
