@@ -1256,7 +1256,7 @@ def _adapt(options: argparse.Namespace) -> int:
     asked_by = "by hand"
     back = None
     if not options.dry_run:
-        pause = Budget(0.5 if options.if_needed else 1.0).pause
+        pause = Budget(0.5, adaptation.HOT_C, 256).pause if options.if_needed else Budget().pause
         back = adaptation.look_back(
             store, settings.model.id, keywords=settings.keyword, say=lambda line: _say(f"edgekws: {line}"), rest=pause
         )

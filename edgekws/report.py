@@ -22,14 +22,13 @@ from edgekws.errors import EdgekwsError
 from edgekws.model import builtin_models, manifests
 from edgekws.pictures import svg, time_axis
 from edgekws.sinks import words
-from edgekws.store import Store
+from edgekws.store import CLOCK_SET_S, Store
 from edgekws.values import HOP_MS, Clip, Event
 
 EVENTS, CLIPS = 100_000, 20_000  # the newest ones: read and drawn in seconds
 DOTS = 2000  # in a picture, and a tenth of a rare kind: beyond that they cover each other, and a page grows by 100 bytes each
 ROWS = 40  # of a table
 SOME = 20  # wakes on either side, before a drift is told
-CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970, which is no place on a time axis
 DAY_S = 86_400
 BINS_S = (60, 300, 900, 3600, 6 * 3600, DAY_S, 7 * DAY_S, 28 * DAY_S)  # widths of a bar, of which the first that gives at most `BINS` holds
 BINS = 60

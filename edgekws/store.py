@@ -95,6 +95,7 @@ CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
 # What goes first where there is no more room: 0 what came by itself, 1 what passed a second opinion, 2 what a person confirmed.
 WORTH = "CASE WHEN state = 'confirmed' THEN 2 WHEN state = 'admitted' AND keyword != '' THEN 1 ELSE 0 END"
 DAY_S = 86_400
+CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970
 STEADY_S = 3600.0  # A clock is believed after it went steadily for this long, seen by whoever deletes by it.
 FEW = 20  # clips that are deleted at once while events wait: 0.2 s, at 9 ms each (measured)
 BATCH, BATCH_PAUSE_S = 10, 0.01  # clips of one hold of the lock: a purge of 600 held it for 5.4 s, and wakes waited for that (measured)
@@ -503,7 +504,10 @@ class Store:
             self._clock_offset_s = now_s - clock_s
             self._believed_from_s = clock_s + STEADY_S
         if clock_s >= self._believed_from_s:
-            self._execute("UPDATE clips SET time_s = ? WHERE time_s > ?", now_s, now_s + DAY_S)  # from a wrong future: they age from now on
+            # From a wrong future: they age from now on. Not where it is this clock that lags, as on a board without a battery.
+            oldest = self._execute("SELECT time_s FROM events ORDER BY id LIMIT 1")[0]
+            if now_s > CLOCK_SET_S and not (oldest and oldest[0][0] > now_s + DAY_S):
+                self._execute("UPDATE clips SET time_s = ? WHERE time_s > ?", now_s, now_s + DAY_S)
             self._delete_clips(self._rows("WHERE time_s < ? ORDER BY id LIMIT ?", now_s - self._clips_max_s, FEW))
 
     # Enrolments.

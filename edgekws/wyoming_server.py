@@ -117,7 +117,8 @@ class WyomingServer:
             alive: called once a second, on the thread that all clients wait for.
 
         Raises:
-            EdgekwsError: that address cannot be listened on, or announced.
+            EdgekwsError: that address cannot be listened on.
+            NotInstalled: it should be announced, and zeroconf is not there.
         """
         try:
             server = await asyncio.start_server(self._client, host, port, limit=LINE_BYTES)
@@ -127,9 +128,9 @@ class WyomingServer:
             ) from None
         port = server.sockets[0].getsockname()[1]
         try:
+            ready(port)
             if announce is not None:
                 await _announce(host, port, announce)
-            ready(port)
             beside = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(_each_look(alive))]
             try:
                 # Not `serve_forever`: since Python 3.12.1 it waits, cancelled, for all clients to go.
@@ -480,5 +481,5 @@ async def _announce(host: str, port: int, name: str) -> None:
         raise NotInstalled("the package zeroconf", "zeroconf") from error
     try:
         await HomeAssistantZeroconf(port=port, name=name or None, host=None if host in ("0.0.0.0", "::") else host).register_server()
-    except Exception as error:  # zeroconf has a dozen kinds
-        raise EdgekwsError(f"cannot be announced by mDNS ({type(error).__name__}: {error}). Leave --zeroconf out") from error
+    except Exception as error:  # zeroconf has a dozen kinds, and whoever knows the address is served all the same
+        log.warning("wyoming: cannot be announced by mDNS (%s: %s)", type(error).__name__, error)

@@ -289,7 +289,7 @@ def test_a_listener_that_runs_for_days_keeps_to_the_age_and_a_night_s_process_le
 
 
 def test_a_clip_from_a_wrong_future_ages_all_the_same(tmp_path):
-    clocks = Clocks()
+    clocks = Clocks(1.79e9)
     store = clocks.store(tmp_path)
     store.add_clip(dataclasses.replace(CLIP, time_s=4e9), SOUND)
     for days in (1, 31):
@@ -297,6 +297,23 @@ def test_a_clip_from_a_wrong_future_ages_all_the_same(tmp_path):
         store.add_event(WAKE)
 
     assert store.clips() == [] == files(store)
+
+
+@pytest.mark.parametrize("lags_to_s", [0.0, 1_700_000_000.0])
+def test_a_board_that_begins_in_the_past_takes_no_clip_for_one_of_the_future(tmp_path, lags_to_s):
+    """A clock without a battery, for hours without a network, then set."""
+    clocks = Clocks(1.79e9)
+    store = clocks.store(tmp_path)
+    store.add_event(dataclasses.replace(WAKE, time_s=clocks.wall_s))
+    kept = store.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+    for wall_s in (lags_to_s, 1.79e9 + 86_400):
+        clocks.wall_s = wall_s
+        store = clocks.store(tmp_path)
+        for _ in range(3):
+            store.add_event(dataclasses.replace(WAKE, kind="gap", time_s=clocks.wall_s))
+            clocks.go(3700)
+
+    assert store.clips() == [kept]
 
 
 def test_a_purge_writes_over_the_audio_before_it_deletes(store):
