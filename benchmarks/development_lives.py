@@ -2,8 +2,9 @@
 
     python benchmarks/development_lives.py CORPUS [--arms weights-only onda1-hap] [--seeds 2] [--lives 10]
 
-Real people are those of the corpus whom the benchmark's twenty leave out (amelia's only speaker is among them too, in another room); the
-others speak text-to-speech, words and voices of their own. Each life is lived once, then learned from with each seed of training: what a
+Real people are those of the corpus whom the benchmark's twenty left out, but amelia's only speaker. Those twenty are others since: of these
+people fsdd-theo and pv035 are among them too, in other rooms (docs/measured.md has the figures without the three). The others here speak
+text-to-speech, words and voices of their own. Each life is lived once, then learned from with each seed of training: what a
 seed changes (0.88 and 0.83 recall of the same lives) is more than most constants do. Printed are recall at 0.5 false accepts an hour, at
 the deployed threshold, and false accepts in 1.8 hours, each in the room and in quiet, whatever the gate said.
 """

@@ -56,8 +56,8 @@ def user_of(row: Row) -> tuple[str, str]:
 
 
 def life_of(row: Row) -> tuple[Any, ...]:
-    """Which user in which room; the same whatever the network is."""
-    return row["user"], row["keyword"], row["seed"]
+    """Which user in which room, how loud; the same whatever the network is, but not in a run with other `--users` or `--keyword`."""
+    return row["user"], row["keyword"], row["seed"], row["snr_db"]
 
 
 def measured(rows: Iterable[Row]) -> list[Row]:

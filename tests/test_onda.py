@@ -12,7 +12,15 @@ import onda
 
 def lives(arm, recalls, *, network="edge", condition="room", compression=1.0, **facts):
     """A row for each user, in order."""
-    common = {"keyword": "alexa", "seed": 0, "network": network, "arm": arm, "compression": compression, "condition": condition}
+    common = {
+        "keyword": "alexa",
+        "seed": 0,
+        "snr_db": 5.0,
+        "network": network,
+        "arm": arm,
+        "compression": compression,
+        "condition": condition,
+    }
     common |= {"takes": 20, "fa_per_hour": 0.0, "parameters": 300_000, "file_kb": 1200.0, "gate": None if arm == "before" else "promoted"}
     common |= {"train_ms_per_step": 50.0, "round_cpu_s": 15.0, "round_s": 20.0, "network_us_per_hop": 48.0, "pseudo_positives": 30}
     return [{**common, "user": f"u{i}", "recall_at_0.5": recall, "deployed_recall": recall, **facts} for i, recall in enumerate(recalls)]
@@ -132,9 +140,19 @@ def test_the_interval_is_over_users_not_over_their_seeds():
     assert onda.interval(np.full(5, 0.3)) == pytest.approx((0.3, 0.3))
 
 
+def test_a_life_under_other_noise_is_another_life():
+    """Whoever lives in a run with other users has another place in it, and so another room."""
+    whole = lives("weights-only", [0.9, 0.8], network="ds-cnn-l", parameters=400_000)
+    louder = [{**one, "snr_db": 0.0} for one in whole]
+    words = "parameters against weights-only ds-cnn-l at equal recall, room"
+
+    assert claim(whole + hybrid([0.9, 0.8]), words)[1] == "met"
+    assert claim(louder + hybrid([0.9, 0.8]), words)[1] == "not measured"
+
+
 def test_the_report_and_the_pictures_are_written(tmp_path):
     pytest.importorskip("matplotlib")
-    rows = [{"user": "x", "keyword": "alexa", "seed": 0, "network": "edge", "arm": "before", "refused": "too quiet"}]
+    rows = [{"user": "x", "keyword": "alexa", "seed": 0, "snr_db": 5.0, "network": "edge", "arm": "before", "refused": "too quiet"}]
     for condition in onda.CONDITIONS:
         rows += lives("before", [0.5, 0.9], condition=condition) + hybrid([0.7, 0.9], condition=condition)
     text = onda.report(rows)

@@ -197,7 +197,7 @@ def test_a_life_whose_process_is_killed_says_what_to_do(corpus, monkeypatch, cap
 def test_a_file_of_rows_that_was_cut_short_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert trial.saved(path) == []
-    path.write_text('{"user": "a", "keyword": "k", "network": "edge", "seed": 0}\n{"user": "a", "keyw')
+    path.write_text('{"user": "a", "keyword": "k", "network": "edge", "seed": 0, "snr_db": 5.0}\n{"user": "a", "keyw')
 
     with pytest.raises(EdgekwsError, match=r"rows\.jsonl: not rows of bench adaptation, or cut short"):
         trial.saved(path)
@@ -205,7 +205,7 @@ def test_a_file_of_rows_that_was_cut_short_is_named(tmp_path):
 
 def row(arm, recall, takes=40, gate=None):
     facts = {"recall_at_0.5": recall, "deployed_recall": recall, "fa_per_hour": 0.0, "parameters": 10, "gate": gate, "takes": takes}
-    common = {"user": "u", "keyword": "k", "network": "edge", "seed": 0, "arm": arm, "compression": 1.0, "condition": "room"}
+    common = {"user": "u", "keyword": "k", "network": "edge", "seed": 0, "snr_db": 5.0, "arm": arm, "compression": 1.0, "condition": "room"}
     return {**common, **facts, "train_ms_per_step": None, "round_s": None, "energy_j": None, "network_us_per_hop": 1.0}
 
 

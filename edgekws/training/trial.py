@@ -127,7 +127,7 @@ def run(
         for seed in range(first_seed, first_seed + seeds)
         for number, one in enumerate(chosen)
         for factory in factories.values()
-        if (one.speaker, one.keyword, factory.network, seed) not in done
+        if (one.speaker, one.keyword, factory.network, seed, rooms_db[(number + seed) % len(rooms_db)]) not in done
     ]
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -235,8 +235,8 @@ def live(
 
 
 def life_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Which life a row is of."""
-    return row["user"], row["keyword"], row["network"], row["seed"]
+    """Which life a row is of; the room's noise comes from the place among those who live in a run."""
+    return row["user"], row["keyword"], row["network"], row["seed"], row["snr_db"]
 
 
 def saved(path: Path) -> list[dict[str, Any]]:
