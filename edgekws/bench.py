@@ -28,7 +28,7 @@ import numpy as np
 
 from edgekws import __version__
 from edgekws.detector import Detector
-from edgekws.engines import ORDER, load_engine
+from edgekws.engines import ORDER, environment, load_engine
 from edgekws.errors import EdgekwsError, EngineUnavailable, PowerError, UsageError, install_command
 from edgekws.frontend import LogMel
 from edgekws.model import Model, graph, load_model
@@ -657,11 +657,8 @@ def per_audio_hour(readings: Sequence[Reading]) -> dict[str, float]:
 
 
 def _environment() -> dict[str, str]:
-    """Of our processes: this very edgekws, and one thread."""
-    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    # The Debian package's packages, and torch beside them, are where only its own script looks for them.
-    package_root = str(Path(__file__).parent.parent)
-    return {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join([package_root, *filter(None, sys.path)])}
+    """Of our processes here: one thread."""
+    return {**environment(), **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}}
 
 
 class Worker:

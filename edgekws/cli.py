@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekws import __version__
-from edgekws.config import Settings, load_settings
+from edgekws.config import KeywordSettings, Settings, load_settings
 from edgekws.errors import AudioError, ConfigError, EdgekwsError, EnrolmentError, NotInstalled, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -308,8 +308,7 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
         brought = load_enrolled(model.path / ADAPTED) if ADAPTED in model.raw["files"] else {}
     found: dict[str, Enrolled] = {}
     for one in enrolments:
-        chosen = settings.keyword.get(one.keyword)
-        only = one.only_enrolled if chosen is None or chosen.only_enrolled is None else chosen.only_enrolled
+        only = settings.keyword.get(one.keyword, KeywordSettings()).for_enrolled(one.only_enrolled)
         key = f"{one.id} {only}"
         try:
             found[key] = (

@@ -86,6 +86,10 @@ class KeywordSettings:
     threshold_offset: float = _number(0.0, -3.0, 3.0)
     """Added to this keyword's threshold, on top of that of [detector]."""
 
+    def for_enrolled(self, as_enrolled: bool) -> bool:
+        """`only_enrolled`, of a keyword for which that was chosen at its enrolment."""
+        return as_enrolled if self.only_enrolled is None else self.only_enrolled
+
 
 @dataclass(frozen=True)
 class StoreSettings:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from edgekws import __version__
 from edgekws.config import Settings
-from edgekws.engines import ORDER, load_engine
+from edgekws.engines import ORDER, environment, load_engine
 from edgekws.errors import EdgekwsError, NotPrepared, PowerError, install_command
 from edgekws.model import Model, find_model, load_model
 from edgekws.power import NoMeter, load_meter
@@ -283,8 +283,7 @@ def _groups(root: Path) -> Iterator[Check]:
 def _torch(python: str) -> Iterator[Check]:
     """A torch for another machine imports and trains, on the CPU."""
     try:
-        seen = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the Debian package's Python alone sees no torch
-        done = subprocess.run([python, "-c", TORCH], capture_output=True, text=True, timeout=120, env=seen)
+        done = subprocess.run([python, "-c", TORCH], env=environment(), capture_output=True, text=True, timeout=120)
         version, cuda, architectures = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return  # none, as said above

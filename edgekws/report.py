@@ -118,7 +118,7 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
 
     configured: the directory of the model that listens where none was promoted.
     """
-    spans = list(_spans(seen.own("start", "stop", "wake", "gap", "deaf")))
+    spans = list(_spans(seen))
     wakes, lost_ms = seen.wakes, [_number(event.extra.get("lost_ms")) or 0.0 for event in seen.of("gap")]
     hours = sum(span.audio_s for span in spans) / 3600
     lost_s = sum(lost_ms) / 1000
@@ -165,11 +165,11 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
     return facts
 
 
-def _spans(events: Sequence[Event]) -> Iterator[Span]:
+def _spans(seen: History) -> Iterator[Span]:
     """The runs of the listener. What came before the first start is a run whose beginning is not known."""
     first: Event | None = None
     last: Event | None = None
-    for event in events:
+    for event in seen.own("start", "stop", "wake", "gap", "deaf"):
         if event.kind == "start":
             if first is not None and last is not None:
                 yield Span(first.time_s, last.time_s, max(0.0, last.stream_s - first.stream_s), None)
@@ -440,7 +440,7 @@ def _pictures(seen: History) -> dict[str, str]:
     if seen.wakes or seen.near or seen.of("start"):
         text = f"{len(seen.wakes)} wakes and {len(seen.near)} near misses over time, by their distance from the threshold;"
         text += " the wakes in each stretch of time; and when it listened"
-        spans = list(_spans(seen.own("start", "stop", "wake", "gap", "deaf")))
+        spans = list(_spans(seen))
         add("timeline", (1040, 420), text, partial(_draw_time, seen=seen, spans=spans, narrow=False))
         add("timeline_narrow", (360, 440), text, partial(_draw_time, seen=seen, spans=spans, narrow=True))
     if seen.wakes or seen.near:

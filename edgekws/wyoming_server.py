@@ -128,9 +128,9 @@ class WyomingServer:
             ) from None
         port = server.sockets[0].getsockname()[1]
         try:
-            ready(port)
             if announce is not None:
                 await _announce(host, port, announce)
+            ready(port)
             beside = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(_each_look(alive))]
             try:
                 # Not `serve_forever`: since Python 3.12.1 it waits, cancelled, for all clients to go.

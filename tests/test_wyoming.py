@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from wyoming.ping import Ping, Pong
 from wyoming.wake import Detect, Detection, NotDetected
 
 import edgekws
+from edgekws import wyoming_server
 from edgekws.store import Store
 from edgekws.wyoming_server import CLIENTS, LINE_BYTES, PAYLOAD_BYTES
 
@@ -418,3 +420,20 @@ def test_each_wake_is_printed_and_stored_and_it_ends_when_told(service):
     assert code == 0
     assert "Traceback" not in err
     assert {(wake["kind"], wake["keyword"], wake["extra"]["client"].split(":")[0]) for wake in wakes} == {("wake", KEYWORD, "127.0.0.1")}
+
+
+def test_who_cannot_be_announced_is_served_all_the_same(monkeypatch, caplog):
+    """A fake for a network without multicast, or a unit that shuts it off."""
+
+    class Refused:
+        def __init__(self, **_):
+            pass
+
+        async def register_server(self):
+            raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setitem(sys.modules, "wyoming.zeroconf", SimpleNamespace(HomeAssistantZeroconf=Refused))
+
+    asyncio.run(wyoming_server._announce("127.0.0.1", 10400, ""))
+
+    assert "cannot be announced by mDNS (OSError: [Errno 97]" in caplog.text

@@ -70,14 +70,17 @@ class StdinSource(Source):
         frame_bytes = 2 * self._channels
         resampler = To16k(self._rate_hz)
         first = gap = 0
+
+        def chunk(samples: np.ndarray) -> AudioChunk:
+            nonlocal first, gap
+            made = AudioChunk(samples, first + gap, gap)
+            first, gap = first + gap + len(samples), 0
+            return made
+
         while True:
             if self._lost_s:
-                tail = resampler.flush()
-                if len(tail):
-                    first += gap
-                    yield AudioChunk(tail, first, gap)
-                    first += len(tail)
-                    gap = 0
+                if len(tail := resampler.flush()):
+                    yield chunk(tail)
                 resampler = To16k(self._rate_hz)
                 gap, self._lost_s = gap + max(1, round(self._lost_s * SAMPLE_RATE_HZ)), 0.0
             data = data[:left]
@@ -88,21 +91,15 @@ class StdinSource(Source):
             else:
                 converted = resampler.feed(mono(samples.reshape(-1, self._channels).astype(np.float32) / np.float32(32768)))
             if len(converted):
-                first += gap
-                yield AudioChunk(converted, first, gap)
-                first += len(converted)
-                gap = 0
+                yield chunk(converted)
             left -= whole
             data = data[whole:]
             more = self._read() if left >= frame_bytes else b""
             if not more:
                 break
             data += more
-        last = resampler.flush()
-        if len(last):
-            first += gap
-            yield AudioChunk(last, first, gap)
-            first += len(last)
+        if len(last := resampler.flush()):
+            yield chunk(last)
         if self._closed:
             return
         if data:

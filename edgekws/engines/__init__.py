@@ -178,6 +178,12 @@ def parity(engine: Engine, model: Model) -> float:
     return float(max(np.abs(got - wanted).max() for got in (one_by_one, at_once)))
 
 
+def environment() -> dict[str, str]:
+    """Of our processes: this very edgekws. The Debian package's packages, and torch beside them, are where only its own script looks."""
+    package_root = str(Path(__file__).parent.parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *filter(None, sys.path)])}
+
+
 class Preparation:
     """A process that loads an engine once, and so leaves what takes minutes, TensorRT's plan, in its cache. It is one of its own because a
     builder takes much memory, and may die of it."""
@@ -187,10 +193,8 @@ class Preparation:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
         code = "import sys; from edgekws.engines import prepare; prepare(*sys.argv[1:])"
         command = [sys.executable, "-c", code, str(model.path.resolve()), backend]
-        # The Debian package's packages are where only its own script looks for them.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=self._said)
+        self._process = subprocess.Popen(command, env=environment(), stdin=quiet, stdout=quiet, stderr=self._said)
 
     def done(self) -> bool:
         """Whether it has ended."""

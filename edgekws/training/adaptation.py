@@ -151,9 +151,8 @@ def _voices(store: Store, keywords: Mapping[str, KeywordSettings] | None = None)
     found = []
     for one in store.enrolments():
         chosen = _chosen(one.keyword, keywords)
-        only_enrolled = one.only_enrolled if chosen.only_enrolled is None else chosen.only_enrolled
         if chosen.enabled:
-            found.append(Voice(one.keyword, one.speaker, one.recordings(), only_enrolled, one.id))
+            found.append(Voice(one.keyword, one.speaker, one.recordings(), chosen.for_enrolled(one.only_enrolled), one.id))
     return found
 
 
