@@ -364,7 +364,7 @@ def test_a_running_listener_has_the_page(tmp_path):
     try:
         listener.process.stdin.write(bytes(64_000))
         listener.process.stdin.flush()
-        while not (state := listener.state())["hops"]:
+        while not ((state := listener.state())["hops"] and state["events"]):  # its first row is written beside it
             pass
     finally:
         listener.process.stdin.close()
