@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekws import __version__
 from edgekws.config import KeywordSettings, Settings, load_settings
-from edgekws.errors import AudioError, ConfigError, EdgekwsError, EnrolmentError, NotInstalled, StoreError, UsageError
+from edgekws.errors import AudioError, ConfigError, EdgekwsError, EnrolmentError, NotInstalled, PowerError, StoreError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -1256,9 +1256,14 @@ def _adapt(options: argparse.Namespace) -> int:
     back = None
     if not options.dry_run:
         pause = Budget(0.5, adaptation.HOT_C, 256).pause if options.if_needed else Budget().pause
-        back = adaptation.look_back(
-            store, settings.model.id, keywords=settings.keyword, say=lambda line: _say(f"edgekws: {line}"), rest=pause
-        )
+        try:
+            back = adaptation.look_back(
+                store, settings.model.id, keywords=settings.keyword, say=lambda line: _say(f"edgekws: {line}"), rest=pause
+            )
+        except PowerError as error:
+            if not options.if_needed:
+                raise
+            return _no_round(store, str(error), options.json)
         if back:
             _say(f"edgekws: {back}")
     if options.if_needed:
@@ -1276,20 +1281,25 @@ def _adapt(options: argparse.Namespace) -> int:
     with contextlib.closing(load_meter()) as meter, Recording(meter, gap_s=GAP_S) as recording:
         duty, max_c = (0.5, adaptation.HOT_C) if options.if_needed else (1.0, 90.0)
         budget = Budget(duty, max_c, 256, max_w, joules=lambda begin_s, end_s: recording.energy(begin_s, end_s).joules)
-        outcome, live = adaptation.run(
-            store,
-            settings.model.id,
-            keywords=settings.keyword,
-            recipe=options.recipe,
-            criterion=options.criterion,
-            target=target,
-            promote=not options.dry_run,
-            asked_by=asked_by,
-            recording=recording,
-            say=lambda line: _say(f"edgekws: {line}"),
-            step_done=step_done,
-            rest=budget.pause,
-        )
+        try:
+            outcome, live = adaptation.run(
+                store,
+                settings.model.id,
+                keywords=settings.keyword,
+                recipe=options.recipe,
+                criterion=options.criterion,
+                target=target,
+                promote=not options.dry_run,
+                asked_by=asked_by,
+                recording=recording,
+                say=lambda line: _say(f"edgekws: {line}"),
+                step_done=step_done,
+                rest=budget.pause,
+            )
+        except PowerError as error:  # a board too hot for it, which is no fault of the unit that a timer starts
+            if not options.if_needed:
+                raise
+            return _no_round(store, str(error), options.json, back, logged=True)
     waits = {"rested": budget.rested_s, "waited for a cooler board": budget.hot_s, "waited for memory": budget.short_s}
     if told := ", ".join(f"{what} {seconds:.0f} s" for what, seconds in waits.items() if seconds >= 1):
         _say(f"edgekws: it worked for {budget.worked_s:.0f} s, {told}")
@@ -1326,13 +1336,13 @@ def _learner_for(what: str) -> Iterator[None]:
         raise EdgekwsError(f"{what} needs torch, which is installed and cannot be loaded: {error}. Try: edgekws doctor") from error
 
 
-def _no_round(store: Store, reason: str, as_json: bool, back: str | None = None) -> int:
-    """Said, and in the log, but not the same line every night."""
+def _no_round(store: Store, reason: str, as_json: bool, back: str | None = None, *, logged: bool = False) -> int:
+    """Said, and in the log, but not the same line every night; `logged`: it is there already."""
     from edgekws.values import Event
 
     skipped: dict[str, object] = {"what": "skipped", "reason": reason}
     last = store.last_of("round")
-    if last is None or last.extra != skipped:
+    if not logged and (last is None or last.extra != skipped):
         _note(store, Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, "", "round", extra=skipped))
     print(json.dumps({"promoted": False, "skipped": reason, "gone_back": back}) if as_json else f"no round: {reason}")
     return 0

@@ -15,7 +15,7 @@ import pytest
 
 from edgekws.cli import _flat, main
 from edgekws.config import KeywordSettings
-from edgekws.errors import EdgekwsError, StoreError
+from edgekws.errors import EdgekwsError, PowerError, StoreError
 from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.power import NoMeter, load_meter
 from edgekws.promotion import WATCHED_S
@@ -521,6 +521,18 @@ def test_if_needed_says_why_there_is_no_round(config, store, capsys):
     assert said(store) == ["skipped"]  # not the same line every night
 
 
+def test_a_nightly_round_that_a_hot_board_gives_up_fails_no_unit(config, store, capsys, monkeypatch):
+    def hot(*args, **options):
+        raise PowerError("training was given up after 900 s of waiting: the board has 91 °C, accepted is 80")
+
+    monkeypatch.setattr(adaptation, "why_not", lambda *args: (None, "a test"))
+    monkeypatch.setattr(adaptation, "snapshot", hot)
+    assert main(["adapt", "--if-needed", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.startswith("no round: training was given up after 900 s")
+    assert said(store) == ["started", "failed"]
+    assert main(["adapt", "--config", str(config)]) == 1
+
+
 def promoted(store, name, threshold_above):
     """A version as a round leaves it, its threshold so far above the packaged one's."""
     voices = adaptation._voices(store)
@@ -590,7 +602,7 @@ def test_when_the_week_is_over_a_version_is_looked_at_once_and_then_stays(config
 
     assert store.current_model() == live
     assert main(["log", "--config", str(config)]) == 0
-    told = "the week on trial of 0001-new is over, and it stays: of the words since then the version before alone hears 2, it alone 0"
+    told = f"and it stays: of {KEYWORD} ({SPEAKER}) since then the version before alone hears 2, it alone 0"
     assert capsys.readouterr().out.count(told) == 1
 
 

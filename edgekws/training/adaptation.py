@@ -216,8 +216,12 @@ def look_back(
         say(f"not looked back on: {error}")
         return None
     over = now() >= until_s
-    lost, gained = min(found.values(), key=lambda pair: sign_test(*pair), default=(0, 0))
-    reason = f"of the words since then the version before alone hears {lost}, it alone {gained}"
+    said = "the words"
+    lost, gained = 0, 0
+    if found:
+        (keyword, speaker), (lost, gained) = min(found.items(), key=lambda one: sign_test(*one[1]))
+        said = f"{keyword} ({speaker})" if speaker else keyword
+    reason = f"of {said} since then the version before alone hears {lost}, it alone {gained}"
     if store.current_model() != current:
         return None
     if not fell(lost, gained, at_last=over):
