@@ -112,6 +112,14 @@ Description: keyword-spotting daemon: three recordings make a wake word
  database and a command. Brings its Python packages with it.
 END
 # Maintainer scripts as debhelper's helpers would write them; here they can be read at once.
+cat >"$root/DEBIAN/preinst" <<'END'
+#!/bin/sh
+set -e
+if [ "$1" = install ] && [ -e /opt/edgekws/venv ]; then # not at an upgrade, where both have been there before
+  echo "edgekws is here by deploy/install.sh already. Remove that first: sudo bash deploy/install.sh uninstall (state and settings stay)" >&2
+  exit 1
+fi
+END
 cat >"$root/DEBIAN/postinst" <<'END'
 #!/bin/sh
 set -e

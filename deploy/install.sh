@@ -47,12 +47,20 @@ do_() { # a step: said, and done
 
 packaged=$(dpkg-query -W -f='${db:Status-Status}' edgekws 2>/dev/null || true)
 if [ "$action" = uninstall ]; then
-  [ "$packaged" != installed ] || fail "edgekws is here as a Debian package: sudo apt-get remove edgekws, or purge to delete what was recorded too"
+  if [ "$packaged" = installed ]; then # beside it what this script installed may go, and what was recorded is the package's
+    [ -d "$home" ] && [ -z "$purge" ] ||
+      fail "edgekws is here as a Debian package: sudo apt-get remove edgekws, or purge to delete what was recorded too"
+  fi
   do_ systemctl disable --now edgekws-adapt.timer edgekws-wyoming.service edgekws.service || true
   do_ systemctl stop edgekws-adapt.service || true
   do_ rm -rf "$units/edgekws.service" "$units/edgekws-wyoming.service" "$units/edgekws-adapt.service" "$units/edgekws-adapt.timer" \
-    /usr/lib/sysusers.d/edgekws.conf /usr/local/bin/edgekws "$home"
+    /usr/local/bin/edgekws "$home"
   do_ systemctl daemon-reload
+  if [ "$packaged" = installed ]; then
+    echo "the Debian package stays. So that it listens: sudo systemctl enable --now edgekws"
+    exit 0
+  fi
+  do_ rm -f /usr/lib/sysusers.d/edgekws.conf
   if [ -n "$purge" ]; then
     do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-wyoming.service.d" "$units/edgekws-adapt.timer.d" \
       "$units/edgekws-adapt.service.d" \
@@ -81,6 +89,17 @@ esac
 echo "for ${jetpack:+JetPack }${jetpack:-a machine without JetPack}"
 if [ "$packaged" = installed ]; then
   fail "edgekws is here as a Debian package already. Remove that first: sudo apt-get remove edgekws (state and settings stay)"
+fi
+
+find_torch() { # the version of the one that is there, in the system or here
+  local what='from importlib.metadata import version; print(version("torch"))'
+  "$python" -c "$what" 2>/dev/null || /usr/bin/python3 -c "$what" 2>/dev/null || true
+}
+first=1 learnt=
+if [ -f "$complete" ]; then
+  first='' learnt=$(cat "$complete")
+elif [ -f "$units/edgekws.service" ] && [ -f "$state/edgekws.db" ]; then # it has run: complete, and from before there was that file
+  first='' learnt=$(find_torch)
 fi
 
 step=
@@ -115,11 +134,7 @@ case $torch in
   ;;
 esac
 # Learning only where there is a torch, and pip is held to that one.
-find_torch='from importlib.metadata import version; print(version("torch"))'
-version=
-for one in "$python" /usr/bin/python3; do
-  version=$("$one" -c "$find_torch" 2>/dev/null) && break
-done
+version=$(find_torch)
 if [ -n "$dry" ] && [ -n "$torch" ]; then version=of-that-index; fi
 if [ -n "$version" ]; then
   do_ "${pip[@]}" '.[train]' "torch==$version"
@@ -141,19 +156,19 @@ do_ install -D -m 644 systemd/network.conf "$home/network.conf"
 do_ ln -sf "$home/venv/bin/edgekws" /usr/local/bin/edgekws
 do_ systemctl daemon-reload
 # Turned on by the first installation, also by one that goes on where it was cut short. From then on they are as their owner has them.
-[ -f "$complete" ] || do_ systemctl enable edgekws.service
-if [ ! -f "$complete" ] || systemctl --quiet is-enabled edgekws.service; then
+[ -z "$first" ] || do_ systemctl enable edgekws.service
+if [ -n "$version" ] && [ -z "$learnt" ]; then # nor could it learn before
+  do_ systemctl enable --now edgekws-adapt.timer
+else
+  do_ systemctl try-restart edgekws-adapt.timer
+fi
+if [ -n "$first" ] || systemctl --quiet is-enabled edgekws.service; then
   do_ systemctl restart edgekws.service
 else
   do_ systemctl try-restart edgekws.service
 fi
 do_ systemctl try-restart edgekws-wyoming.service # off until its owner turns it on
-if [ -n "$version" ] && [ ! -s "$complete" ]; then # nor could it learn before
-  do_ systemctl enable --now edgekws-adapt.timer
-else
-  do_ systemctl try-restart edgekws-adapt.timer
-fi
-printf '%s' "$version" | do_ install -m 644 /dev/stdin "$complete"
+do_ install -m 644 /dev/stdin "$complete" <<<"$version"
 do_ /usr/local/bin/edgekws doctor || true # as the service's account, by itself
 [ -z "$dry" ] || { echo "nothing was done: this was a dry run" && exit 0; }
 echo "it listens${SYSTEMD_OFFLINE:+ from the next boot on}: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"

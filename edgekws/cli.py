@@ -26,7 +26,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekws import __version__
 from edgekws.config import KeywordSettings, Settings, load_settings
-from edgekws.errors import AudioError, ConfigError, EdgekwsError, EnrolmentError, NotInstalled, PowerError, StoreError, UsageError
+from edgekws.errors import (
+    AudioError,
+    ConfigError,
+    EdgekwsError,
+    EnrolmentError,
+    ModelError,
+    NotInstalled,
+    PowerError,
+    StoreError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -292,7 +302,7 @@ def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
 
     if wanted is not None:
         return load_model(store.models().get(wanted) or find_model(wanted))
-    return load_model(store.current_model() or find_model(settings.model.id))
+    return load_model(store.current_model() or _configured(settings))
 
 
 def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment], model: Model, engine: Engine) -> list[Enrolled]:
@@ -351,10 +361,22 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) ->
     return tuned
 
 
+def _configured(settings: Settings) -> Path:
+    """The model's directory. Raises ConfigError: there is none of that name."""
+    from edgekws.model import find_model
+
+    try:
+        return find_model(settings.model.id)
+    except ModelError as error:
+        raise ConfigError(f"[model] id: {error}") from None
+
+
 def _backend(settings: Settings, store: Store) -> str:
     """As configured; "auto" is the engine that `bench --all` found best on this machine, else the first that works."""
-    from edgekws.engines import ORDER
+    from edgekws.engines import ASKED_FOR, ORDER
 
+    if settings.model.engine not in (known := ("auto", *ORDER, *ASKED_FOR)):
+        raise ConfigError(f'[model] engine = "{settings.model.engine}". Accepted: {", ".join(known)}')
     measured = store.engine() if settings.model.engine == "auto" else None
     return measured if measured in ORDER[1:] else settings.model.engine  # the first one is what auto tries first
 
@@ -362,10 +384,19 @@ def _backend(settings: Settings, store: Store) -> str:
 def _version(settings: Settings, store: Store, model: Model, *, at_once: bool = False) -> Version:
     """A model, ready to listen for what is enrolled; `at_once` as in `load_engine`."""
     from edgekws.detector import Detector
-    from edgekws.engines import load_engine
+    from edgekws.engines import ORDER, load_engine
+    from edgekws.model import load_model
     from edgekws.promotion import Version
+    from edgekws.store import ADAPTED
 
-    engine = load_engine(model, _backend(settings, store), fall_back=True, at_once=at_once)
+    if ADAPTED in model.raw["files"] and not store.enrolments():
+        log.warning("%s knows only who was enrolled, and nobody is: %s takes its place", model.id, settings.model.id)
+        model = load_model(_configured(settings))
+    backend = _backend(settings, store)
+    with contextlib.nullcontext(True) if backend in ("auto", "null", ORDER[0]) else store.loading(backend) as may:
+        if not may:
+            log.error("engine %s ended the process that loaded it last: %s listens until the next start", backend, ORDER[0])
+        engine = load_engine(model, backend if may else ORDER[0], fall_back=True, at_once=at_once)
     enrolled = _enrolled(settings, store, model, engine)
     return Version(model, engine, Detector(enrolled, settings.detector.refractory_s))
 
@@ -380,33 +411,36 @@ def _listener(settings: Settings, wanted_model: str | None) -> tuple[Pipeline, M
 
 def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> tuple[Pipeline, Updates]:
     """The pipeline to start with, and what changes it while it runs."""
-    from edgekws.model import find_model, load_model
     from edgekws.pipeline import Pipeline
     from edgekws.promotion import Updates, boot
 
     own = _store(settings)  # for the thread beside the listener
     # A file waits for the engine that was asked for; whoever speaks to a microphone does not.
     at_once = not (options.source or settings.audio.source).startswith("file:")
-    load = _loader(settings, options, own, at_once=at_once)
-
-    def version_of(path: Path | None) -> Version:
-        return _version(settings, own, load_model(path or find_model(settings.model.id)), at_once=at_once)
-
-    version = boot(store, version_of) if options.model is None else load(False)
-    updates = Updates(version, load, own, follows_promotion=options.model is None, version_of=version_of)
+    load = _Loader(settings, options, own, at_once=at_once)
+    version = boot(store, load.version_of) if options.model is None else load(False)
+    updates = Updates(version, load, own, follows_promotion=options.model is None, version_of=load.version_of)
     return Pipeline(version.engine, version.detector), updates
 
 
-def _loader(settings: Settings, options: argparse.Namespace, store: Store, *, at_once: bool = False) -> Callable[[bool], Version]:
+class _Loader:
     """What should listen by now; called with True from settings that are read again."""
 
-    def load(reread: bool) -> Version:
-        nonlocal settings
-        if reread:
-            settings = _reread(settings, options.config)
-        return _version(settings, store, _model(settings, store, options.model), at_once=at_once)
+    def __init__(self, settings: Settings, options: argparse.Namespace, store: Store, *, at_once: bool) -> None:
+        self._settings, self._options, self._store, self._at_once = settings, options, store, at_once
 
-    return load
+    def __call__(self, reread: bool) -> Version:
+        if reread:
+            self._settings = _reread(self._settings, self._options.config)
+        model = _model(self._settings, self._store, self._options.model)
+        return _version(self._settings, self._store, model, at_once=self._at_once)
+
+    def version_of(self, path: Path | None) -> Version:
+        """The one in that directory; None = the configured one."""
+        from edgekws.model import load_model
+
+        model = load_model(path or _configured(self._settings))
+        return _version(self._settings, self._store, model, at_once=self._at_once)
 
 
 def _reread(old: Settings, config: Path | None) -> Settings:
@@ -592,7 +626,6 @@ def _wyoming(options: argparse.Namespace) -> int:
 
     from edgekws.daemon import ServiceManager
     from edgekws.engines import load_engine
-    from edgekws.model import find_model, load_model
     from edgekws.promotion import Awaited, boot
     from edgekws.sinks import Delivery, LineSink, StoreSink
     from edgekws.wyoming_server import WyomingServer
@@ -633,15 +666,13 @@ def _wyoming(options: argparse.Namespace) -> int:
 
     async def serve(delivery: Delivery) -> None:
         nonlocal server
-        load = _loader(settings, options, own, at_once=True)
+        load = _Loader(settings, options, own, at_once=True)
 
         def start() -> Version:
             if options.model is not None:
                 return load(False)
             # Not counted: three starts of this process say nothing about a version under which the listener runs well.
-            return boot(
-                own, lambda path: _version(settings, own, load_model(path or find_model(settings.model.id)), at_once=True), counted=False
-            )
+            return boot(own, load.version_of, counted=False)
 
         serving = server = WyomingServer(start, load, stamp, new_engine, delivery)
 
@@ -703,6 +734,10 @@ def _enroll(options: argparse.Namespace) -> int:
         for one in gone:
             print(f'removed "{one.keyword}"{f" ({one.speaker})" if one.speaker else ""}, {len(one.takes)} recordings')
         return 0
+    path = Path(options.keyword)
+    if path.suffix.lower() in (".wav", ".flac", ".opus", ".ogg") or (path.suffix and path.is_file()):
+        files = " ".join([str(path), *map(str, options.files)])
+        raise UsageError(f'"{path}" is a recording: the KEYWORD goes before it. Try: edgekws enroll "hey kitchen" {files}')
     _make_enrolment(settings, keyword, speaker or "", options)
     return 0
 
@@ -712,10 +747,11 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     from edgekws.audio import read_recording
     from edgekws.engines import load_engine
 
-    recordings = []
+    recordings: list[np.ndarray] = []
     for path in options.files:  # before _store: `sudo edgekws enroll ~/a.wav` may read a home that the service may not
-        recordings.append(read_recording(path))
-        enrolment.check(recordings[-1], str(path))
+        samples = read_recording(path)
+        enrolment.check(samples, str(path), recordings)
+        recordings.append(samples)
     store = _store(settings)
     model = _model(settings, store, options.model)
     engine = load_engine(model, _backend(settings, store), fall_back=True, at_once=True)
@@ -778,7 +814,7 @@ def _record(keyword: str, uri: str) -> list[np.ndarray]:
             _say(f"      recording {TAKE_S} s ...")
             samples = record(uri, TAKE_S)
             try:
-                enrolment.check(samples, f"recording {i}")
+                enrolment.check(samples, f"recording {i}", recordings)
             except EnrolmentError as error:
                 if attempt == TRIES:
                     raise
@@ -814,7 +850,6 @@ def _log(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from edgekws import report
-    from edgekws.model import find_model
 
     if options.html is None and not options.json:
         raise UsageError("report: say where to write the page, --html FILE, or ask for the figures alone, --json")
@@ -824,7 +859,7 @@ def _report(options: argparse.Namespace) -> int:
     with _written(options.html) as write:
         store = _store(settings, read_only=True)
         seen = report.history(store, now_s, since_s)
-        facts = report.summary(seen, store, find_model(settings.model.id))
+        facts = report.summary(seen, store, _configured(settings))
         if options.html:
             write(report.page(facts, seen).encode(errors="backslashreplace"))
             _say(f"{options.html}: {len(seen.wakes)} wakes since {datetime.fromtimestamp(seen.from_s):%Y-%m-%d %H:%M}")
@@ -916,9 +951,9 @@ def _note(store: Store, event: Event) -> None:
 
 def _model_name(settings: Settings, promoted: Path | None) -> str:
     """Of what listens: a promoted version, or the configured model."""
-    from edgekws.model import find_model, load_model
+    from edgekws.model import load_model
 
-    return promoted.name if promoted else load_model(find_model(settings.model.id)).id
+    return promoted.name if promoted else load_model(_configured(settings)).id
 
 
 def _show_model(store: Store, model: Model, as_json: bool) -> int:
@@ -976,14 +1011,14 @@ def _flat(value: object) -> str:
 
 
 def _list_models(settings: Settings, store: Store, as_json: bool) -> int:
-    from edgekws.model import builtin_models, find_model, load_model
+    from edgekws.model import builtin_models, load_model
 
-    current = store.current_model() or find_model(settings.model.id)
+    current = store.current_model() or _configured(settings)
     rows: list[dict[str, Any]] = []
     for where, versions in (("built in", builtin_models()), ("promoted", store.models())):
         for name, path in versions.items():
             row: dict[str, Any] = {"name": name, "where": where, "path": str(path), "current": path == current}
-            row["previous"] = path == store.previous_model()
+            row["previous"] = store.current_model() is not None and path == (store.previous_model() or _configured(settings))
             try:
                 model = load_model(path)
                 row |= {"id": model.id, "network": model.network, "parameters": model.parameters, "macs_per_s": model.macs_per_s}
@@ -1057,6 +1092,8 @@ def _clips_of(options: argparse.Namespace, settings: Settings, write: Callable[[
         clip = found_clip
     else:
         clip = store.last_clip() if options.last else store.clip(options.clip)
+        if options.action == "reject" and not clip.keyword:
+            raise UsageError(f"clip {clip.id} is of the room, no wake. Try: edgekws clips list --label positive")
         if options.action == "reject":
             clip = store.reject_clip(clip.id)
         elif options.action == "confirm":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -24,8 +25,15 @@ from edgekws.pseudo_labels import Cut
 from edgekws.sinks import Complaints, Delivery
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event
 
+log = logging.getLogger(__name__)
+
 STATUS_S = 10.0  # between two status lines to the service manager
 DEAF_S = 5.0  # without a sample
+MUTE_S = 300.0  # of samples that are all zero: a muted switch, a null source. A microphone has noise of its own, but where a gate takes it
+MUTED = (
+    f"only digital silence for {MUTE_S:.0f} s: is it muted? Unmute it (alsamixer, or pactl set-source-mute @DEFAULT_SOURCE@ 0), "
+    "or name another: edgekws devices"
+)
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 4.0  # between attempts to open a microphone that is not there: doubled each time
 LEVEL_HOPS = 12  # about a second
 
@@ -53,6 +61,10 @@ class Status:
         self.last_wake: Event | None = None
         self.delivery: Delivery | None = None
         """Whose losses are told."""
+        self.silent = 0
+        """Samples in a row, up to the last one, that are zero."""
+        self.muted = False
+        """For so long that it counts as deaf."""
         self._clock = clock
         self._heard_s = float("-inf")
         self._recent: deque[np.ndarray] = deque(maxlen=LEVEL_HOPS)
@@ -61,10 +73,11 @@ class Status:
         """int16, at most one hop."""
         self._heard_s = self._clock()
         self._recent.append(samples)
+        self.silent = 0 if samples.any() else self.silent + len(samples)
 
     def listening(self) -> bool:
-        """Whether samples came in the last seconds."""
-        return self._clock() - self._heard_s < DEAF_S
+        """Whether samples came in the last seconds, and sound in the last minute."""
+        return not self.muted and self._clock() - self._heard_s < DEAF_S
 
     def level_dbfs(self) -> float | None:
         """Of the last second; None where there is no sample or digital silence."""
@@ -86,7 +99,7 @@ class Status:
         drops = {name: count for name, count in self.dropped().items() if count}
         where = f" ({', '.join(f'{name} {count}' for name, count in drops.items())})" if drops else ""
         lost = f"{self.gaps} gaps of {self.lost_s:.1f} s in all, {sum(drops.values())} events dropped{where}"
-        return f"listening to {self.source} with {self.model}, {heard}, {lost}"
+        return f"{'deaf on' if self.muted else 'listening to'} {self.source} with {self.model}, {heard}, {lost}"
 
     def report(self) -> dict[str, object]:
         """As the control socket tells it."""
@@ -153,6 +166,7 @@ def listen(
 
     status = status or Status()
     status.source, status.model, status.delivery = source.uri, model, delivery
+    may_be_muted = source.uri.startswith(("mic:", "stdin:"))  # what a file holds is no fault
     at = 0
     source.on_deaf = deaf
     tell("start", at, source=source.uri)
@@ -164,11 +178,20 @@ def listen(
                 gaps += 1
                 lost += chunk.gap_samples
                 status.gaps, status.lost_s = gaps, lost / SAMPLE_RATE_HZ
+                status.muted = False  # the event tells that it hears: where that is silence as before, it is told anew
                 tell("gap", chunk.first_sample, lost_ms=round(chunk.gap_samples * 1000 / SAMPLE_RATE_HZ))
                 manager.tell(f"STATUS={status.line()}")
             # A long chunk goes in hop by hop, so that nobody waits for its end to hear of its beginning.
             for piece in _pieces(chunk):
                 status.heard(piece.samples)
+                if may_be_muted and status.muted != (status.silent >= MUTE_S * SAMPLE_RATE_HZ):
+                    status.muted = not status.muted
+                    log.warning("%s: %s", source.uri, MUTED if status.muted else "sound again")
+                    if status.muted:
+                        tell("deaf", piece.first_sample, reason=MUTED)
+                    else:
+                        tell("gap", piece.first_sample, lost_ms=0)  # as a microphone that comes back tells it
+                    manager.tell(f"STATUS={status.line()}")
                 for found in pipeline.feed(piece):
                     wakes += 1
                     stream_s, latency_ms = found.end_sample / SAMPLE_RATE_HZ, (clock() - arrived) * 1000

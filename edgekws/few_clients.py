@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import socketserver
 import sys
@@ -29,7 +30,11 @@ class FewClients(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler], *, name: str) -> None:
         """`name` is what complaints say it is."""
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family = found[0][0]
+        self.local = all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)
+        names = {"localhost", host.lower(), socket.gethostname().lower()}
+        self._names = names | {f"{name}.local" for name in names}
         self.name = name
         self._complaints = Complaints()
         self._due_s: dict[Any, float] = {}
@@ -38,6 +43,16 @@ class FewClients(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Without HTTPServer's look for the name of the address, which may take as long as a name server likes."""
         socketserver.TCPServer.server_bind(self)
+
+    def known(self, hosts: list[str]) -> bool:
+        """Whether a request's Host headers are one that names this machine: an address cannot be somebody else's name for it."""
+        if len(hosts) != 1:
+            return False
+        name, _, port = hosts[0].rpartition(":")
+        name = name if port.isdigit() else hosts[0]
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(name.strip("[]")))
+        return name.lower() in self._names
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if len(self._due_s) >= CLIENTS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from edgekws import __version__
@@ -41,9 +42,19 @@ class Metrics:
             registry=registry,
         )
         registry.register(_Facts(facts))
+
+        class Handler(prometheus.MetricsHandler.factory(registry)):  # type: ignore[misc]
+            """A site that makes its name point at this machine reads nothing here; who opened it to others may scrape by any name."""
+
+            def do_GET(self) -> None:
+                if not self.server.local or self.server.known(self.headers.get_all("Host", [])):
+                    super().do_GET()
+                else:
+                    self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "that is no name of this machine")
+
         try:
             # prometheus_client's own server bounds neither how many ask nor how long they may stay.
-            self._server = FewClients(host, port, prometheus.MetricsHandler.factory(registry), name="metrics")
+            self._server = FewClients(host, port, Handler, name="metrics")
         except (OSError, OverflowError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(

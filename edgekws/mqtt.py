@@ -196,8 +196,9 @@ class MqttSink:
             # offline is answered, and only while we hear, so that two processes never answer each other.
             if message.payload == b"offline" and not self._deaf:
                 self._tell_status()
-        elif message.payload and message.topic not in {self._config_topic(keyword) for keyword in list(self._keywords)}:
-            self._publish(message.topic, "", retain=True)  # of a keyword that is no longer enrolled
+        elif message.retain and message.payload and message.topic not in {self._config_topic(keyword) for keyword in list(self._keywords)}:
+            # Of a keyword that is no longer enrolled. One that is not retained another process of this site announces just now.
+            self._publish(message.topic, "", retain=True)
 
     # On either thread.
 

@@ -50,6 +50,7 @@ WATCHED_S = 7 * 86400.0  # a new version is watched for so long, and compared wi
 # A better model wakes more often too: from a recall of one half to all of it is twice as often. Beyond that it is worse.
 MORE = 2.0
 WAKES, WAKES_P = 5, 0.001  # looked at again and again for a week, so a strict level
+OF_ONE_KEYWORD = 20  # wakes of one by itself: from five on an owner who comes back, or only now uses it, would cost the version
 REJECTS, REJECTS_P = 3, 0.01  # the user said so: less is enough
 
 
@@ -162,7 +163,11 @@ class Awaited:
             return None
         if self._preparation is None:
             log.info("engine %s is made ready for %s in a process of its own", backend, version.model.id)
-            self._preparation = self._prepare(version.model, backend)
+            try:
+                self._preparation = self._prepare(version.model, backend)
+            except OSError as error:  # no room for its output, or for one more process
+                self._tried.add(wanted)
+                return str(error)
         if not self._preparation.done():
             return None
         self._tried.add(wanted)
@@ -581,7 +586,7 @@ def worse(tally: Tally, now_s: float, stream_s: float, enrolled_s: Mapping[str, 
     wakes = {keyword: pair for keyword, pair in tally.wakes.items() if enrolled_s.get(keyword, 0.0) < tally.since_s}
     # All together, then each keyword by itself: a rare one that wakes at everything drowns beside a busy one.
     looks = [("wakes", list(wakes.values()), WAKES, WAKES_P), ("rejections by the user", list(tally.rejects.values()), REJECTS, REJECTS_P)]
-    looks += [(f'wakes of "{keyword}"', [pair], WAKES, WAKES_P / len(wakes)) for keyword, pair in wakes.items() if len(wakes) > 1]
+    looks += [(f'wakes of "{keyword}"', [pair], OF_ONE_KEYWORD, WAKES_P / len(wakes)) for keyword, pair in wakes.items() if len(wakes) > 1]
     for name, pairs, least, level in looks:
         before, since = (sum(counts) for counts in zip((0, 0), *pairs, strict=True))
         if since >= least and more_often(before, hours_before, since, hours) < level:

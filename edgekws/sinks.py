@@ -57,7 +57,7 @@ class Delivery:
         """
         Args:
             on_failure: called, on the delivery's thread, when a sink broke for good: the listener should end and call `close()`.
-            keep: takes clips, on the delivery's thread; one that it raises EdgekwsError for is lost. None: clips are not wanted.
+            keep: takes clips, on the delivery's thread; one that it raises for is lost. None: clips are not wanted.
         """
         self.dropped = 0
         """Events that found the queue full."""
@@ -117,7 +117,11 @@ class Delivery:
                 except EdgekwsError as error:
                     self.clips_dropped += 1
                     self._complaints.say(str(error), kind=StoreSink.__name__)  # which said it of its events, if these were lost too
-                self._clips.release()
+                except Exception:  # events go on
+                    self.clips_dropped += 1
+                    log.exception("a clip was not kept")
+                finally:
+                    self._clips.release()
         for sink in list(self._sinks):
             self._try(sink, sink.close)
 
@@ -193,7 +197,7 @@ def words(event: Event) -> str:
     if event.kind == "round":
         return _round_line(event)
     if event.kind == "gap" and facts.keys() == {"lost_ms"}:
-        return f"gap: {facts['lost_ms']} ms of audio were lost"
+        return f"gap: {facts['lost_ms'] or 'less than 1'} ms of audio were lost"
     if event.kind == "reject" and "wake" in facts:
         return f"reject: {who} was no wake, the user says (event {facts['wake']})"
     if event.kind == "start" and "source" in facts:

@@ -94,6 +94,7 @@ COLUMNS = ("kind", "time_s", "stream_s", "keyword", "speaker", "score", "thresho
 CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
 # What goes first where there is no more room: 0 what came by itself, 1 what passed a second opinion, 2 what a person confirmed.
 WORTH = "CASE WHEN state = 'confirmed' THEN 2 WHEN state = 'admitted' AND keyword != '' THEN 1 ELSE 0 END"
+REJECTED = "rejected by the user"
 DAY_S = 86_400
 CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970
 STEADY_S = 3600.0  # A clock is believed after it went steadily for this long, seen by whoever deletes by it.
@@ -175,6 +176,7 @@ class Store:
         self._locked = False
         self._listening: FileIO | None = None
         self._now, self._clock = now, clock
+        self._told_before: int | None = None  # the newest event when this one began to tell
         self._clock_offset_s = now() - clock()
         # By `clock`: from when on the age of a clip is trusted. No event vouches for the wall's clock, as it may be dated by the wrong one.
         self._believed_from_s = clock() + STEADY_S
@@ -410,8 +412,15 @@ class Store:
         self._execute("UPDATE clips SET state = ?, reason = ? WHERE id = ? AND state = 'quarantined'", state, reason, id)
 
     def confirm_clip(self, id: int) -> Clip:
-        """A person says that the label is right; that of a moment between, that it was the keyword."""
-        label = "positive" if self.clip(id).label == "between" else None
+        """A person says that the label is right; that of a moment between, that it was the keyword; of what was rejected, that it was so
+        by mistake: then the wake does not count as rejected any more.
+        """
+        clip = self.clip(id)
+        mistaken = bool(clip.keyword) and clip.reason == REJECTED
+        if mistaken:
+            wakes = "SELECT ? UNION SELECT id FROM events WHERE json_extract(extra, '$.alike') = ?"
+            self._execute(f"DELETE FROM events WHERE kind = 'reject' AND json_extract(extra, '$.wake') IN ({wakes})", clip.event, id)
+        label = "positive" if clip.label == "between" or mistaken else None
         return self.mark_clip(id, "confirmed", "confirmed by the user", label=label)
 
     def reject_clip(self, id: int) -> Clip:
@@ -500,15 +509,25 @@ class Store:
         So only a store that is open for long does it: the listener's own.
         """
         now_s, clock_s = self._now(), self._clock()
+        if self._told_before is None:
+            self._told_before = self.last_event()
         if abs(now_s - clock_s - self._clock_offset_s) > 60:
             self._clock_offset_s = now_s - clock_s
             self._believed_from_s = clock_s + STEADY_S
         if clock_s >= self._believed_from_s:
-            # From a wrong future: they age from now on. Not where it is this clock that lags, as on a board without a battery.
-            oldest = self._execute("SELECT time_s FROM events ORDER BY id LIMIT 1")[0]
-            if now_s > CLOCK_SET_S and not (oldest and oldest[0][0] > now_s + DAY_S):
-                self._execute("UPDATE clips SET time_s = ? WHERE time_s > ?", now_s, now_s + DAY_S)
+            future = now_s + DAY_S
+            if self._execute("SELECT 1 FROM clips WHERE time_s > ? LIMIT 1", future)[0] and not self._lags(now_s):
+                self._execute("UPDATE clips SET time_s = ? WHERE time_s > ?", now_s, future)  # they age from now on
             self._delete_clips(self._rows("WHERE time_s < ? ORDER BY id LIMIT ?", now_s - self._clips_max_s, FEW))
+
+    def _lags(self, now_s: float) -> bool:
+        """Where something is of the future: whether it is this clock that is wrong, as on a board without a battery at first.
+
+        Then half of what earlier listeners told is later than now. A single event, such as the first of all, may itself be of a wrong year.
+        """
+        told = f"FROM events WHERE id <= {self._told_before or self.last_event()}"
+        middle = f"SELECT time_s {told} ORDER BY time_s LIMIT 1 OFFSET (SELECT count(*) / 2 {told})"
+        return now_s <= CLOCK_SET_S or any(row[0] > now_s + DAY_S for row in self._execute(middle)[0])
 
     # Enrolments.
 
@@ -558,16 +577,7 @@ class Store:
     def remove_enrolment(self, keyword: str, speaker: str | None = None) -> list[Enrolment]:
         """Delete a speaker's recordings of a keyword, or everybody's, and the clips that it heard of them. What was deleted."""
         gone = [one for one in self.enrolments() if one.keyword == keyword and speaker in (None, one.speaker)]
-        for one in gone:
-            folder = self._enrolment(one.keyword, one.speaker)
-            with _told(folder), self._lock():
-                (folder / "enrolment.json").unlink()
-                for path in folder.glob("*.wav"):
-                    _shred(path)
-                shutil.rmtree(folder)
-                with contextlib.suppress(OSError):  # other speakers are left
-                    folder.parent.rmdir()
-                os.utime(self.root / "enrolments")
+        # The enrolment itself is the last to go: a removal that is cut short can then be asked for again.
         if gone and (self.root / "edgekws.db").exists():
             self._delete_clips([one for one in self.clips(keyword=keyword) if speaker in (None, one.speaker)])
         if gone:  # A voice is not kept in the cache either.
@@ -575,6 +585,16 @@ class Store:
                 for path in (self.root / "prototypes").glob("*.npz"):
                     _shred(path)
                 shutil.rmtree(self.root / "prototypes", ignore_errors=True)
+        for one in gone:
+            folder = self._enrolment(one.keyword, one.speaker)
+            with _told(folder), self._lock():
+                for path in folder.glob("*.wav"):
+                    _shred(path)
+                (folder / "enrolment.json").unlink()
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # other speakers are left
+                    folder.parent.rmdir()
+                os.utime(self.root / "enrolments")
         return gone
 
     def enrolment_stamp(self) -> object:
@@ -629,7 +649,11 @@ class Store:
         """When the current version became current, seconds since the epoch; 0.0 = none is."""
         link = self.root / "models" / "current"
         with _told(link):
-            return link.lstat().st_mtime if link.is_symlink() else 0.0
+            then_s, now_s = (link.lstat().st_mtime if link.is_symlink() else 0.0), self._now()
+            if then_s > now_s + DAY_S and not self._lags(now_s):  # else its week on trial would not end
+                os.utime(link, (now_s, now_s), follow_symlinks=False)
+                return now_s
+            return then_s
 
     def models_touched(self) -> int:
         """Differs after a promotion or rollback, but for two within one tick of the kernel's clock. One system call, 2 µs."""
@@ -761,6 +785,26 @@ class Store:
         """The start has not failed."""
         with _told(self.root):
             (self.root / "starts").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def loading(self, engine: str) -> Iterator[bool]:
+        """Around the load of an engine whose libraries may take the whole process with them. False: the last load of it did, and this
+        one should be left out; the next is tried again. It is not the model's fault, and must not cost a listener one start after another.
+        """
+        path = self.root / f"loading-{engine}"
+        ended = False
+        try:
+            with _told(path), self._lock():
+                text = path.read_text() if path.exists() else ""
+                ended = text.isdigit() and not _another_lives(int(text))
+                _write(path, str(os.getpid()).encode())
+        except StoreError as error:  # on a full disk it listens too
+            log.warning("%s", error)
+        try:
+            yield not ended
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def engine(self) -> str | None:
         """The engine that cost least on this machine, as `bench --all` found; None if that was not measured."""
@@ -951,7 +995,18 @@ def _shred(path: Path) -> None:
 
 
 def _revoked(clip: Clip) -> Clip:
-    return replace(clip, label="negative", state="confirmed", reason="rejected by the user")
+    return replace(clip, label="negative", state="confirmed", reason=REJECTED)
+
+
+def _another_lives(pid: int) -> bool:
+    """Whether that process is there, and is not this one: in a container the one that ended had the same number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import html
-import ipaddress
 import json
 import logging
 import secrets
-import socket
 import threading
 import time
 from collections import deque
@@ -79,8 +77,6 @@ class LivePage:
         self._files = {path: (pages / path[1:]).read_bytes() for path in FILES}
         self._page = (pages / "live.html").read_text()
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            self.local = all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)
             self._server = _Server(host, port, self)
         except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -88,8 +84,7 @@ class LivePage:
             raise ConfigError(f"[web] cannot listen on {host} port {port} ({reason}). {accepted}") from error
         self.port = int(self._server.server_address[1])
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
-        names = {"localhost", host.lower(), socket.gethostname().lower()}
-        self._names = names | {f"{name}.local" for name in names}
+        self.local = self._server.local
         if not self.local:
             log.warning(
                 "[web] %s is beyond loopback: everybody on that network can see, without a password, what woke and when. To look from"
@@ -126,13 +121,6 @@ class LivePage:
         with self._one:
             wake, clip = self._store.reject_wake(event)
         return {"rejected": {"event": wake.id, "keyword": wake.keyword, "clip": clip and clip.id}}
-
-    def known(self, host: str) -> bool:
-        """Whether a Host header names this machine: an address cannot be somebody else's name for it."""
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        with contextlib.suppress(ValueError):
-            return bool(ipaddress.ip_address(name.strip("[]")))
-        return name.lower() in self._names
 
     def pause(self) -> None:
         """Until the next one may be answered."""
@@ -247,8 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refused(self) -> bool:
         """Whether the request is none of this page's own; it was told so. Here each one waits for its turn."""
         self.server.page.pause()
-        hosts = self.headers.get_all("Host", [])
-        if len(hosts) != 1 or not self.server.page.known(hosts[0]):
+        if not self.server.known(self.headers.get_all("Host", [])):
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"that is no name of this machine\n")
             return True
         if self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):

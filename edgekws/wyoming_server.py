@@ -39,6 +39,7 @@ LINE_BYTES = 16 * 1024  # of a frame's first line
 DATA_BYTES = 64 * 1024
 PAYLOAD_BYTES = 256 * 1024  # 8 s at 16 kHz; Home Assistant sends 0.06 s
 WRITE_S = 5.0  # for a client to take an answer
+ANNOUNCE_S = (10.0, 300.0)  # between attempts to be announced: the first, the longest
 RATES_HZ = (4_000, 384_000)
 WIDTHS = {1: "<i1", 2: "<i2", 4: "<i4"}  # bytes of a sample; all signed, as in the library
 CHANNELS = 8
@@ -128,10 +129,9 @@ class WyomingServer:
             ) from None
         port = server.sockets[0].getsockname()[1]
         try:
-            if announce is not None:
-                await _announce(host, port, announce)
+            beside = [] if announce is None else [asyncio.ensure_future(_announce(_announcer(host, port, announce)))]
             ready(port)
-            beside = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(_each_look(alive))]
+            beside += [asyncio.ensure_future(self._follow()), asyncio.ensure_future(_each_look(alive))]
             try:
                 # Not `serve_forever`: since Python 3.12.1 it waits, cancelled, for all clients to go.
                 await asyncio.Event().wait()
@@ -153,31 +153,31 @@ class WyomingServer:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._reread.wait(), LOOK_AROUND_S)
-            reread, now = self._reread.is_set(), self._stamp()
-            self._reread.clear()
-            # It must stay so for a look, because `edgekws enroll` makes the prototypes after the recordings.
-            settled, last = now == last, now
-            if not reread and (now == self._seen or not settled):
-                continue
-            self._seen = now
             try:
+                reread, now = self._reread.is_set(), self._stamp()
+                self._reread.clear()
+                # It must stay so for a look, because `edgekws enroll` makes the prototypes after the recordings.
+                settled, last = now == last, now
+                if not reread and (now == self._seen or not settled):
+                    continue
+                self._seen = now
                 version, reason = await asyncio.to_thread(self._newer, reread)
+                if reason is not None:
+                    version.engine.close()
+                    log.error("wyoming: %s is refused, %s goes on: %s", version.model.id, self.version.model.id, reason)
+                    continue
+                before, self.version = self.version, version
+                for engine in self._idle:
+                    engine.close()
+                self._idle = [version.engine]
+                what = f"before it {before.model.id}" if before.model.id != version.model.id else "with what was read again"
+                what += f" (on {version.engine.name}, before on {before.engine.name})" if version.engine.name != before.engine.name else ""
+                heard = ", ".join(f'"{one}"' for one in self.keywords)
+                log.warning("wyoming: %s serves %s now, %s", version.model.id, heard, what)
             except Exception as error:  # whatever a damaged file makes NumPy, zipfile or a vendor's library raise
                 known = isinstance(error, EdgekwsError)
                 log.error("wyoming: %s goes on: %s", self.version.model.id, error, exc_info=None if known else error)
-                continue
-            if reason is not None:
-                version.engine.close()
-                log.error("wyoming: %s is refused, %s goes on: %s", version.model.id, self.version.model.id, reason)
-                continue
-            before, self.version = self.version, version
-            for engine in self._idle:
-                engine.close()
-            self._idle = [version.engine]
-            what = f"before it {before.model.id}" if before.model.id != version.model.id else "with what was read again"
-            what += f" (on {version.engine.name}, before on {before.engine.name})" if version.engine.name != before.engine.name else ""
-            heard = ", ".join(f'"{one}"' for one in self.keywords)
-            log.warning("wyoming: %s serves %s now, %s", version.model.id, heard, what)
+                await asyncio.sleep(LOOK_AROUND_S)  # what it was told to read again is not waited for above
 
     def _newer(self, reread: bool) -> tuple[Version, str | None]:
         version = self._load(reread)
@@ -473,13 +473,24 @@ async def _each_look(call: Callable[[], None]) -> None:
         await asyncio.sleep(LOOK_AROUND_S)
 
 
-async def _announce(host: str, port: int, name: str) -> None:
-    """To Home Assistant, by mDNS."""
+def _announcer(host: str, port: int, name: str) -> Callable[[], Any]:
+    """Makes what announces it to Home Assistant, by mDNS."""
     try:
         from wyoming.zeroconf import HomeAssistantZeroconf
     except ImportError as error:
         raise NotInstalled("the package zeroconf", "zeroconf") from error
-    try:
-        await HomeAssistantZeroconf(port=port, name=name or None, host=None if host in ("0.0.0.0", "::") else host).register_server()
-    except Exception as error:  # zeroconf has a dozen kinds, and whoever knows the address is served all the same
-        log.warning("wyoming: cannot be announced by mDNS (%s: %s)", type(error).__name__, error)
+    return lambda: HomeAssistantZeroconf(port=port, name=name or None, host=None if host in ("0.0.0.0", "::") else host)
+
+
+async def _announce(make: Callable[[], Any]) -> None:
+    """Until it succeeds: at boot the network may come later. What was made is kept, as its sockets are open."""
+    announcer, (wait_s, longest_s) = None, ANNOUNCE_S
+    while True:
+        try:
+            announcer = announcer or make()
+            await announcer.register_server()
+            return
+        except Exception as error:  # zeroconf has a dozen kinds, and whoever knows the address is served all the same
+            log.warning("wyoming: cannot be announced by mDNS yet (%s: %s)", type(error).__name__, error)
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, longest_s)

@@ -288,17 +288,40 @@ from edgekws.cli import main
     assert "memory ran out" in store.events()[-1].extra["reason"] and everything(store.root) == before
 
 
-def test_clips_that_the_listener_drops_meanwhile_stop_no_round(store, quick):
-    """By its caps of number, size and age, or since their owner purges them."""
+def test_a_clip_that_the_listener_drops_meanwhile_stops_no_round(store, quick):
+    """By its caps of number, size and age."""
+    (clip,) = store.clips("positive")[:1]
 
     def step_done(done, total):
         with contextlib.closing(Store(store.root)) as listener:
-            listener.purge_clips("positive")
+            listener._delete_clips([clip])
 
     _, live = adaptation.run(store, "edge-small", recipe="weights-only", step_done=step_done)
 
     assert said(store) == ["started", "promoted"] and live.path == store.current_model()
-    assert store.clips("positive") == []
+    assert len(store.clips("positive")) == 7
+
+
+@pytest.mark.parametrize("how", ["purged", "removed"])
+def test_what_its_owner_deletes_during_a_round_does_not_go_live(store, quick, how):
+    def step_done(done, total):
+        with contextlib.closing(Store(store.root)) as owner:
+            owner.purge_clips("positive") if how == "purged" else owner.remove_enrolment(KEYWORD)
+
+    outcome, live = adaptation.run(store, "edge-small", recipe="weights-only", step_done=step_done)
+
+    assert live is None is store.current_model()
+    assert f"{how} " in outcome.reason or "were purged" in outcome.reason
+    assert said(store) == ["started", "refused"]
+
+
+def test_a_damaged_recording_of_one_voice_stops_no_round_of_the_others(config, store, quick, capsys):
+    bob = store.save_enrolment(KEYWORD, "bob", TAKES)
+    take = next(store.root.glob(f"enrolments/*/bob*/{bob.takes[0].name}"))
+    take.write_bytes(take.read_bytes()[:100])
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+
+    assert "left out: " in capsys.readouterr().err and said(store) == ["started", "promoted"]
 
 
 @pytest.mark.parametrize("say", ["confirm_clip", "reject_clip"])
@@ -507,6 +530,10 @@ def test_a_keyword_that_is_switched_off_asks_for_no_round():
 def test_a_round_has_a_reason(kept, asked_by):
     assert why_not(kept, IDLE, DAY_S) == (None, asked_by)
     assert why_not(kept, Board(None, None, None), DAY_S) == (None, asked_by)  # what cannot be read stops nothing
+
+
+def test_of_several_voices_one_loses_more_before_a_version_is_gone_back_from():
+    assert adaptation.fell(5, 0) and not adaptation.fell(5, 0, 4) and adaptation.fell(7, 0, 4)
 
 
 def test_if_needed_says_why_there_is_no_round(config, store, capsys):

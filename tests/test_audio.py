@@ -147,6 +147,7 @@ BAD_FILES = {
     "empty.wav": (b"", "the file is empty"),
     "text.wav": (b"hello " * 1_000, "not audio that is known here .* Accepted: WAV, FLAC, Opus"),
     "silent.wav": (wav_bytes(NOISE[:0]), "there are no samples in it"),
+    "killed.wav": (wav_bytes(NOISE[:0]) + NOISE.tobytes(), "by its header, which was never finished. This reads .* run --source stdin: < "),
     "header.wav": (wav_bytes(NOISE)[:20], "not audio that is known here|there are no samples in it"),
     "samples.raw": (NOISE.tobytes(), "raw samples have no header; read them as stdin:"),
 }
@@ -273,6 +274,10 @@ def streaming_header(wav, size):
     return wav[:4] + size.to_bytes(4, "little") + wav[8:40] + size.to_bytes(4, "little") + wav[44:]
 
 
+def test_what_is_behind_a_header_that_was_never_finished_is_read_as_a_stream():
+    assert np.array_equal(from_pipe(wav_bytes(NOISE[:0]) + NOISE.tobytes()), NOISE)
+
+
 def test_a_wav_header_in_the_stream_is_read_and_taken_off():
     wav = wav_bytes(NOISE)
 
@@ -345,9 +350,9 @@ def test_close_in_a_signal_handler_ends_a_silent_pipe():
     process.communicate()
 
 
-@pytest.mark.parametrize(("stalls_behind", "uri"), [(4000, "stdin:"), (4001, "stdin:"), (0, "stdin:"), (20_000, "stdin:?rate=48000")])
+@pytest.mark.parametrize(("stalls_behind", "uri"), [(4000, "stdin:"), (4001, "stdin:"), (20_000, "stdin:?rate=48000")])
 def test_standard_input_that_stalls_is_told_once_and_a_gap_when_it_goes_on(stalls_behind, uri, caplog):
-    """At the beginning, on a whole and on half a sample, and with samples that the resampler holds back."""
+    """On a whole and on half a sample, and with samples that the resampler holds back."""
     read_end, write_end = os.pipe()
     now_s, told, data = [100.0], [], NOISE[:30_000].tobytes()
 
@@ -367,7 +372,7 @@ def test_standard_input_that_stalls_is_told_once_and_a_gap_when_it_goes_on(stall
     assert told == ["no samples come on standard input"]
     behind = (len(data) - stalls_behind) // (2 if uri == "stdin:" else 6)  # what came right after it is not lost
     (gap,) = [chunk.gap_samples for chunk in chunks if chunk.gap_samples]
-    assert abs(gap - (120_000 - behind)) <= 1 and not (stalls_behind and chunks[0].gap_samples)
+    assert abs(gap - (120_000 - behind)) <= 1 and not chunks[0].gap_samples
     assert [chunk.first_sample for chunk in chunks] == [int(i) + chunk.gap_samples for i, chunk in zip(at, chunks, strict=False)]
     if uri == "stdin:":
         assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), NOISE[:30_000])
@@ -375,6 +380,27 @@ def test_standard_input_that_stalls_is_told_once_and_a_gap_when_it_goes_on(stall
         assert at[-1] == gap + 10_000
     lost_s = gap / SAMPLE_RATE_HZ
     assert caplog.messages == [f"{uri}: no samples come on standard input", f"{uri}: listening again, {lost_s:.1f} s lost"]
+
+
+def test_a_writer_that_starts_late_is_waited_for_and_nothing_was_lost(caplog):
+    read_end, write_end = os.pipe()
+    now_s, told = [100.0], []
+
+    def deaf(why):
+        told.append(why)
+        now_s[0] += 75.0
+        with os.fdopen(write_end, "wb") as pipe:
+            pipe.write(NOISE[:30_000].tobytes())
+
+    with StdinSource("stdin:", "", read_end, stall_s=0.4, clock=lambda: now_s[0]) as source:
+        source.on_deaf = deaf
+        chunks = list(source.chunks())
+    os.close(read_end)
+
+    assert told == ["no samples come on standard input"]
+    assert [chunk.gap_samples for chunk in chunks] == [1] + [0] * (len(chunks) - 1)  # that it listens now
+    assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), NOISE[:30_000])
+    assert caplog.messages[1:] == ["stdin:: listening again, 0.0 s lost"]
 
 
 def test_after_an_outage_of_standard_input_live_sound_is_not_taken_for_what_came_late():
@@ -389,9 +415,12 @@ def test_after_an_outage_of_standard_input_live_sound_is_not_taken_for_what_came
         os.close(write_end)
 
     writing = threading.Thread(target=writer)
+    os.write(write_end, NOISE[:320].tobytes())
     with StdinSource("stdin:", "", read_end, stall_s=0.6) as source:
+        chunks = source.chunks()
+        next(chunks)
         writing.start()
-        first = next(source.chunks())
+        first = next(chunks)
         source.close()
     ended.set()
     writing.join()

@@ -235,6 +235,10 @@ def test_the_unit_is_understood_and_shut_tight(machine):
     assert max(map(float, levels)) <= 2.0, levels
 
 
+def test_who_runs_out_of_memory_while_it_builds_a_plan_ends_neither_service(machine):
+    assert [machine.show("OOMPolicy", unit) for unit in ("edgekws.service", "edgekws-wyoming.service")] == ["continue", "continue"]
+
+
 def test_the_listener_can_make_no_socket_to_anywhere(machine):
     """Whatever runs in its unit: what is heard cannot leave by it."""
     machine.drop_in("edgekws.service", "[Service]\nExecStartPre=/usr/bin/python3 /srv/probe.py\n")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from edgekws.audio import input_devices, open_source, record
+from edgekws.audio import microphone as microphone_module
 from edgekws.audio.microphone import restart_portaudio
 from edgekws.daemon import open_patiently
 from edgekws.errors import AudioError
@@ -145,6 +146,55 @@ def test_a_microphone_that_opens_and_stays_silent_is_given_up_all_the_same(fake)
     with pytest.raises(AudioError, match=r"the stream stopped.*; nothing was heard for"):
         list(source.chunks())
     assert opened
+
+
+def test_a_stream_that_opens_after_nobody_waits_for_it_is_closed(fake):
+    """A sound server that hangs and recovers."""
+    fake.setenv("FAKE_SERVER", "runs")
+    source, late, recovers, closed = open_source("mic:default"), [], threading.Event(), threading.Event()
+
+    def hang(stream):
+        late.append(stream)
+        stream.close = lambda ignore_errors: closed.set()
+        recovers.wait(30)
+
+    sys.modules["sounddevice"].plan = hang
+    fake.setattr("edgekws.audio.microphone.OPEN_S", 0.2)
+    with pytest.raises(AudioError, match="did not answer"):
+        open_source("mic:default")
+    (thread,) = microphone_module._hanging
+    sys.modules["sounddevice"].plan = None
+    recovers.set()
+    thread.join(30)
+    source.close()
+
+    assert len(late) == 1 and closed.is_set()
+
+
+def test_of_attempts_that_hung_those_that_ended_are_forgotten(fake):
+    fake.setenv("FAKE_SERVER", "runs")
+    source, recovers = open_source("mic:default"), threading.Event()
+    sys.modules["sounddevice"].plan = lambda stream: recovers.wait(30)
+    fake.setattr("edgekws.audio.microphone.OPEN_S", 0.2)
+    for _ in range(3):
+        recovers.clear()
+        with pytest.raises(AudioError, match="did not answer"):
+            open_source("mic:default")
+        (thread,) = microphone_module._hanging
+        recovers.set()
+        thread.join(30)
+    source.close()
+
+
+def test_where_no_thread_can_be_had_that_is_said(fake):
+    fake.setenv("FAKE_SERVER", "runs")
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    fake.setattr("threading.Thread.start", start)
+    with pytest.raises(AudioError, match=r"can't start new thread\. Raise the unit's TasksMax="):
+        open_source("mic:default")
 
 
 @pytest.fixture

@@ -102,6 +102,18 @@ def test_what_a_person_says_holds(store):
     assert store.clips()[0] == rejected
 
 
+def test_who_rejected_by_mistake_can_take_it_back(store):
+    wakes = [store.add_event(dataclasses.replace(WAKE, time_s=time_s)) for time_s in (1.0, 2.0)]
+    clip = store.add_clip(dataclasses.replace(CLIP, event=wakes[0].id), SOUND)
+    store.note_alike(wakes[1].id, clip.file)
+    store.reject_last()  # the second, which was the same recording
+    store.reject_clip(clip.id)
+    taken_back = store.confirm_clip(clip.id)
+
+    assert (taken_back.label, taken_back.state, taken_back.reason) == ("positive", "confirmed", "confirmed by the user")
+    assert [event.kind for event in store.events()] == ["wake", "wake"]
+
+
 def test_rejecting_the_last_wake_makes_its_clip_a_hard_negative(store):
     with pytest.raises(StoreError, match="nothing woke yet"):
         store.reject_last()
@@ -316,6 +328,25 @@ def test_a_board_that_begins_in_the_past_takes_no_clip_for_one_of_the_future(tmp
     assert store.clips() == [kept]
 
 
+@pytest.mark.parametrize("first_s", [1_700_000_000.0, 4e9])
+def test_one_event_of_a_wrong_year_decides_nothing_about_the_clock(tmp_path, first_s):
+    """The first start came before the time was known, or when it was wrong; later the clock lags once more, or a clip is of the future."""
+    clocks = Clocks(1.79e9)
+    store = clocks.store(tmp_path)
+    for time_s in (first_s, *[clocks.wall_s] * 3):
+        store.add_event(dataclasses.replace(WAKE, time_s=time_s))
+    kept = store.add_clip(dataclasses.replace(CLIP, time_s=4e9 if first_s == 4e9 else clocks.wall_s), SOUND)
+    if first_s < 1.79e9:
+        clocks.wall_s = first_s + 100
+    store = clocks.store(tmp_path)
+    for _ in range(9):
+        clocks.go(3700)
+        store.add_event(dataclasses.replace(WAKE, kind="gap", time_s=clocks.wall_s))
+
+    assert [clip.time_s < 1.8e9 for clip in store.clips()] == [True]
+    assert (store.clips() == [kept]) == (first_s < 1.79e9)
+
+
 def test_a_purge_writes_over_the_audio_before_it_deletes(store):
     """A second name of the file shows what became of its bytes."""
     clip = store.add_clip(CLIP, SOUND)
@@ -508,6 +539,22 @@ def test_a_voice_that_is_no_longer_enrolled_is_not_kept_in_clips_either(store):
     assert [(one.keyword, one.speaker) for one in store.clips()] == [("hey", "bob"), ("ho", "ann")]
     store.remove_enrolment("hey")
     assert [one.keyword for one in store.clips()] == ["ho"] and len(files(store)) == 1
+
+
+def test_a_removal_that_is_interrupted_can_be_asked_for_again(store, monkeypatch):
+    store.save_enrolment("hey", "ann", [SOUND])
+    store.add_clip(dataclasses.replace(CLIP, keyword="hey", speaker="ann"), SOUND)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_delete_clips", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove_enrolment("hey", "ann")
+
+    assert [one.speaker for one in store.remove_enrolment("hey", "ann")] == ["ann"]
+    assert store.clips() == [] == files(store) and store.enrolments() == []
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 # On the way from the listener to the store.

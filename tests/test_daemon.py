@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgekws.audio import Source
-from edgekws.daemon import ServiceManager, Status, closed_by_signals, listen
+from edgekws.daemon import MUTE_S, ServiceManager, Status, closed_by_signals, listen
 from edgekws.detector import Detector
 from edgekws.errors import AudioError
 from edgekws.pipeline import Pipeline
@@ -216,6 +216,50 @@ def test_deafness_is_an_event_and_a_status_until_it_hears_again(manager):
     ]
     assert told[1].startswith("STATUS=deaf since ") and told[1].endswith(": unplugged")
     assert told[2].startswith("STATUS=listening to chunks: with edge-1") and "1 gaps of 0.5 s in all" in told[2]
+
+
+MUTE = [0] * (round(MUTE_S) + 1)
+
+
+def test_minutes_of_digital_silence_are_deafness_until_the_first_sound_and_no_hang(manager, caplog):
+    source, status = Chunks(cut(seconds(1, *MUTE, 1, 0), HOP_SAMPLES), live=True), Status()
+    source.uri = "mic:default"
+    hears, told = [], []
+
+    def clock():
+        hears.append(status.listening())
+        told.extend(manager())
+        return 0.0
+
+    summary, events = heard(source, status=status, clock=clock)
+
+    deaf, again = [event for event in events if event.kind in ("deaf", "gap")]
+    assert (deaf.kind, round(deaf.stream_s)) == ("deaf", MUTE_S + 1) and "is it muted?" in deaf.extra["reason"]
+    assert (again.kind, again.stream_s, again.extra) == ("gap", MUTE_S + 2, {"lost_ms": 0})
+    assert (summary.gaps, status.gaps, status.lost_s) == (0, 0, 0.0)
+    assert hears.count(False) > 10 and status.listening()
+    assert [*told, *manager()].count("WATCHDOG=1") == (MUTE_S + 4) * SAMPLE_RATE_HZ // HOP_SAMPLES  # a mute is no hang
+    assert any(line.startswith("STATUS=deaf on mic:default with edge-1, level silence") for line in told)
+    assert [message.split("?")[0] for message in caplog.messages] == [
+        "mic:default: only digital silence for 300 s: is it muted",
+        "mic:default: sound again",
+    ]
+
+
+def test_a_microphone_that_comes_back_muted_is_told_again():
+    silence, more = seconds(*MUTE), seconds(0)
+    source = Chunks([*cut(silence, HOP_SAMPLES), AudioChunk(more, len(silence) + 1600, 1600)], live=True)
+    source.uri = "mic:default"
+
+    assert [event.kind for event in heard(source)[1]] == ["start", "deaf", "gap", "deaf", "stop"]
+
+
+def test_silence_in_a_file_and_a_noise_of_one_step_are_no_deafness():
+    for uri, samples in (("file:a.wav?paced=1", seconds(*MUTE)), ("mic:default", np.tile([0, 1], 160 * SAMPLE_RATE_HZ).astype(np.int16))):
+        source = Chunks(cut(samples, HOP_SAMPLES), live=True)
+        source.uri = uri
+
+        assert [event.kind for event in heard(source)[1]] == ["start", "stop"]
 
 
 def test_the_status_line_tells_level_and_last_wake():

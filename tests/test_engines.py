@@ -191,6 +191,14 @@ def test_the_null_engine_hears_nothing(model):
     assert engine.step(np.ones((4, 40), np.float32)).tolist() == [0.0] * model.dim
 
 
+def test_a_board_out_of_memory_ends_who_prepares_an_engine_before_others():
+    code = "import atexit; atexit.register(lambda: print(open('/proc/self/oom_score_adj').read())); "
+    code += "from edgekws.engines import prepare; prepare('/nowhere', 'onnxruntime')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.stdout.strip() == "500", done.stderr
+
+
 def test_onnxruntime_keeps_no_telemetry(tmp_path):
     script = (
         "from edgekws.engines import load_engine; from edgekws.model import find_model, load_model;"

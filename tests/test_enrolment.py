@@ -103,6 +103,13 @@ def test_an_offset_of_the_microphone_does_not_move_a_word(takes):
         assert enrolment.speech_span(offset) == enrolment.speech_span(take)
 
 
+def test_an_offset_of_the_microphone_does_not_change_the_keyword(engine, model, takes):
+    quiet = [take // 8 for take in takes]
+    made, shifted = (enrolment.enrol("open sesame", "demo", [take + offset for take in quiet], engine, model) for offset in (0, 1500))
+
+    assert np.allclose(made.prototypes, shifted.prototypes, atol=0.002)
+
+
 def test_noise_after_the_word_does_not_move_its_end(takes):
     start, end = enrolment.speech_span(takes[0])
     click = takes[0].copy()
@@ -162,6 +169,32 @@ def test_quantised_negatives_score_as_the_engine_does(engine, model):
 def test_a_bad_recording_is_named_with_its_fault(engine, model, takes, spoil, message):
     with pytest.raises(EnrolmentError, match=message):
         enrolment.enrol("open sesame", "demo", [takes[0], spoil(takes[1]), takes[2]], engine, model)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda take: np.concatenate([take, np.zeros(10 * SAMPLE_RATE_HZ, np.int16)]), "1.*s long, accepted are up to 10 s"),
+        (lambda take: np.tile(take[slice(*enrolment.speech_span(take))], 5), "s of sound without a pause, accepted are up to 3.5 s"),
+    ],
+    ids=["long", "long-winded"],
+)
+def test_a_new_recording_that_is_too_long_is_refused_and_one_that_was_enrolled_once_goes_on(engine, model, takes, spoil, message):
+    with pytest.raises(EnrolmentError, match=message):
+        enrolment.check(spoil(takes[1]), "recording 2", takes[:1])
+    enrolment.enrol("open sesame", "demo", [takes[0], spoil(takes[1]), takes[2]], engine, model, strict=False)
+
+
+def test_a_recording_that_is_an_earlier_one_again_is_refused(takes):
+    with pytest.raises(EnrolmentError, match="recording 3: this is recording 2 again"):
+        enrolment.check(takes[1].copy(), "recording 3", takes[:2])
+
+
+def test_one_recording_of_another_phrase_is_named(engine, model, takes):
+    other = read("stream.flac")[7 * SAMPLE_RATE_HZ : round(8.2 * SAMPLE_RATE_HZ)]
+
+    with pytest.raises(EnrolmentError, match="recording 2 is unlike the others"):
+        enrolment.enrol("open sesame", "demo", [takes[0], other, takes[2]], engine, model)
 
 
 def test_three_different_phrases_are_refused(engine, model):

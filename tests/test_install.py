@@ -1,5 +1,6 @@
 """deploy/install.sh: what it would do. tests/board.sh does it, in a board's user space; tests/test_boot.py has the units on a systemd."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -59,20 +60,41 @@ def test_jetpack_s_own_packages_are_seen_and_none_is_changed():
     assert one(lines, "numpy.__version__")
 
 
-@pytest.mark.parametrize(("learns_with", "on"), [("", True), ("2.8.0", False)])
-def test_an_upgrade_leaves_off_what_its_owner_turned_off(learns_with, on):
-    """On an /opt of its own, where an installation was completed before."""
-    script = f"""
-mount -t tmpfs none /opt && mkdir -p /opt/edgekws && printf '%s' '{learns_with}' >/opt/edgekws/complete &&
-bash deploy/install.sh --dry-run --jetpack 6 --torch https://example.org/simple
-"""
+def on_a_machine_of_its_own(script):
+    """What a shell does where neither /opt, the units, state nor packages are this machine's."""
     if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/opt"], capture_output=True).returncode:
         pytest.skip("no mount of its own can be made here")
-    done = subprocess.run(["unshare", "--mount", "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    mounts = "set -e; for on in /opt /var/lib /etc/systemd/system; do mount -t tmpfs none $on; done; mkdir /opt/edgekws /var/lib/edgekws\n"
+    return subprocess.run(["unshare", "--mount", "bash", "-c", mounts + script], cwd=ROOT, capture_output=True, text=True)
 
+
+UPGRADE = "bash deploy/install.sh --dry-run --jetpack 6 --torch https://example.org/simple"
+
+
+@pytest.mark.parametrize(("learns_with", "on"), [("", True), ("2.8.0", False)])
+def test_an_upgrade_leaves_off_what_its_owner_turned_off(learns_with, on):
+    done = on_a_machine_of_its_own(f"printf '%s' '{learns_with}' >/opt/edgekws/complete\n{UPGRADE}")
+
+    assert done.returncode == 0, done.stderr
     assert "systemctl enable edgekws.service" not in done.stdout
     assert "systemctl try-restart edgekws.service" in done.stdout
     assert ("systemctl enable --now edgekws-adapt.timer" in done.stdout) == on  # it can learn only now
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_installation_that_has_run_before_completion_was_noted_is_upgraded_too(learns):
+    torch = "install -D -m 755 /dev/stdin /opt/edgekws/venv/bin/python <<<$'#!/bin/sh\\necho 2.8.0'\n" if learns else ""
+    done = on_a_machine_of_its_own(f"touch /etc/systemd/system/edgekws.service /var/lib/edgekws/edgekws.db\n{torch}{UPGRADE}")
+
+    assert done.returncode == 0, done.stderr
+    assert "systemctl enable edgekws.service" not in done.stdout
+    assert ("systemctl enable --now edgekws-adapt.timer" in done.stdout) == (not learns)
+
+
+def test_what_an_uninstallation_kept_is_no_installation():
+    done = on_a_machine_of_its_own(f"touch /var/lib/edgekws/edgekws.db\n{UPGRADE}")
+
+    assert "systemctl enable edgekws.service" in done.stdout
 
 
 def test_uninstalling_keeps_what_was_recorded_unless_told_otherwise():
@@ -81,6 +103,33 @@ def test_uninstalling_keeps_what_was_recorded_unless_told_otherwise():
     assert not [line for line in kept if "/var/lib/edgekws" in line or "/etc/edgekws" in line]
     assert "/var/lib/edgekws /etc/edgekws" in one(purged, "rm -rf /var/lib")
     assert one(kept, "systemctl disable --now") and one(purged, "systemctl disable --now")
+
+
+PACKAGE = "Package: edgekws\nStatus: install ok installed\nVersion: 1\nArchitecture: all\nMaintainer: none <none>\nDescription: none\n"
+PACKAGED = f"mkdir /var/lib/dpkg; printf '{PACKAGE}' >/var/lib/dpkg/status\n"
+
+
+def test_beside_the_package_only_what_the_script_installed_is_taken_away():
+    both = on_a_machine_of_its_own(f"{PACKAGED}bash deploy/install.sh uninstall --dry-run")
+    recorded = on_a_machine_of_its_own(f"{PACKAGED}bash deploy/install.sh uninstall --purge --dry-run")
+    alone = on_a_machine_of_its_own(f"{PACKAGED}rmdir /opt/edgekws; bash deploy/install.sh uninstall --dry-run")
+
+    assert both.returncode == 0, both.stderr
+    assert "/opt/edgekws" in both.stdout and "the Debian package stays" in both.stdout
+    assert "sysusers" not in both.stdout
+    assert (recorded.returncode, alone.returncode) == (1, 1)
+    assert "+" not in recorded.stdout + alone.stdout
+    assert "sudo apt-get remove edgekws" in alone.stderr
+
+
+@pytest.mark.parametrize(("called", "code"), [("install", 1), ("install 0.1", 1), ("upgrade 0.1", 0), ("abort-upgrade 0.2", 0)])
+def test_the_package_refuses_to_come_beside_what_the_script_installed_and_to_upgrade_never(called, code):
+    script = re.search(r"DEBIAN/preinst\" <<'END'\n(.*?)\nEND\n", (ROOT / "deploy" / "build-deb.sh").read_text(), re.DOTALL)[1]
+    beside = on_a_machine_of_its_own(f"mkdir /opt/edgekws/venv; set -- {called}\n{script}")
+    alone = on_a_machine_of_its_own(f"set -- {called}\n{script}")
+
+    assert (beside.returncode, alone.returncode) == (code, 0)
+    assert beside.stderr.count("\n") == code and ("sudo bash deploy/install.sh uninstall" in beside.stderr) == bool(code)
 
 
 @pytest.mark.parametrize("arguments", [["--jetpack", "5"], ["--purgee"], ["--torch"]])

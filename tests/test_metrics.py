@@ -100,6 +100,21 @@ def test_before_the_first_sample_there_is_a_page_too():
         scrape(metrics.port)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_only_who_asks_for_this_machine_is_answered(host):
+    """A site that makes its own name point here comes with that name in Host. Who opened it to others may scrape by any name."""
+
+    metrics, found = Metrics(host, 0, Status().report), []
+    for name in ("evil.example", f"evil.example:{metrics.port}", "", "localhost:9", "192.168.1.7", socket.gethostname()):
+        asking = http.client.HTTPConnection("127.0.0.1", metrics.port, timeout=30)
+        asking.request("GET", "/metrics", headers={"Host": name})
+        found.append(asking.getresponse().status)
+        asking.close()
+    metrics.close()
+
+    assert found == ([421] * 3 if host == "127.0.0.1" else [200] * 3) + [200] * 3
+
+
 def test_clients_that_say_nothing_are_few(monkeypatch):
     monkeypatch.setattr(few_clients, "REQUEST_S", 600.0)
     metrics = Metrics("127.0.0.1", 0, Status().report)

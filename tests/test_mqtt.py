@@ -172,6 +172,19 @@ def test_home_assistant_finds_an_entity_for_each_keyword_and_loses_those_that_ar
     assert later["name"] == "enrolled later"
 
 
+def test_what_another_announced_a_moment_ago_stays(broker, subscriber):
+    """A second process of this site, for which more is enrolled."""
+    here = sink(broker, "hey küche")
+    mine, others = (f"homeassistant/event/edgekws_kitchen/{slug}/config" for slug in (mqtt._slug("hey küche"), "alexa"))
+    subscriber.wait(mine, 1)
+    subscriber.say(others, "{}")
+    subscriber.say(STATUS, "offline")  # is answered after what came before it
+    subscriber.turns(3)
+    here.close()
+
+    assert subscriber.of(others) == [{}]
+
+
 def test_a_keyword_has_its_entity_before_its_first_wake_and_loses_it_when_it_is_gone(broker, subscriber):
     enrolled = ["alexa", "hey küche"]
     one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), model="edge-1")

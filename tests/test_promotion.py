@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from edgekws.enrolment import bundled, enrol
 from edgekws.errors import AudioError, ConfigError, EnrolmentError, ModelError
 from edgekws.model import find_model, load_model, rewrite_manifest, write_manifest
 from edgekws.pipeline import Pipeline
-from edgekws.promotion import FAILED_STARTS, WATCHED_S, Updates, Version, boot, flaw, more_often, start_counted, worse
+from edgekws.promotion import FAILED_STARTS, WATCHED_S, Awaited, Updates, Version, boot, flaw, more_often, start_counted, worse
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.store import ADAPTED, GENERATIONS, Store, load_enrolled, save_enrolled
 from edgekws.values import HOP_SAMPLES, AudioChunk, Event
@@ -487,6 +488,37 @@ def test_after_three_failed_starts_the_version_before_boots(store, tmp_path):
         assert boot(store, fails()) == one
 
 
+def test_an_engine_that_cannot_even_be_prepared_ends_no_listener(store, word):
+    def full(model, backend):
+        raise FileNotFoundError("no usable temporary directory")
+
+    version = Version(load_model(find_model()), SimpleNamespace(awaited="tensorrt"), Detector([]))
+    awaited = Awaited(full)
+
+    assert awaited.look(version) == "no usable temporary directory"
+    assert awaited.look(version) is None  # not tried again and again
+
+
+def test_a_version_that_went_live_in_a_wrong_future_is_on_trial_from_now_on(store, tmp_path):
+    store.add_event(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, "edge-1", "start"))
+    store.promote(a_copy(tmp_path, "one"), "one")
+    os.utime(store.root / "models" / "current", (4e9, 4e9), follow_symlinks=False)
+
+    assert store.promoted_s() <= time.time() and Store(store.root).promoted_s() <= time.time()
+
+
+def test_an_engine_that_took_the_process_with_it_is_left_out_once(store):
+    """As a driver's library that crashes: the next start listens by another engine, the one after tries it again."""
+    code = "import os, sys; from pathlib import Path; from edgekws.store import Store\n"
+    code += "with Store(Path(sys.argv[1])).loading('tensorrt') as may: print(may, flush=True); os.abort()"
+    ended = subprocess.run([sys.executable, "-c", code, str(store.root)], capture_output=True, text=True)
+
+    assert (ended.stdout, ended.returncode < 0) == ("True\n", True)
+    for wanted in (False, True):
+        with store.loading("tensorrt") as may:
+            assert may is wanted
+
+
 @pytest.mark.parametrize(
     ("ends", "failed"), [(None, 0), (AudioError("unplugged"), 0), (KeyboardInterrupt(), 0), (ModelError("bad"), 1), (ValueError("bug"), 1)]
 )
@@ -590,6 +622,13 @@ def test_a_rare_keyword_that_wakes_at_everything_does_not_drown_beside_a_busy_on
 
     assert said.startswith('60 wakes of "computer" in 24.0 h, before it 0')
     assert judged(busy, 90_000 + 86400.0, 86400.0) is None
+
+
+def test_a_keyword_that_is_only_now_used_costs_no_version(judged):
+    busy = day("old", 20, 0.0) + day("new", 20, 90_000.0)
+    seldom = [Event("computer", "", 1.0, 0.5, 90_000.0 + i, i, 0.0, "new") for i in range(1, 13)]
+
+    assert judged(sorted(busy + seldom, key=lambda event: event.time_s), 90_000 + 86400.0, 86400.0) is None
 
 
 def test_wakes_of_the_wake_service_s_clients_say_nothing_about_the_listener(judged):
@@ -857,6 +896,32 @@ def test_a_running_listener_takes_up_a_model_a_keyword_and_settings(tmp_path):
     finally:
         code = running.end()
     assert code == 0
+
+
+def test_who_removes_the_last_enrolment_is_heard_no_more_and_the_listener_goes_on(tmp_path, word):
+    """Also where a learned version listens, which knows nobody else."""
+    running = Running(tmp_path / "state")
+    store = Store(tmp_path / "state")
+    try:
+        running.wait(lambda: "start: " in running.cli("log", "--all"))
+        running.cli("enroll", TRUTH["keyword"], *sorted(DEMO.glob("enrol-*.flac")))
+        running.wait(lambda: running.wakes)
+        (voice,) = store.enrolments()
+        path = a_copy(tmp_path, "0001-learned", "edge-small")  # without prototypes: it knows no keyword of its own
+        (path / "prototypes.npz").unlink()
+        save_enrolled(path / ADAPTED, {f"{voice.id} False": word(load_model(find_model("edge-small")))})
+        rewrite_manifest(path)
+        store.promote(path, path.name)
+        running.wait(lambda: running.wakes[-1]["model"] == "0001-learned")
+        running.cli("enroll", "--remove", TRUTH["keyword"])
+        running.wait(lambda: "edge-1 listens, before it 0001-learned" in running.cli("log"))
+        heard = len(running.wakes)
+        time.sleep(3)  # the stream says the keyword every second or so
+    finally:
+        code = running.end()
+
+    assert (code, len(running.wakes)) == (0, heard)
+    assert cli(store.root, "run", "--source", DEMO / "stream.flac").returncode == 0  # and can be started again
 
 
 def cli(root, *arguments):

@@ -97,6 +97,22 @@ def test_a_full_queue_drops_counts_and_never_blocks():
     assert len(slow.events) + delivery.dropped == 10
 
 
+def test_a_fault_in_keeping_clips_is_logged_and_counted_and_events_go_on(caplog):
+    sink = Recording()
+
+    def keep(clip, samples):
+        raise ValueError("a bug")
+
+    delivery = Delivery([sink], keep=keep)
+    for _ in range(2):
+        delivery.put_clip(Clip("positive", "ho", "", 1.0, 1280, 0.0, "woke"), np.ones(3000, np.int16))
+    delivery.put(WAKE)
+    delivery.close()
+
+    assert (sink.events, sink.closed, delivery.clips_dropped) == ([WAKE], True, 2)
+    assert all(record.exc_info for record in caplog.records) and len(caplog.records) == 2
+
+
 def test_where_time_does_not_press_nothing_is_dropped():
     slow = Slow()
     delivery = Delivery([slow], queue_events=2)

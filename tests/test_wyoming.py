@@ -1,6 +1,7 @@
 """The wake service as Home Assistant or a satellite uses it: the library's own client on one side, the real command on the other."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -27,8 +28,14 @@ from wyoming.wake import Detect, Detection, NotDetected
 
 import edgekws
 from edgekws import wyoming_server
+from edgekws.detector import Detector
+from edgekws.engines import load_engine
+from edgekws.errors import NotInstalled
+from edgekws.model import find_model, load_model
+from edgekws.promotion import Version
+from edgekws.sinks import Delivery
 from edgekws.store import Store
-from edgekws.wyoming_server import CLIENTS, LINE_BYTES, PAYLOAD_BYTES
+from edgekws.wyoming_server import CLIENTS, LINE_BYTES, PAYLOAD_BYTES, WyomingServer
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -422,18 +429,85 @@ def test_each_wake_is_printed_and_stored_and_it_ends_when_told(service):
     assert {(wake["kind"], wake["keyword"], wake["extra"]["client"].split(":")[0]) for wake in wakes} == {("wake", KEYWORD, "127.0.0.1")}
 
 
-def test_who_cannot_be_announced_is_served_all_the_same(monkeypatch, caplog):
-    """A fake for a network without multicast, or a unit that shuts it off."""
+async def serve_until(true, stamp=lambda: 1, told=lambda server: None, **more):
+    """In this process; nothing of it goes on at the end."""
+    model = load_model(find_model())
+    delivery = Delivery([])
 
-    class Refused:
-        def __init__(self, **_):
-            pass
+    def version(reread=False):
+        return Version(model, load_engine(model), Detector([]))
+
+    async def look():
+        while not true() and not serving.done():
+            await asyncio.sleep(0.01)
+
+    server = WyomingServer(version, version, stamp, load_engine, delivery)
+    told(server)
+    serving = asyncio.ensure_future(server.serve("127.0.0.1", 0, **more))
+    await asyncio.wait_for(look(), 60)
+    serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+    delivery.close()
+    await asyncio.wait_for(asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True), 60)
+
+
+def test_a_look_that_fails_is_said_and_what_it_was_told_is_read_again_at_the_next(monkeypatch, caplog):
+    monkeypatch.setattr(wyoming_server, "LOOK_AROUND_S", 0.01)
+    looks = iter([1, OSError("no process to be had")])
+
+    def stamp():
+        if isinstance(look := next(looks, 1), OSError):
+            raise look
+        return look
+
+    asyncio.run(serve_until(lambda: "now, with what was read again" in caplog.text, stamp, WyomingServer.reload))
+
+    assert "edge-1 goes on: no process to be had" in caplog.text
+
+
+def announcer(monkeypatch, *troubles):
+    """A fake for a network that is not there yet, or a unit that shuts it off: what is raised at each attempt. Those that succeeded."""
+    left, announced = iter(troubles), []
+
+    class Announcer:
+        def __init__(self, port, **_):
+            self.port = port
+            if trouble := next(left, None):
+                raise trouble
 
         async def register_server(self):
-            raise OSError(97, "Address family not supported by protocol")
+            if trouble := next(left, None):
+                raise trouble
+            announced.append(self.port)
 
-    monkeypatch.setitem(sys.modules, "wyoming.zeroconf", SimpleNamespace(HomeAssistantZeroconf=Refused))
+    monkeypatch.setitem(sys.modules, "wyoming.zeroconf", SimpleNamespace(HomeAssistantZeroconf=Announcer))
+    return announced
 
-    asyncio.run(wyoming_server._announce("127.0.0.1", 10400, ""))
 
-    assert "cannot be announced by mDNS (OSError: [Errno 97]" in caplog.text
+def test_who_cannot_be_announced_is_served_all_the_same(monkeypatch, caplog):
+    announcer(monkeypatch, OSError(97, "Address family not supported by protocol"))
+    ports = []
+
+    asyncio.run(serve_until(lambda: ports and "cannot be announced" in caplog.text, ready=ports.append, announce=""))
+
+    assert "cannot be announced by mDNS yet (OSError: [Errno 97]" in caplog.text
+
+
+def test_it_is_announced_once_the_network_is_there(monkeypatch):
+    monkeypatch.setattr(wyoming_server, "ANNOUNCE_S", (0.0, 0.0))
+    announced, ports = announcer(monkeypatch, *[OSError(101, "Network is unreachable")] * 3), []
+
+    asyncio.run(serve_until(lambda: announced, ready=ports.append, announce=""))
+
+    assert announced == ports
+
+
+def test_without_the_package_it_is_said_how_to_get_it_before_anybody_is_served(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wyoming.zeroconf", None)
+    ports = []
+
+    with pytest.raises(NotInstalled, match=r"pip install 'edgekws\[zeroconf\]'"):
+        asyncio.run(serve_until(lambda: ports, ready=ports.append, announce=""))
+
+    assert ports == []

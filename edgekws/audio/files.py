@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -115,8 +116,17 @@ def _blocks(path: Path, file: Any, closing: threading.Event | None = None) -> It
             yield samples
         if not len(block):
             if not got_any:
-                raise AudioError(f"cannot read {path}: there are no samples in it")
+                raise AudioError(f"cannot read {path}: there are no samples in it{_unfinished(path)}")
             return
+
+
+def _unfinished(path: Path) -> str:
+    """What helps where a recorder was killed before it wrote how long the recording is; "" elsewhere."""
+    with path.open("rb") as file:
+        magic, size = struct.unpack("<4sI", file.read(8).ljust(8))
+    if magic != b"RIFF" or size + 1000 > path.stat().st_size:
+        return ""
+    return f" by its header, which was never finished. This reads what is behind it: edgekws run --source stdin: < {path}"
 
 
 def _reason(error: Exception) -> str:

@@ -12,12 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as TooLate  # the same as TimeoutError from Python 3.11
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -89,15 +89,15 @@ class MicSource(Source):
         self._wanted_rate_hz = int(options.get("rate", 0))
         self._closing = threading.Event()
 
-        def attempt() -> None:
+        def attempt() -> _Capture:
             try:
-                self._open(_portaudio())
+                return self._open(_portaudio())
             except AudioError:
                 _stop_portaudio()  # Whoever tries again sees the devices that are there by then.
                 raise
 
         try:
-            _limited(OPEN_S, attempt)
+            self._queue, self._stream, self._rate_hz = _limited(OPEN_S, attempt, late=_shut)
         except TooLate:
             raise AudioError(f"cannot open {uri}: PulseAudio or PipeWire did not answer for {OPEN_S:.0f} s. Restart it") from None
 
@@ -162,7 +162,7 @@ class MicSource(Source):
                 pass
         return None
 
-    def _open(self, sd: Any) -> None:
+    def _open(self, sd: Any) -> _Capture:
         """Start capturing into a new queue.
 
         Raises:
@@ -206,7 +206,7 @@ class MicSource(Source):
                 if number == INVALID_SAMPLE_RATE and rate_hz != rates_hz[-1]:
                     continue
                 raise AudioError(f'cannot open {self.uri}: "{device.name}" {_reason(error, number, rate_hz, device)}') from error
-        self._queue, self._stream, self._rate_hz = queue, stream, rate_hz
+        return _Capture(queue, stream, rate_hz)
 
     def _reopen(self, heard_s: float, since_s: float) -> None:
         """Start again with the devices that are there now, sooner or later.
@@ -224,9 +224,9 @@ class MicSource(Source):
         _close(self._stream)
         sd = _portaudio()
 
-        def attempt() -> None:
+        def attempt() -> _Capture:
             restart_portaudio()
-            self._open(sd)
+            return self._open(sd)
 
         pause_s, failure = FIRST_PAUSE_S, ""
         while (left_s := since_s + GIVE_UP_S - time.monotonic()) > 0:
@@ -234,7 +234,8 @@ class MicSource(Source):
                 return
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
             try:
-                return _limited(max(left_s, CLOSE_S), attempt)
+                self._queue, self._stream, self._rate_hz = _limited(max(left_s, CLOSE_S), attempt, late=_shut)
+                return
             except TooLate:
                 failure = ": the sound system does not answer"
             except (AudioError, sd.PortAudioError) as error:
@@ -290,6 +291,12 @@ class _Block(NamedTuple):
     frames: int
     captured_s: float  # its first sample, monotonic
     overflow: bool  # samples were lost before it
+
+
+class _Capture(NamedTuple):
+    queue: SimpleQueue[_Block | None]
+    stream: Any
+    rate_hz: int
 
 
 def _portaudio() -> Any:
@@ -406,7 +413,7 @@ def restart_portaudio() -> None:
 
 def _stop_portaudio() -> None:
     sd = sys.modules.get("sounddevice")
-    if sd is not None and not any(call.running() for call in _hanging):  # else it would wait for them, and an open stream does without
+    if sd is not None and not any(thread.is_alive() for thread in _hanging):  # else it would wait for them, and an open stream does without
         while sd._initialized:
             sd._terminate()
 
@@ -418,36 +425,56 @@ def _close(stream: Any) -> None:
         stream.abort(ignore_errors=True)
         stream.close(ignore_errors=True)
 
-    with contextlib.suppress(TooLate):
+    with contextlib.suppress(TooLate, AudioError):
         _limited(CLOSE_S, close)
 
 
+def _shut(made: _Capture) -> None:
+    """A stream that nobody waits for any more: it would capture for ever, into a queue that nobody reads."""
+    _close(made.stream)
+
+
 _importing = threading.Lock()
-_hanging: list[Future[None]] = []
+_hanging: list[threading.Thread] = []
+Made = TypeVar("Made")
 
 
-def _limited(limit_s: float, action: Callable[[], None]) -> None:
+def _limited(limit_s: float, action: Callable[[], Made], late: Callable[[Made], object] = lambda made: None) -> Made:
     """Run it, or leave it alone after some time. Calls into the sound system may never return: libpulse waits for a server that
     hangs, and for ever for one that was killed while it had a lock on memory that they share (which pulse.conf forbids).
 
+    Args:
+        late: given what came of it where nobody waits any more.
+
     Raises:
         TooLate: it is still running, in a thread that nobody waits for.
+        AudioError: no thread can be had.
     """
-    call: Future[None] = Future()
+    call: Future[Made] = Future()
 
     def run() -> None:
-        call.set_running_or_notify_cancel()
         try:
-            action()
-            call.set_result(None)
+            made = action()
         except BaseException as error:
-            call.set_exception(error)
+            with contextlib.suppress(InvalidStateError):
+                call.set_exception(error)
+            return
+        try:
+            call.set_result(made)
+        except InvalidStateError:  # cancelled
+            late(made)
 
-    threading.Thread(target=run, name="sound system", daemon=True).start()
+    thread = threading.Thread(target=run, name="sound system", daemon=True)
     try:
-        call.result(limit_s)
+        thread.start()
+    except RuntimeError as error:
+        raise AudioError(f"the sound system cannot be asked: {error}. Raise the unit's TasksMax=, or end other programs") from error
+    try:
+        return call.result(limit_s)
     except TooLate:
-        _hanging.append(call)
+        if not call.cancel():  # it ended just now
+            return call.result()
+        _hanging[:] = [one for one in _hanging if one.is_alive()] + [thread]
         if "sounddevice" in sys.modules:
             atexit.unregister(sys.modules["sounddevice"]._exit_handler)  # It would hang too.
         raise

@@ -23,7 +23,8 @@ def open_source(uri: str) -> Source:
     """The source that a URI names, open and running.
 
     mic:NAME     a microphone by its name or a part of it. ?host_api=ALSA ?rate=48000
-    file:PATH    WAV, FLAC or Opus, any rate and number of channels. ?paced=1 in real time, ?chunk=N samples a chunk
+    file:PATH    WAV, FLAC or Opus, any rate and number of channels. ?paced=1 in real time, ?chunk=N samples a chunk.
+                 Of Ogg or FLAC files that were joined into one the first is read (libsndfile)
     stdin:       raw s16le samples, or a WAV stream. ?rate=16000 ?channels=1
     PATH         as file:PATH
 

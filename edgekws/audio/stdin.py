@@ -62,6 +62,7 @@ class StdinSource(Source):
         self._closed = False
         self._stall_polls, self._clock = round(stall_s / POLL_S), clock
         self._heard_s = clock()
+        self._begun = False  # a byte came
         self._lost_s = 0.0  # before what was read last
 
     def chunks(self) -> Iterator[AudioChunk]:
@@ -122,7 +123,7 @@ class StdinSource(Source):
                     raise AudioError(f"cannot read {self.uri}: {error.strerror}") from error
                 if data and polls >= self._stall_polls:
                     data = self._after_a_stall(data, polls)
-                self._heard_s = self._clock()
+                self._heard_s, self._begun = self._clock(), True
                 return data
             polls += 1
             if polls == self._stall_polls:
@@ -132,7 +133,7 @@ class StdinSource(Source):
         return b""
 
     def _after_a_stall(self, data: bytes, polls: int) -> bytes:
-        """What came late and all that waits behind it; what is missing then was lost."""
+        """What came late and all that waits behind it; what is missing then was lost. Before the first byte nothing is."""
         per_s = self._rate_hz * 2 * self._channels
         pieces, size, until_s = [data], len(data), self._clock() + CATCH_UP_S
         while not self._closed and size < (self._clock() - self._heard_s) * per_s and self._clock() < until_s:
@@ -149,8 +150,9 @@ class StdinSource(Source):
         lost_s = self._clock() - self._heard_s - size / per_s
         if lost_s < LATE_S:  # whoever writes gives much at a time, and seldom
             self._stall_polls = max(self._stall_polls, min(2 * polls, round(MOST_STALL_S / POLL_S)))
+        lost_s = max(0.0, lost_s) if self._begun else 0.0
         self._lost_s += max(1 / SAMPLE_RATE_HZ, lost_s)  # that it listens again is told by a gap
-        log.warning("%s: listening again, %.1f s lost", self.uri, max(0.0, lost_s))
+        log.warning("%s: listening again, %.1f s lost", self.uri, lost_s)
         return b"".join(pieces)
 
     def _header(self) -> tuple[bytes, int]:

@@ -9,6 +9,7 @@ A backend module has two functions, and a third where loading may take minutes:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -37,6 +38,7 @@ ASKED_FOR = ("tensorrt-refit", "null")  # by name alone
 PARITY_TOLERANCE = {"fp32": 1e-3, "fp16": 5e-3, "int8": 2e-2}
 
 PREPARING_NICE = 5  # below the listener's
+PREPARING_OOM = "500"  # of oom_score_adj: a board out of memory ends it before any other program
 
 
 class Engine(Protocol):
@@ -219,6 +221,8 @@ class Preparation:
 def prepare(model_path: str, backend: str) -> None:
     """What a `Preparation` does: ends this process with the reason where it fails."""
     os.nice(PREPARING_NICE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(PREPARING_OOM)
     try:
         model = load_model(Path(model_path))
         load_engine(model, backend).close()

@@ -45,6 +45,7 @@ REJECTED = 2  # wakes that the owner called wrong
 MISSED = 0.5  # as many moments that nearly woke as half the wakes: it may be missing some
 DRIFT = 0.3  # that the median score of the last wakes fell by: half the distance to twice as many false wakes
 BUSY_LOAD = 0.7  # of each core, in the last five minutes
+PURGED = 0.2  # of the wakes that a round learned from: its owner wants them gone
 HOT_C = 75.0
 LEAST_FREE_MB = 1500.0  # training takes under 1 GB
 WRONG = ("negative", "confirmed")  # label and state of a wake that the owner called wrong
@@ -126,7 +127,7 @@ def snapshot(
 
     Clips of what is not enrolled or listened for (any more) are left out too: nothing could judge them.
     """
-    voices = _voices(store, keywords)
+    voices = _voices(store, keywords, say)
     known_as = {("", ""), *((one.keyword, one.speaker) for one in voices)}
     clips = [clip for clip in store.clips() if clip.state != "rejected" and (clip.keyword, clip.speaker) in known_as]
     parts: dict[str, list[Clip]] = {"positive": [], "ambience": [], "near": [], "doubtful": []}
@@ -146,13 +147,24 @@ def snapshot(
     return Snapshot(voices, moments("positive"), ambience, moments("near"), moments("doubtful")), known
 
 
-def _voices(store: Store, keywords: Mapping[str, KeywordSettings] | None = None) -> list[Voice]:
-    """Whoever is listened for, as the listener has them: by the enrolment, and by the configuration where that says otherwise."""
+def _voices(
+    store: Store, keywords: Mapping[str, KeywordSettings] | None = None, say: Callable[[str], object] = lambda line: None
+) -> list[Voice]:
+    """Whoever is listened for, as the listener has them: by the enrolment, and by the configuration where that says otherwise.
+
+    One whose recordings cannot be read is said and left out, as the listener does.
+    """
     found = []
     for one in store.enrolments():
         chosen = _chosen(one.keyword, keywords)
-        if chosen.enabled:
-            found.append(Voice(one.keyword, one.speaker, one.recordings(), chosen.for_enrolled(one.only_enrolled), one.id))
+        if not chosen.enabled:
+            continue
+        try:
+            takes = one.recordings()
+        except StoreError as error:
+            say(f"left out: {error}")
+            continue
+        found.append(Voice(one.keyword, one.speaker, takes, chosen.for_enrolled(one.only_enrolled), one.id))
     return found
 
 
@@ -197,7 +209,7 @@ def look_back(
     if current is None or family is None:
         return None
     try:
-        live, previous, voices = load_model(current), store.previous_model(), _voices(store, keywords)
+        live, previous, voices = load_model(current), store.previous_model(), _voices(store, keywords, say)
         if ADAPTED not in live.raw["files"]:  # promoted by hand, and not a round's
             return None
         known_as, since_s = {(one.keyword, one.speaker) for one in voices}, store.promoted_s()
@@ -218,13 +230,14 @@ def look_back(
     over = now() >= until_s
     said = "the words"
     lost, gained = 0, 0
+    differ = [pair for pair in found.values() if any(pair)]
     if found:
         (keyword, speaker), (lost, gained) = min(found.items(), key=lambda one: sign_test(*one[1]))
         said = f"{keyword} ({speaker})" if speaker else keyword
     reason = f"of {said} since then the version before alone hears {lost}, it alone {gained}"
     if store.current_model() != current:
         return None
-    if not fell(lost, gained, at_last=over):
+    if not fell(lost, gained, len(differ), at_last=over):
         if over:  # else chance would be asked again, night after night, while its clips are dropped one by one
             _add_event(store, model_event(live.id, "kept", now(), reason=reason))
         return None
@@ -239,16 +252,17 @@ def on_trial(store: Store, live: Model, now_s: float) -> bool:
     return ADAPTED in live.raw["files"] and now_s < store.promoted_s() + WATCHED_S
 
 
-def fell(lost: int, gained: int, *, at_last: bool = False) -> bool:
+def fell(lost: int, gained: int, voices: int = 1, *, at_last: bool = False) -> bool:
     """Whether a version hears less of its owner than the one before, by the words that only one of the two hears: five and none, or more.
 
     Looked at night after night, chance passes this more often than once. Who is as well off with either version loses little then, and
     whom a round has helped has far more words gained than lost.
 
     Args:
+        voices: so many were asked, and this one has lost most: of several by chance one looks worse than one alone would.
         at_last: the week is over. Three and none are enough then.
     """
-    return sign_test(lost, gained) < (WORSE_AT_LAST if at_last else WORSE)
+    return sign_test(lost, gained) < (WORSE_AT_LAST if at_last else WORSE) / max(1, voices)
 
 
 def _family(factory: Model) -> str | None:
@@ -332,7 +346,7 @@ def run(
                 say(f"the gate refuses it: {outcome.reason}. Once more without pruning")
                 _note(store, "refused", now(), reason=outcome.reason, **facts)
                 _note(store, "started", now(), reason="once more, without pruning")
-            if outcome.passed and (why := _overtaken(store, current, outcome)):
+            if outcome.passed and (why := _overtaken(store, current, heard, outcome)):
                 outcome = replace(outcome, passed=False, reason=why)
             if not outcome.passed or not promote:
                 _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
@@ -358,11 +372,19 @@ def _id(store: Store, heard: Snapshot) -> str:
     return f"{max(numbers, default=0) + 1:04d}-{heard.sha256()[:6]}"
 
 
-def _overtaken(store: Store, current: Path | None, outcome: Outcome) -> str | None:
+def _overtaken(store: Store, current: Path | None, heard: Snapshot, outcome: Outcome) -> str | None:
     """Why a version that is good must not listen: what happened while it was made."""
     if store.current_model() != current:
         return "another version listens since it was begun, and it was compared with the one before"
-    wrong = {clip.id for clip in store.clips() if (clip.label, clip.state) == WRONG}
+    enrolled = {one.id for one in store.enrolments()}
+    if gone := [voice for voice in heard.voices if voice.id not in enrolled]:
+        who = f"{gone[0].keyword} ({gone[0].speaker})" if gone[0].speaker else gone[0].keyword
+        return f"{who}, whom it learned from, was removed or enrolled anew since it was begun"
+    clips = {clip.id: clip for clip in store.clips()}
+    purged = sum(one.id not in clips for one in outcome.admitted)
+    if purged > PURGED * len(outcome.admitted):  # the caps on age and size take a few of them too
+        return f"{purged} of the {len(outcome.admitted)} wakes that it learned from were purged since it was begun"
+    wrong = {clip.id for clip in clips.values() if (clip.label, clip.state) == WRONG}
     if count := sum(one.id in wrong for one in outcome.admitted):
         return f"{count} of the wakes that it learned from were called wrong since it was begun"
     return None
