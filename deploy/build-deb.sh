@@ -83,7 +83,8 @@ install -D -m 644 -t "$root/lib/systemd/system" systemd/*.service systemd/*.time
 install -D -m 644 systemd/edgekws.sysusers "$root/usr/lib/sysusers.d/edgekws.conf"
 install -D -m 644 systemd/network.conf "$root/usr/share/edgekws/network.conf"
 install -D -m 644 "$constraints" "$root/usr/share/edgekws/constraints.txt"
-install -D -m 644 -t "$root/usr/share/doc/edgekws" README.md docs/*.md
+install -D -m 644 -t "$root/usr/share/doc/edgekws" README.md
+install -D -m 644 -t "$root/usr/share/doc/edgekws/docs" docs/*.md
 {
   printf 'edgekws: Apache-2.0, as below. The Python packages in /usr/lib/edgekws have their licences in their *.dist-info directories:\n\n'
   for package in "$home"/*.dist-info; do

@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     lives.add_argument("--first-seed", type=int, default=0, metavar="N", help="to live in rooms that nothing was chosen on (%(default)s)")
     lives.add_argument("--condition", nargs="+", metavar="C", help="rooms, in turns: noise10, noise5, noise0")
     lives.add_argument("--workers", type=int, default=1, metavar="N", help="lives at a time (%(default)s)")
-    lives.add_argument("--save", type=Path, metavar="FILE", help="add the rows to a file as they come, and leave out the lives that it has")
+    lives.add_argument("--save", type=Path, metavar="FILE", help="add the rows to a file as they come, and leave out what it has of them")
 
     pretrain = add("pretrain", _pretrain, "Make the base networks again (needs the extra train).", config=False)
     pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="each network becomes DIR/NAME")
@@ -346,7 +346,7 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) ->
     from edgekws import enrolment
 
     enrolments = store.enrolments()
-    heard = _prototypes(settings, store, enrolments, model, engine) if enrolments else enrolment.bundled(model)
+    heard = enrolment.together(_prototypes(settings, store, enrolments, model, engine)) if enrolments else enrolment.bundled(model)
     if unknown := sorted(set(settings.keyword) - {one.keyword for one in heard}):
         log.warning('[keyword."%s"] is configured but not enrolled. Enrolled: %s', unknown[0], _names(heard))
     tuned = []
@@ -758,11 +758,14 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     if not recordings:
         recordings = _record(keyword, options.source or settings.audio.source)
     made = enrolment.enrol(keyword, speaker, recordings, engine, model, only_enrolled=options.only_enrolled)
+    earlier = [len(one.takes) for one in store.enrolments() if (one.keyword, one.speaker) == (keyword, speaker)]
     store.save_enrolment(keyword, speaker, recordings, only_enrolled=options.only_enrolled)
     # The listener takes these; if it made them itself it would read the negatives, and need 104 MB instead of 70 (measured).
     _prototypes(settings, store, store.enrolments(), model, engine)
     who = f" ({speaker}{', nobody else' if options.only_enrolled else ''})" if speaker or options.only_enrolled else ""
     print(f'enrolled "{keyword}"{who} from {len(recordings)} recordings, threshold {made.threshold:.2f}', flush=True)
+    if earlier:
+        _say(f"in place of the {earlier[0]} that were there")
     if len(recordings) < SHOTS:
         _say(f"{SHOTS} recordings make it much surer than {len(recordings)}")
 
@@ -1077,7 +1080,7 @@ def _clips_of(options: argparse.Namespace, settings: Settings, write: Callable[[
         before_s = _since(options.older_than, time.time(), "--older-than") if options.older_than else None
         if options.action == "purge":
             gone = store.purge_clips(options.label, options.state, options.keyword, before_s=before_s)
-            print(f"{gone} clips deleted, their audio overwritten")
+            print(json.dumps({"deleted": gone}) if options.json else f"{gone} clips deleted, their audio overwritten")
             return 0
         found = store.clips(options.label, options.state, options.keyword, before_s=before_s)
         _print_clips(found, options.json)
@@ -1289,7 +1292,7 @@ def _adapt(options: argparse.Namespace) -> int:
             raise
         return _no_round(store, str(error), options.json)  # where the timer is on, and there was never a learner, nothing has failed
     target = Target.parse(options.target) if options.target else None
-    asked_by = "by hand"
+    asked_by = "by hand, to try it" if options.dry_run else "by hand"
     back = None
     if not options.dry_run:
         pause = Budget(0.5, adaptation.HOT_C, 256).pause if options.if_needed else Budget().pause

@@ -31,7 +31,7 @@ import csv
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,11 +39,11 @@ from typing import Any
 
 import numpy as np
 
-from edgekws.audio import read_recording
+from edgekws.audio import duration_s, read_recording
 from edgekws.detector import REFRACTORY_S, background, scores
 from edgekws.engines import Engine, load_engine
 from edgekws.enrolment import centred, embed, enrol
-from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
+from edgekws.errors import AudioError, EdgekwsError, EnrolmentError, UsageError
 from edgekws.model import Model
 from edgekws.pictures import new_figure, save
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
@@ -60,6 +60,8 @@ PAPER_PAD_S, PAPER_PIECE_S = 1.0, 10.0
 FRAME = SAMPLE_RATE_HZ // 50  # 20 ms
 WORD_GAP_FRAMES = 15  # 0.3 s
 SNIPPET_S, SNIPPET_EVERY_S = 6, 30  # other speech for `follow`
+LONG_TAKE_S = 6.0  # no single word
+SHOWN = 5  # of files that cannot be read
 CACHED_HOURS = 4.0  # of decoded negatives kept in memory between conditions, the first ones: 115 MB an hour
 
 
@@ -231,6 +233,12 @@ def _pcm(samples: np.ndarray) -> np.ndarray:
     return np.round(samples * min(1.0, 32767 / max(peak, 1.0))).astype(np.int16)
 
 
+def pink(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Made noise: float32, shape (count,)."""
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)) + 1.0), count).astype(np.float32)
+
+
 class _Noise:
     """Noise of any length, one recording of the corpus after the other."""
 
@@ -241,8 +249,7 @@ class _Noise:
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """float32, shape (count,)."""
         if not self._paths:
-            spectrum = np.fft.rfft(rng.standard_normal(count))
-            return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)) + 1.0), count).astype(np.float32)
+            return pink(rng, count)
         parts: list[np.ndarray] = []
         while sum(map(len, parts)) < count:
             one = self._one(int(rng.integers(len(self._paths))))
@@ -438,7 +445,7 @@ def _at(entry: Any, names: Sequence[str]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One line of the manifest."""
 
     path: str
@@ -452,7 +459,8 @@ class _Row:
     source: str
 
 
-def _manifest(corpus: Path) -> list[_Row]:
+def read_manifest(corpus: Path) -> list[Row]:
+    """Raises EdgekwsError: it cannot be read, or lacks columns."""
     table = corpus / "manifest.csv"
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -465,7 +473,7 @@ def _manifest(corpus: Path) -> list[_Row]:
         raise EdgekwsError(f"{table}: cannot be read ({error}). A corpus is a folder with a manifest.csv, in UTF-8") from error
 
 
-def _row(line: Mapping[str, str | None]) -> _Row:
+def _row(line: Mapping[str, str | None]) -> Row:
     columns = ("path", "kind", "label", "speaker", "take", "split", "duration_s", "source_repo")
     cell = {name: (line.get(name) or "").strip() for name in columns}
     try:
@@ -473,10 +481,34 @@ def _row(line: Mapping[str, str | None]) -> _Row:
     except ValueError:
         duration_s = 0.0  # only the progress and the hours left out rest on it
     split = cell["split"].rpartition("-")[2]
-    return _Row(cell["path"], cell["kind"], cell["label"], cell["speaker"], cell["take"], split, duration_s, cell["source_repo"])
+    return Row(cell["path"], cell["kind"], cell["label"], cell["speaker"], cell["take"], split, duration_s, cell["source_repo"])
 
 
-def _negative_matches(row: _Row, name: str) -> bool:
+def durations_s(corpus: Path, rows: Iterable[Row]) -> dict[str, float]:
+    """How long each file is by its header, so that a bad one is said before hours of work.
+
+    Raises:
+        EdgekwsError: some cannot be opened or have no samples; all of them are named.
+    """
+    found, bad = {}, []
+    for row in rows:
+        try:
+            found[row.path] = duration_s(corpus / row.path)
+        except AudioError as error:
+            bad.append(str(error))
+    if bad:
+        more = f", and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise EdgekwsError(f"{corpus}: {len(bad)} files of its manifest.csv. {'; '.join(bad[:SHOWN])}{more}. Unpack the whole corpus")
+    return found
+
+
+def note_long(takes_s: Iterable[float]) -> list[str]:
+    """A note if some takes are longer than a word is."""
+    count = sum(seconds > LONG_TAKE_S for seconds in takes_s)
+    return [f"{count} takes are longer than {LONG_TAKE_S:g} s: any event inside one counts as its keyword"] if count else []
+
+
+def _negative_matches(row: Row, name: str) -> bool:
     """By label, by the name of its folder, or by how its path or source begins."""
     return name in (row.label, Path(row.path).parent.name) or row.path.startswith(name) or row.source.startswith(name)
 
@@ -485,7 +517,7 @@ class _Corpus:
     """What is listened to: the manifest, less what the model was trained on."""
 
     def __init__(self, root: Path, model: Model, keywords: Sequence[str] | None, negatives: Sequence[str] | None, protocol: str) -> None:
-        rows = _manifest(root)
+        rows = read_manifest(root)
         self.root = root
         self.notes: list[str] = []
         known = list(dict.fromkeys(row.label for row in rows if row.kind == "keyword"))
@@ -493,6 +525,7 @@ class _Corpus:
             raise UsageError(f'no keyword "{wrong[0]}" in {root / "manifest.csv"}. There are: {", ".join(known) or "none"}')
         self.keywords = [keyword for keyword in known if not keywords or keyword in keywords]
         spoken = [row for row in rows if row.kind == "keyword" and row.label in self.keywords]
+        self.splits = list(dict.fromkeys(row.split for row in spoken))
         self.enrol = [row for row in spoken if row.split == "enrol"]
         wanted = [row for row in rows if row.kind == "negative"]
         for name in negatives or ():
@@ -500,12 +533,15 @@ class _Corpus:
                 labels = ", ".join(dict.fromkeys(row.label for row in wanted)) or "none"
                 raise UsageError(f'no negatives "{name}" in {root}. Labels: {labels}; a folder or the start of a path will do too')
         wanted = [row for row in wanted if not negatives or any(_negative_matches(row, name) for name in negatives)]
+        every_noise = [row for row in rows if row.kind == "noise"]
+        test = [row for row in spoken if row.split == "test"]
+        lasts_s = durations_s(root, [*self.enrol, *test, *wanted, *every_noise])
         self.negatives, left_out = self._unseen(wanted, model)
         self.left_out_hours = sum(row.duration_s for row in left_out) / 3600
-        self.test, seen = self._unseen([row for row in spoken if row.split == "test"], model)
+        self.test, seen = self._unseen(test, model)
+        self.notes += note_long(lasts_s[row.path] for row in self.test)
         if seen:
             self.notes.append(f"{len(seen)} test takes left out: the model was trained on them")
-        every_noise = [row for row in rows if row.kind == "noise"]
         self.noise, noise_left_out = self._unseen(every_noise, model)
         if not every_noise:
             self.notes.append("the corpus has no noise: pink noise was generated in its place")
@@ -522,16 +558,16 @@ class _Corpus:
             )
         self._segments = self._read_segments() if protocol == "paper" else {}  # nobody else wants them
 
-    def _unseen(self, rows: Sequence[_Row], model: Model) -> tuple[list[_Row], list[_Row]]:
+    def _unseen(self, rows: Sequence[Row], model: Model) -> tuple[list[Row], list[Row]]:
         """Those that the model was not trained on, and those that it was."""
-        unseen: list[_Row] = []
-        seen: list[_Row] = []
+        unseen: list[Row] = []
+        seen: list[Row] = []
         for row in rows:
             trained = bool(model.trained_on_sha256) and self._sha256(row) in model.trained_on_sha256
             (seen if trained else unseen).append(row)
         return unseen, seen
 
-    def _sha256(self, row: _Row) -> str:
+    def _sha256(self, row: Row) -> str:
         try:
             return hashlib.sha256((self.root / row.path).read_bytes()).hexdigest()[:16]
         except OSError as error:
@@ -551,7 +587,7 @@ class _Corpus:
                 raise EdgekwsError(f"{table}: {type(error).__name__} {error}. Its columns are path, start_s, duration_s") from error
         return found
 
-    def pieces(self, row: _Row, samples: np.ndarray) -> Iterator[np.ndarray]:
+    def pieces(self, row: Row, samples: np.ndarray) -> Iterator[np.ndarray]:
         """The utterances of a negative, or pieces of 10 s where segments.csv does not name it."""
         step = round(PAPER_PIECE_S * SAMPLE_RATE_HZ)
         even = [(first, first + step) for first in range(0, len(samples), step)]
@@ -588,7 +624,7 @@ class _Listener:
         self._follow = follow
         self.hours = 0.0
         self._noise = _Noise([corpus.root / row.path for row in corpus.noise])
-        self._other_speech: list[np.ndarray] = []
+        self.other_speech: list[np.ndarray] = []
         self._decoded: dict[str, np.ndarray] = {}
         self._room = round(CACHED_HOURS * 3600 * SAMPLE_RATE_HZ)  # samples that may be kept still
 
@@ -606,7 +642,7 @@ class _Listener:
         for row in self.corpus.test:
             self._listen_take(row, condition, strangers)
 
-    def _listen_negative(self, row: _Row, condition: str, everyone: Sequence[User]) -> None:
+    def _listen_negative(self, row: Row, condition: str, everyone: Sequence[User]) -> None:
         samples = self._decoded[row.path] if row.path in self._decoded else read_recording(self.corpus.root / row.path)
         if row.path not in self._decoded and len(samples) <= self._room:
             self._decoded[row.path] = samples
@@ -643,7 +679,7 @@ class _Listener:
                 values = values - common[id(cohort)] * np.float32(user.enrolled.scale)
             yield user, values if self.protocol == "stream" else values.max(keepdims=True)
 
-    def _listen_take(self, row: _Row, condition: str, strangers: bool) -> None:
+    def _listen_take(self, row: Row, condition: str, strangers: bool) -> None:
         members = self.users.get(row.label, [])
         own = next((user for user in members if user.speaker == row.speaker), None)
         if own is None:
@@ -668,7 +704,7 @@ class _Listener:
         self.progress.add(row.duration_s + BEFORE_S + AFTER_S, f"{condition}, {row.path}")
 
     def _heard_as(
-        self, stream: np.ndarray, speech: np.ndarray, row: _Row, condition: str, offset: int = 0, end_of_word: int = 0
+        self, stream: np.ndarray, speech: np.ndarray, row: Row, condition: str, offset: int = 0, end_of_word: int = 0
     ) -> np.ndarray:
         """A stream as the condition has it, int16; `speech` lies in it from `offset`."""
         if condition == "clean":
@@ -677,7 +713,7 @@ class _Listener:
         on = active(speech)
         if condition == "follow":
             rng = _random(row.path, "follow")
-            other = self._other_speech[int(rng.integers(len(self._other_speech)))]
+            other = self.other_speech[int(rng.integers(len(self.other_speech)))]
             first = end_of_word + round(FOLLOW_S * SAMPLE_RATE_HZ)
             other = np.resize(other, max(0, len(mixed) - first)).astype(np.float32)
             gain = math.sqrt(speech_power(speech, on) / max(speech_power(other, active(other)), 1e-3))
@@ -689,14 +725,14 @@ class _Listener:
         noise = self._noise.draw(_random(row.path, "noise"), len(mixed))
         return _pcm(add_noise(mixed, power, noise, SNR_DB[condition]))
 
-    def _keep_other_speech(self, row: _Row, samples: np.ndarray) -> None:
+    def _keep_other_speech(self, row: Row, samples: np.ndarray) -> None:
         on = active(samples)
         onsets = np.flatnonzero(on & ~np.concatenate([[False], on[:-1]])) * FRAME
         if not len(onsets):
             return
         count = -(-len(samples) // (SNIPPET_EVERY_S * SAMPLE_RATE_HZ))
         for first in _random(row.path, "other speech").choice(onsets, min(count, len(onsets)), replace=False):
-            self._other_speech.append(samples[first : first + SNIPPET_S * SAMPLE_RATE_HZ].copy())
+            self.other_speech.append(samples[first : first + SNIPPET_S * SAMPLE_RATE_HZ].copy())
 
 
 # The command.
@@ -752,8 +788,8 @@ def evaluate(
     # After clean, so that it finds clean's scores of the negatives.
     for condition in sorted(heard, key=("clean", "follow").__contains__, reverse=True):
         listener.listen(condition, strangers=condition == "clean" and "others" in chosen)
-        if not listener.hours:
-            raise EdgekwsError(f"{corpus}: the negatives hold no audio. Unpack the corpus again")
+        if listener.hours * 3_600_000 < HOP_MS or ("follow" in heard and not listener.other_speech):
+            raise EdgekwsError(f"{corpus}: the negatives are too short to count false accepts on. Give some of a second or more")
         for keyword, members in users.items():
             entry, others = measure(members, listener.hours, protocol)
             report[condition]["keywords"][keyword] = entry
@@ -800,13 +836,14 @@ def _enrol(
     users: dict[str, list[User]] = {}
     refused = []
     refusal: EnrolmentError | None = None
-    without = 0
+    without = fewer = 0
     for keyword, speaker in dict.fromkeys((row.label, row.speaker) for row in corpus.test):
         rows = [row for row in corpus.enrol if (row.label, row.speaker) == (keyword, speaker)]
         rows.sort(key=lambda row: (int(row.take) if row.take.isdecimal() else 0, row.path))
         if not rows:
             without += 1
             continue
+        fewer += len(rows) < shots
         recordings = [read_recording(corpus.root / row.path) for row in rows[:shots]]
         enrolled: Enrolled | None = None
         try:
@@ -820,8 +857,16 @@ def _enrol(
         users.setdefault(keyword, []).append(User(keyword, speaker, enrolled))
     if without:
         corpus.notes.append(f"{without} speakers with test takes but nothing to enrol them from were left out")
+    if untested := len({(row.label, row.speaker) for row in corpus.enrol} - {(row.label, row.speaker) for row in corpus.test}):
+        corpus.notes.append(f"{untested} speakers have no test takes and were left out")
+    if fewer:
+        corpus.notes.append(f"{fewer} users were enrolled from fewer than {shots} recordings: they have no more")
     if not users:
-        raise EdgekwsError(f"{corpus.root}: nobody has both a take marked enrol and one marked test, so there is nothing to measure")
+        splits = ", ".join(f'"{split}"' for split in corpus.splits)
+        raise EdgekwsError(
+            f"{corpus.root}: nobody has both a take marked enrol and one marked test, so there is nothing to measure."
+            f" The splits of its keywords: {splits or 'none'}"
+        )
     if refusal and not any(user.enrolled for members in users.values() for user in members):
         raise refusal
     return users, refused

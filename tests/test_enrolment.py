@@ -136,6 +136,15 @@ def test_only_enrolled_never_lowers_the_threshold(engine, model, takes):
     assert only.threshold >= anyone.threshold
 
 
+def test_the_speakers_of_a_keyword_keep_its_promise_together(engine, model, takes):
+    ann = enrolment.enrol("open sesame", "ann", takes, engine, model)
+    bob, other = replace(ann, speaker="bob"), replace(ann, keyword="jarvis")
+    rises = [after.threshold - ann.threshold for after in enrolment.together([ann, bob, other])]
+
+    assert rises == pytest.approx([0.15, 0.15, 0.0], abs=0.01)
+    assert enrolment.together([ann, other]) == [ann, other]
+
+
 def test_the_same_recordings_give_the_same_keyword(engine, model, takes):
     first, second = (enrolment.enrol("open sesame", "demo", takes, engine, model) for _ in range(2))
 

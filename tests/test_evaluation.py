@@ -430,3 +430,65 @@ def test_recordings_that_nobody_can_enrol_from_are_reported(model, corpus):
         soundfile.write(corpus / f"kw/slt/{i}.wav", np.zeros(16_000, np.int16), SAMPLE_RATE_HZ)
     with pytest.raises(EnrolmentError, match="silent"):
         evaluate(corpus, model, conditions=["clean"])
+
+
+def rewritten(corpus, change):
+    """The corpus with another table: `change` is given each row as a dict, and gives it or None."""
+    with (corpus / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        rows = [new for row in csv.DictReader(file) if (new := change(row))]
+    with (corpus / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return corpus
+
+
+def test_users_with_too_few_takes_and_takes_too_long_for_one_word_are_noted(model, corpus):
+    import soundfile
+
+    rewritten(corpus, lambda row: row | {"split": "enrol"} if row["speaker"] == "nobody" else row)
+    soundfile.write(corpus / "kw/slt/t0.wav", np.tile(read_recording(corpus / "kw/slt/t0.wav"), 4), SAMPLE_RATE_HZ)
+    notes = evaluate(corpus, model, conditions=["clean"])["notes"]
+
+    assert "1 users were enrolled from fewer than 3 recordings: they have no more" in notes
+    assert "1 speakers have no test takes and were left out" in notes
+    assert "1 takes are longer than 6 s: any event inside one counts as its keyword" in notes
+
+
+def test_where_nobody_can_be_measured_the_splits_that_are_there_are_named(model, corpus):
+    rewritten(corpus, lambda row: row | {"split": "train" if row["kind"] == "keyword" else ""})
+
+    with pytest.raises(EdgekwsError, match=r'nobody has both .* The splits of its keywords: "train"$'):
+        evaluate(corpus, model)
+
+
+def test_all_files_that_cannot_be_read_are_named_before_anything_is_heard(model, corpus):
+    import soundfile
+
+    (corpus / "kw/slt/t1.wav").unlink()
+    (corpus / "neg/a/0.wav").write_text("words")
+    soundfile.write(corpus / "noise/hum.wav", np.zeros(0, np.int16), SAMPLE_RATE_HZ)
+
+    bad = r"3 files of its .*t1\.wav: no such file.*0\.wav: not audio that is known.*hum\.wav: there are no samples"
+    with pytest.raises(EdgekwsError, match=bad):
+        evaluate(corpus, model, progress=pytest.fail)
+
+
+def test_negatives_of_a_few_samples_are_one_clear_error(model, corpus):
+    import soundfile
+
+    for name in "ab":
+        soundfile.write(corpus / f"neg/{name}/0.wav", np.full(1000 if name == "a" else 300, 100, np.int16), SAMPLE_RATE_HZ)
+    rewritten(corpus, lambda row: None if row["path"] == "neg/b/0.wav" else row)
+    with pytest.raises(EdgekwsError, match="the negatives are too short"):
+        evaluate(corpus, model, conditions=["clean"])
+    rewritten(corpus, lambda row: row | {"path": "neg/b/0.wav"} if row["kind"] == "negative" else row)
+    with pytest.raises(EdgekwsError, match="the negatives are too short"):
+        evaluate(corpus, model, conditions=["follow"])
+
+
+def test_a_table_in_utf_16_is_one_clear_error(model, corpus):
+    (corpus / "manifest.csv").write_text((corpus / "manifest.csv").read_text(encoding="utf-8"), encoding="utf-16")
+
+    with pytest.raises(EdgekwsError, match=r"manifest\.csv: cannot be read .* in UTF-8"):
+        evaluate(corpus, model)

@@ -100,6 +100,12 @@ def test_only_the_training_side_of_a_corpus_is_heard(tmp_path):
     assert [path.name for path in noise] == ["1.opus"]
 
 
+def test_a_manifest_as_a_spreadsheet_writes_it_is_read(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path,kind,split\nneg/nathalie/0.opus,negative,negative\n", encoding="utf-8-sig")
+
+    assert material.train_files(tmp_path) == ([tmp_path / "neg/nathalie/0.opus"], [])
+
+
 def test_files_are_named_by_what_is_in_them(tmp_path):
     (tmp_path / "a").write_bytes(b"sound")
 

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import re
@@ -108,6 +109,25 @@ def round_and_rests(factory, snapshot, tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcome(round_and_rests):
     return round_and_rests[0]
+
+
+def test_a_household_is_tested_as_the_detector_hears_it(factory):
+    """A recording by whoever of the keyword's speakers it is most like, and each false accept once."""
+
+    def heard(change, *who):
+        snapshot = dataclasses.replace(heard_before(()), voices=[Voice(KEYWORD, one, TAKES, id=one) for one in who])
+        one = rounds._Round(factory, snapshot, [], [], lambda line: None, lambda: None)
+        with contextlib.closing(load_engine(factory)) as engine:
+            return one.hear(rounds.by_engine(engine), change(one.enrolled))
+
+    def at(threshold):
+        return lambda enrolled: [dataclasses.replace(one, threshold=threshold) for one in enrolled]
+
+    deaf_bob = heard(lambda both: [both[0], dataclasses.replace(both[1], prototypes=-both[1].prototypes)], "ann", "bob")
+    alone, both = heard(at(-1.0 + 0.5 * np.log10(2)), "ann"), heard(at(-1.0), "ann", "bob")
+
+    assert sum(one.margin >= 0 for one in deaf_bob.trials if one.voice.endswith("bob") and one.kind == "quiet") > 20
+    assert both.false_accepts == alone.false_accepts > 0
 
 
 def test_every_part_of_a_round_lets_the_machine_rest_between_its_pieces(round_and_rests):

@@ -1,9 +1,12 @@
+import contextlib
 import csv
 import functools
+import hashlib
 import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,7 +48,7 @@ def corpus(tmp_path):
     return make_corpus(tmp_path / "corpus")
 
 
-def make_corpus(root, noises=2):
+def make_corpus(root, noises=2, sides=("neg/nathalie", "neg/other"), prefix="", takes=6, fold="fold5"):
     """One user with six takes, a little speech to live among, a little to be tested on, one kind of noise."""
     rows = []
 
@@ -55,15 +58,15 @@ def make_corpus(root, noises=2):
         rows.append([path, kind, label, speaker, 0, split, len(samples) / 16_000, ""])
 
     for i, take in enumerate(TAKES):
-        add(f"kw/e{i}.wav", "keyword", "open sesame", "slt", "enrol", take)
-    for i in range(6):
+        add(f"kw/e{i}.wav", "keyword", "open sesame", "slt", f"{prefix}enrol", take)
+    for i in range(takes):
         end = round(ENDS_S[i % 5] * 16_000)
-        add(f"kw/t{i}.wav", "keyword", "open sesame", "slt", "test", STREAM[end - 20_000 : end + 4000])
-    add("neg/nathalie/0.wav", "negative", "talk", "", "negative", np.concatenate(ambience(4)))
-    add("neg/other/0.wav", "negative", "talk", "", "negative", np.concatenate(ambience(6)[4:]))
+        add(f"kw/t{i}.wav", "keyword", "open sesame", "slt", f"{prefix}test", STREAM[end - 20_000 : end + 4000])
+    for side, talk in zip(sides, (ambience(4), ambience(6)[4:]), strict=False):
+        add(f"{side}/0.wav", "negative", "talk", "", "negative", np.concatenate(talk))
     hum = (np.random.default_rng(0).standard_normal((max(noises, 1), 32_000)) * 500).astype(np.int16)
     for i in range(noises):
-        add(f"noise/{i}.wav", "noise", "hum", "", "fold5", hum[i])
+        add(f"noise/{i}.wav", "noise", "hum", "", fold, hum[i])
     with (root / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "kind", "label", "speaker", "take", "split", "duration_s", "source_repo"])
@@ -125,13 +128,13 @@ def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_say
     monkeypatch.setattr(trial, "load_meter", functools.partial(load_meter, "ina3221", sysfs=tree))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    rows = trial._life((corpus, person, 0, 10.0, factory, ("enrol-only",), (1.0,), True))
+    rows = trial._life((corpus, person, 0, 10.0, factory, (("enrol-only", 1.0),), True))
     assert [row["energy_j"] for row in rows] == [pytest.approx(4.775 * rows[0]["round_s"], rel=0.02, abs=0.3)] * 2
     assert [row["why_no_energy"] for row in rows] == [None, None]
     table = [line.split() for line in trial.table(rows).splitlines()]
     assert [line[table[0].index("J")] for line in table[1:]] == [f"{rows[0]['energy_j']:.0f}"] * 2
 
-    (row, _) = trial._life((corpus, person, 0, 10.0, factory, ("enrol-only",), (1.0,), False))
+    (row, _) = trial._life((corpus, person, 0, 10.0, factory, (("enrol-only", 1.0),), False))
     assert (row["energy_j"], row["why_no_energy"]) == (None, "other lives ran beside it (--workers 1 runs them one by one)")
 
 
@@ -146,7 +149,7 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
     monkeypatch.setattr(trial, "by_engine", lambda engine: tested.append(engine.precision) or by_engine(engine))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    whole, _, small, _ = trial._life((corpus, person, 0, 10.0, factory, ("onda1-hap", "onda1-hap-int8"), (4.0,), False))
+    whole, _, small, _ = trial._life((corpus, person, 0, 10.0, factory, (("onda1-hap", 4.0), ("onda1-hap-int8", 4.0)), False))
     assert tested == ["int8"]
     assert small["arm"] == "onda1-hap-int8" and small["parameters"] == whole["parameters"]
     assert small["file_kb"] < whole["file_kb"] / 2
@@ -173,13 +176,107 @@ def test_what_cannot_be_is_wrong_usage(corpus, capsys, options, words):
     assert words in capsys.readouterr().err
 
 
-def test_a_corpus_that_nobody_can_live_in_is_said(tmp_path):
-    corpus = make_corpus(tmp_path / "quiet", noises=1)
+@pytest.mark.parametrize(
+    ("lacking", "words"),
+    [
+        ({"sides": ("neg/a", "neg/b")}, "negatives without a training side are shared: 0.2 min speak in the stream, 0.4 min in the test"),
+        ({"sides": ("neg/nathalie",)}, "negatives without a training side are shared: 0.2 min speak in the stream, 0.2 min in the test"),
+        ({"fold": "fold1"}, "no kind of noise has two recordings outside of fold1 and fold2: all of the noise is lived under"),
+        ({"noises": 1}, "no kind of noise has two recordings: half the time of one is lived under, the other half is in the test"),
+        ({"noises": 0}, "the corpus has no noise that can be heard: pink noise is made in its place"),
+    ],
+    ids=["no sides", "one file", "training's noise", "one noise", "no noise"],
+)
+def test_what_a_corpus_lacks_is_made_up_for_and_said(tmp_path, lacking, words):
+    said = []
+    corpus = make_corpus(tmp_path / "corpus", **lacking)
+    (rows,) = trial.run(corpus, arms=["before"], networks=["edge-small"], keywords=["open sesame"], say=said.append)
 
-    with pytest.raises(EdgekwsError, match="no kind of noise has two recordings outside of fold1 and fold2"):
+    assert [row["condition"] for row in rows] == ["room", "clean"]
+    assert words in said
+
+
+def test_a_corpus_with_both_sides_needs_no_note(corpus):
+    assert lives.look_over(corpus) == []
+
+
+@pytest.mark.parametrize("sides", [("neg/a", "neg/b"), ("neg/nathalie", "neg/librispeech/librispeech_000"), ("neg/a",)])
+def test_speech_is_either_in_the_stream_or_in_the_test_and_always_there(tmp_path, sides):
+    found = []
+    for name in "ab":
+        corpus = make_corpus(tmp_path / name, sides=sides)
+        said = [lives.at_level(lives.read_recording(corpus / side / "0.wav"), lives.LEVEL_DBFS) for side in sides]
+        stream = lives._stream(lives.Person("", "", [], []), [], corpus, np.random.default_rng(0))[0]
+        found.append(np.concatenate([stream, *lives.test_speech(corpus, "open sesame")]))
+
+    assert np.array_equal(np.sort(found[0]), np.sort(np.concatenate(said)))
+    assert np.array_equal(*found)
+
+
+def test_negatives_that_training_had_are_no_test(tmp_path, monkeypatch):
+    corpus = make_corpus(tmp_path / "corpus", sides=("neg/a",))
+    trained = frozenset([hashlib.sha256((corpus / "neg/a/0.wav").read_bytes()).hexdigest()[:16]])
+    monkeypatch.setattr(lives, "load_model", lambda path: SimpleNamespace(trained_on_sha256=trained))
+
+    with pytest.raises(EdgekwsError, match=r"no negatives .*: 1 there, 1 of a second or more, 0 that no network was trained on"):
         list(trial.run(corpus, arms=["before"], networks=["edge-small"], keywords=["open sesame"]))
-    with pytest.raises(EdgekwsError, match=r"manifest\.csv: No such file.*Give a corpus"):
+
+
+def test_a_recording_of_silence_is_no_noise(corpus):
+    soundfile.write(corpus / "noise/0.wav", np.zeros(32_000, np.int16), 16_000)
+
+    assert lives._noises(corpus)[0] == {"hum": [corpus / "noise/1.wav"]}
+    for part in ("live", "test"):
+        assert lives.Room(corpus, 0, 5.0).hear(np.zeros(48_000, np.float32), part, 1).std() > 100
+
+
+def test_a_corpus_that_nobody_can_live_in_is_said(tmp_path):
+    with pytest.raises(EdgekwsError, match="none of its 1 users has 3 takes of split enrol and 5 of split test"):
+        list(trial.run(make_corpus(tmp_path / "few", takes=4)))
+    with pytest.raises(EdgekwsError, match=r"manifest\.csv: cannot be read .*No such file"):
         list(trial.run(tmp_path / "nowhere", keywords=["open sesame"]))
+    corpus = make_corpus(tmp_path / "torn")
+    (corpus / "neg/other/0.wav").write_text("words")
+    with pytest.raises(EdgekwsError, match=r"neg/other/0\.wav: not audio that is known"):
+        list(trial.run(corpus))
+
+
+def test_who_can_live_who_cannot_and_who_is_added_is_said(tmp_path, monkeypatch):
+    corpus = make_corpus(tmp_path / "corpus", prefix="seenkw-")
+    with (corpus / "manifest.csv").open("a") as file:
+        file.write("kw/e0.wav,keyword, open sesame ,bob,0,test,1,\n")
+    synthetic = lives.Person("hey snips", "flite:slt", TAKES, [np.zeros(7 * 16_000, np.int16)])
+    monkeypatch.setattr(trial, "spoken_people", lambda: [synthetic])
+    said = []
+
+    assert [one.speaker for one in trial.people(corpus, None, None, said.append)] == ["slt", "flite:slt"]
+    assert said == [
+        "1 users of the corpus can live, 1 cannot (3 takes of split enrol and 5 of split test); 1 of text-to-speech are added",
+        "1 takes are longer than 6 s: any event inside one counts as its keyword",
+    ]
+    assert trial.people(make_corpus(tmp_path / "few", takes=4), ["hey snips"], None) == [synthetic]
+
+
+def test_only_what_a_file_lacks_of_a_life_is_run(corpus, monkeypatch):
+    ran = []
+    life = {"user": "slt", "keyword": "open sesame", "network": "edge-small", "seed": 0, "snr_db": 5.0}
+    before = {**life, "arm": "before", "compression": 1.0}
+    pruned = {**life, "arm": "onda1-hap", "compression": 4.0}
+    refused = {**life, "arm": "before", "refused": "a take is silent"}
+    monkeypatch.setattr(trial, "ProcessPoolExecutor", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(map=map)))
+    monkeypatch.setattr(trial, "_life", lambda job: ran.append(job[5]) or [before])
+    wanted = {"arms": ["before", "onda1-hap"], "compressions": [4.0, 10.0], "networks": ["edge-small"], "keywords": ["open sesame"]}
+    for done in ([], [before], [before, pruned], [refused]):
+        list(trial.run(corpus, **wanted, rooms_db=[5.0], done=set(map(trial.life_of, done))))
+
+    whole = (("before", 1.0), ("onda1-hap", 4.0), ("onda1-hap", 10.0))
+    assert ran == [whole, whole[1:], whole[2:]]
+
+
+def test_a_refused_enrolment_stands_under_the_table():
+    refused = {"user": "bob", "keyword": "k", "network": "edge", "seed": 3, "snr_db": 5.0, "arm": "before", "refused": "a take is silent"}
+
+    assert trial.table([row("before", 0.8), refused]).splitlines()[2:] == ["k, bob, edge, seed 3: a take is silent"]
 
 
 def test_a_life_whose_process_is_killed_says_what_to_do(corpus, monkeypatch, capsys):

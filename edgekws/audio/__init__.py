@@ -1,6 +1,6 @@
 """Where samples come from: a microphone, a file, standard input. Whatever it is, int16 mono at 16 kHz comes out."""
 
-from edgekws.audio.files import FileSource, read_recording
+from edgekws.audio.files import FileSource, duration_s, read_recording
 from edgekws.audio.microphone import InputDevice, MicSource, input_devices, play
 from edgekws.audio.opening import open_source, record
 from edgekws.audio.source import Source
@@ -12,6 +12,7 @@ __all__ = [
     "MicSource",
     "Source",
     "StdinSource",
+    "duration_s",
     "input_devices",
     "open_source",
     "play",

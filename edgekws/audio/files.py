@@ -74,6 +74,14 @@ def read_recording(path: Path) -> np.ndarray:
         return np.concatenate(list(_blocks(path, file)))
 
 
+def duration_s(path: Path) -> float:
+    """How long a recording is by its header. Raises AudioError: missing, not audio, or empty."""
+    with _open(path) as file:
+        if not file.frames:
+            raise AudioError(f"cannot read {path}: there are no samples in it{_unfinished(path)}")
+        return float(file.frames / file.samplerate)
+
+
 def _open(path: Path) -> Any:
     """An open soundfile.SoundFile."""
     try:

@@ -5,7 +5,8 @@ among read speech, through a room response and under one kind of noise, 10, 5 or
 device; a round learns from them. Tested is on the other half of the takes, in that room under other recordings of that noise, and in quiet;
 false accepts on speech that no network and no stream has had.
 
-The corpus' training side (see training/material.py) speaks in the stream, its evaluation side in the test. No keyword was ever trained on.
+The corpus' training side (see training/material.py) speaks in the stream, its evaluation side in the test; of a corpus without such sides
+half of what training never had speaks in each. No keyword was ever trained on.
 """
 
 from __future__ import annotations
@@ -27,18 +28,32 @@ from edgekws.audio import read_recording
 from edgekws.detector import Detector, scores
 from edgekws.engines import Engine, load_engine
 from edgekws.errors import EdgekwsError
-from edgekws.evaluation import HIGHEST_RATE, Take, events, false_accept_steps, reverberate, room_response, wilson
+from edgekws.evaluation import (
+    HIGHEST_RATE,
+    Row,
+    Take,
+    durations_s,
+    events,
+    false_accept_steps,
+    pink,
+    read_manifest,
+    reverberate,
+    room_response,
+    wilson,
+)
 from edgekws.frontend import log_mel
-from edgekws.model import Model
+from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import PER_HOUR, Cut, PseudoLabels
 from edgekws.training import synthesis
-from edgekws.training.material import LEVEL_DBFS, TRAIN_NEGATIVES, TRAIN_NOISE_FOLDS, at_level, to_int16
+from edgekws.training.material import LEVEL_DBFS, TRAIN_NEGATIVES, TRAIN_NOISE_FOLDS, at_level, sha256_16, to_int16
 from edgekws.training.round import Embed, Moment, Snapshot, Voice
 from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 
 LEAST_TAKES = 5  # beside the enrolment: fewer cannot be halved
 MOST_TAKES = 70
+LEAST_NEGATIVE_S = 1.0  # a shorter one holds no wake
+LEAST_NOISE = SAMPLE_RATE_HZ // 10  # samples that are not digital silence
 LIVE_MINUTES = 40.0
 ROOMS_DB = (10.0, 5.0, 0.0)
 SPOKEN_KEYWORDS = ("hey snips", "hey snapdragon")
@@ -82,17 +97,16 @@ class Person:
     takes: Sequence[np.ndarray]
 
 
-def corpus_people(corpus: Path, keywords: Sequence[str] | None = None) -> list[Person]:
-    """Those with enough takes beside their enrolment; most takes first within a keyword."""
-    rows = _rows(corpus)
-    found: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
-    for row in rows:
-        if row["kind"] == "keyword" and (not keywords or row["label"] in keywords) and row["split"] in ("enrol", "test"):
-            found.setdefault((row["label"], row["speaker"]), {"enrol": [], "test": []})[row["split"]].append(row)
+def corpus_people(corpus: Path, keywords: Sequence[str] | None = None, least: int = LEAST_TAKES) -> list[Person]:
+    """Those with so many takes beside their enrolment; most takes first within a keyword."""
+    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in _rows(corpus):
+        if row.kind == "keyword" and (not keywords or row.label in keywords) and row.split in ("enrol", "test"):
+            found.setdefault((row.label, row.speaker), {"enrol": [], "test": []})[row.split].append(row)
     people = []
     for (keyword, speaker), parts in found.items():
-        if len(parts["enrol"]) >= 3 and len(parts["test"]) >= LEAST_TAKES:
-            enrol, takes = ([_read(corpus / row["path"]) for row in parts[split]] for split in ("enrol", "test"))
+        if len(parts["enrol"]) >= 3 and len(parts["test"]) >= least:
+            enrol, takes = ([_read(corpus / row.path) for row in parts[split]] for split in ("enrol", "test"))
             people.append(Person(keyword, speaker, enrol[:3], takes[:MOST_TAKES]))
     return sorted(people, key=lambda one: (one.keyword, -len(one.takes), one.speaker))
 
@@ -121,13 +135,62 @@ def _read(path: Path) -> np.ndarray:
     return read_recording(path)
 
 
+_rows = functools.cache(read_manifest)
+
+
+def look_over(corpus: Path) -> list[str]:
+    """What its lives will lack, for people.
+
+    Raises:
+        EdgekwsError: files that cannot be read, or nobody to live among or to be tested on.
+    """
+    durations_s(corpus, [row for row in _rows(corpus) if row.kind in ("negative", "noise") or row.split in ("enrol", "test")])
+    return [note for note in (_sides(corpus)[2], _noises(corpus)[1]) if note]
+
+
 @functools.cache
-def _rows(corpus: Path, table: str = "manifest.csv") -> list[dict[str, str]]:
-    try:
-        with open(corpus / table, newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise EdgekwsError(f"{corpus / table}: {error.strerror}. Give a corpus: a directory with a manifest.csv") from error
+def _sides(corpus: Path) -> tuple[list[str], list[str], str]:
+    """Paths of the negatives that speak in the stream and of those in the test, and a note; of one that is both, half of its time is."""
+    rows = [row for row in _rows(corpus) if row.kind == "negative"]
+    lasts_s = durations_s(corpus, rows)
+    paths = [row.path for row in rows if lasts_s[row.path] >= LEAST_NEGATIVE_S]
+    trained = frozenset[str]().union(*(load_model(find_model(name)).trained_on_sha256 for name in builtin_models()))
+    unseen = [path for path in paths if sha256_16([corpus / path])[0] not in trained]
+    live = [path for path in paths if path.startswith(TRAIN_NEGATIVES)]
+    test = [path for path in unseen if path not in live]
+    if live and test:
+        return live, test, ""
+    if not unseen:
+        raise EdgekwsError(
+            f"{corpus}: no negatives to live among and to be tested on: {len(rows)} there, {len(paths)} of a second or more,"
+            " 0 that no network was trained on. Give some"
+        )
+    drawn = sorted(unseen, key=lambda path: hashlib.sha256(path.encode()).digest())
+    live, test = ([path for path in unseen if path in (drawn[half::2] or drawn)] for half in (1, 0))
+    share = 0.5 if live == test else 1.0
+    live_min, test_min = (share * sum(lasts_s[path] for path in side) / 60 for side in (live, test))
+    note = f"negatives without a training side are shared: {live_min:.1f} min speak in the stream, {test_min:.1f} min in the test"
+    return live, test, note
+
+
+@functools.cache
+def _noises(corpus: Path) -> tuple[dict[str, list[Path]], str]:
+    """The kinds of noise to live under, those with two recordings if there are any; and a note."""
+    every = [row for row in _rows(corpus) if row.kind == "noise"]
+    outside = [row for row in every if row.split not in TRAIN_NOISE_FOLDS]
+    folds = " and ".join(TRAIN_NOISE_FOLDS)
+    for rows, least, note in (
+        (outside, 2, ""),
+        (every, 2, f"no kind of noise has two recordings outside of {folds}: all of the noise is lived under"),
+        (every, 1, "no kind of noise has two recordings: half the time of one is lived under, the other half is in the test"),
+    ):
+        kinds: dict[str, list[Path]] = {}
+        for row in rows:
+            if len(_loud(_read(corpus / row.path))) >= LEAST_NOISE:
+                kinds.setdefault(row.label, []).append(corpus / row.path)
+        if found := {kind: paths for kind, paths in kinds.items() if len(paths) >= least}:
+            return found, note
+    return {}, "the corpus has no noise that can be heard: pink noise is made in its place"
 
 
 class Room:
@@ -135,18 +198,14 @@ class Room:
 
     def __init__(self, corpus: Path, seed: int, snr_db: float | None) -> None:
         rng = np.random.default_rng([31, seed])
-        kinds: dict[str, list[Path]] = {}
-        for row in _rows(corpus):
-            if row["kind"] == "noise" and row["split"] not in TRAIN_NOISE_FOLDS:
-                kinds.setdefault(row["label"], []).append(corpus / row["path"])
-        kinds = {kind: paths for kind, paths in kinds.items() if len(paths) > 1}
-        if not kinds:
-            raise EdgekwsError(f"{corpus}: no kind of noise has two recordings outside of {' and '.join(TRAIN_NOISE_FOLDS)}. Add some")
-        self.noise = sorted(kinds)[int(rng.integers(len(kinds)))]
-        paths = sorted(kinds[self.noise])
+        kinds = _noises(corpus)[0]
+        self.noise = sorted(kinds)[int(rng.integers(len(kinds)))] if kinds else "pink"
+        paths = sorted(kinds.get(self.noise, []))
         self.snr_db = snr_db
         self._response = room_response(rng)
         self._parts = {"live": paths[: len(paths) // 2], "test": paths[len(paths) // 2 :]}
+        if len(paths) == 1:
+            self._parts["live"] = paths
         self._read: dict[str, list[np.ndarray]] = {}
 
     def hear(self, speech: np.ndarray, part: str, seed: int) -> np.ndarray:
@@ -166,6 +225,10 @@ class Room:
     def _noise(self, part: str, count: int, rng: np.random.Generator) -> np.ndarray:
         if part not in self._read:
             self._read[part] = [_unit(_read(path)) for path in self._parts[part]]
+            if self._parts["live"] == self._parts["test"]:
+                self._read[part] = [_half(one, part) for one in self._read[part]]
+        if not self._read[part]:
+            return pink(rng, count)
         pieces: list[np.ndarray] = []
         while sum(map(len, pieces)) < count:
             one = self._read[part][int(rng.integers(len(self._read[part])))]
@@ -175,9 +238,18 @@ class Room:
 
 def _unit(samples: np.ndarray) -> np.ndarray:
     """Of unit power, without the digital silence that fills a short recording up."""
-    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 1)
-    kept = samples[loud[0] : loud[-1] + 1].astype(np.float32)
+    kept = _loud(samples).astype(np.float32)
     return np.asarray(kept / np.sqrt((kept**2).mean()), np.float32)
+
+
+def _loud(samples: np.ndarray) -> np.ndarray:
+    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 1)
+    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
+
+
+def _half(samples: np.ndarray, part: str) -> np.ndarray:
+    """Of what both the stream and the test need."""
+    return samples[: len(samples) // 2] if part == "live" else samples[len(samples) // 2 :]
 
 
 @dataclass
@@ -260,13 +332,12 @@ def hear(
 def _stream(person: Person, live: Sequence[np.ndarray], corpus: Path, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Takes among read speech at `LEVEL_DBFS`, and where they are."""
     pieces: list[np.ndarray] = []
-    for row in _rows(corpus):
-        if row["kind"] == "negative" and row["path"].startswith(TRAIN_NEGATIVES):
-            samples = at_level(_read(corpus / row["path"]), LEVEL_DBFS)
-            step = round(rng.uniform(15, 40) * SAMPLE_RATE_HZ)
-            pieces += [samples[first : first + step] for first in range(0, len(samples), step)]
-    if not pieces:
-        raise EdgekwsError(f"{corpus}: no negatives under {' or '.join(TRAIN_NEGATIVES)} to live among. Add some")
+    paths, test, _ = _sides(corpus)
+    for path in paths:
+        samples = at_level(_read(corpus / path), LEVEL_DBFS)
+        samples = _half(samples, "live") if paths == test else samples
+        step = round(rng.uniform(15, 40) * SAMPLE_RATE_HZ)
+        pieces += [samples[first : first + step] for first in range(0, len(samples), step)]
     pieces = [pieces[i] for i in rng.permutation(len(pieces))]
     total = np.cumsum([len(piece) for piece in pieces])
     pieces = pieces[: int(np.searchsorted(total, LIVE_MINUTES * 60 * SAMPLE_RATE_HZ)) + 1]
@@ -288,13 +359,13 @@ def _stream(person: Person, live: Sequence[np.ndarray], corpus: Path, rng: np.ra
 
 def test_speech(corpus: Path, keyword: str) -> Iterator[np.ndarray]:
     """Speech without the keyword that no network and no stream had, at `LEVEL_DBFS`; for text-to-speech keywords with phrases like them."""
-    for row in _rows(corpus):
-        if row["kind"] == "negative" and not row["path"].startswith(TRAIN_NEGATIVES):
-            samples = at_level(_read(corpus / row["path"]), LEVEL_DBFS)
-            kept = np.ones(len(samples), bool)
-            for first, end in _said(corpus, row["path"], keyword):
-                kept[first:end] = False
-            yield samples[kept]
+    live, paths, _ = _sides(corpus)
+    for path in paths:
+        samples = at_level(_read(corpus / path), LEVEL_DBFS)
+        kept = np.ones(len(samples), bool)
+        for first, end in _said(corpus, path, keyword):
+            kept[first:end] = False
+        yield _half(samples, "test")[_half(kept, "test")] if paths == live else samples[kept]
     if keyword in SPOKEN_KEYWORDS:
         yield confusable()
 
@@ -303,10 +374,16 @@ def _said(corpus: Path, path: str, keyword: str) -> list[tuple[int, int]]:
     """The samples of a negative's utterances that hold the keyword, by segments.csv; where there is none, nothing is known to."""
     if keyword not in SAID or not (corpus / "segments.csv").exists():
         return []
-    rows = _rows(corpus, "segments.csv")
+    rows = _segments(corpus)
     holding = [row for row in rows if row["path"] == path and any(name in row.get("source_path", "") for name in SAID[keyword])]
     times = [(float(row["start_s"]), float(row["duration_s"])) for row in holding]
     return [(round(start_s * SAMPLE_RATE_HZ), round((start_s + long_s) * SAMPLE_RATE_HZ)) for start_s, long_s in times]
+
+
+@functools.cache
+def _segments(corpus: Path) -> list[dict[str, str]]:
+    with open(corpus / "segments.csv", newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
 
 
 def confusable() -> np.ndarray:

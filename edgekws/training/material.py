@@ -60,7 +60,7 @@ class Stream:
 
 def train_files(corpus: Path) -> tuple[list[Path], list[Path]]:
     """Negatives and noise of the corpus that training may hear."""
-    with open(corpus / "manifest.csv", newline="") as file:
+    with open(corpus / "manifest.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     speech = [corpus / r["path"] for r in rows if r["kind"] == "negative" and r["path"].startswith(TRAIN_NEGATIVES)]
     noise = [corpus / r["path"] for r in rows if r["kind"] == "noise" and r["split"] in TRAIN_NOISE_FOLDS]

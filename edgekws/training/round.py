@@ -278,12 +278,17 @@ def _peak(embeddings: np.ndarray, decided_sample: int, enrolled: Enrolled) -> tu
     return near.start + int(values.argmax()), float(values.max())
 
 
-def _margin(embeddings: np.ndarray, example: Example, one: Enrolled) -> float:
-    return _peak(embeddings, (example.word_hop + 1) * HOP_SAMPLES, one)[1] - one.threshold
+def _margin(embeddings: np.ndarray, decided_sample: int, *speakers: Enrolled) -> float:
+    """As the detector does, which takes whoever of a keyword's speakers it is most like."""
+    return max(_peak(embeddings, decided_sample, one)[1] - one.threshold for one in speakers)
 
 
-def _margin_of(embed: Callable[[np.ndarray], np.ndarray], moment: Moment, one: Enrolled) -> float:
-    return _peak(embed(log_mel(moment.samples)), moment.decided_sample, one)[1] - one.threshold
+def _margin_again(embed: Embed, example: Example, *speakers: Enrolled) -> float:
+    return _margin(embed(example.frames), (example.word_hop + 1) * HOP_SAMPLES, *speakers)
+
+
+def _margin_of(embed: Embed, moment: Moment, *speakers: Enrolled) -> float:
+    return _margin(embed(log_mel(moment.samples)), moment.decided_sample, *speakers)
 
 
 def _named(one: Enrolled) -> str:
@@ -418,26 +423,29 @@ class _Round:
 
     def hear(self, embed: Embed, enrolled: Sequence[Enrolled]) -> Heard:
         """What a version does on everything that was held out."""
-        embed = self._resting(embed)
+        embed, enrolled = self._resting(embed), enrolment.together(enrolled)
         trials = []
+        speakers = [[other for other in enrolled if other.keyword == one.keyword] for one in enrolled]
         for moment in self.held_positives:
-            one = enrolled[self.number[moment.keyword, moment.speaker]]
-            trials.append(Trial(_margin_of(embed, moment, one), _named(one), "pseudo"))
+            k = self.number[moment.keyword, moment.speaker]
+            trials.append(Trial(_margin_of(embed, moment, *speakers[k]), _named(enrolled[k]), "pseudo"))
         rng = np.random.default_rng(6)
         for k, one in enumerate(enrolled):
             name = _named(one)
             for example in self._own_again(k, rng):
-                trials.append(Trial(_margin(embed(example.frames), example, one), name, "quiet"))
+                trials.append(Trial(_margin_again(embed, example, *speakers[k]), name, "quiet"))
                 if self.held_ambience:
                     under = self.held_ambience[int(rng.integers(len(self.held_ambience)))]
                     under = np.resize(np.roll(under, int(rng.integers(len(under))), 0), example.frames.shape)
-                    noisy = mix(example.frames, under, float(rng.uniform(*NOISE_DB)))
-                    trials.append(Trial(_margin(embed(noisy), example, one), name, "room"))
+                    noisy = replace(example, frames=mix(example.frames, under, float(rng.uniform(*NOISE_DB))))
+                    trials.append(Trial(_margin_again(embed, noisy, *speakers[k]), name, "room"))
         false_accepts, hops = 0, 0
         for frames in self.held:
             embeddings = embed(frames)
             hops += len(embeddings)
-            false_accepts += sum(len(events(scores(embeddings, one), one.threshold)) for one in enrolled)
+            for keyword in dict.fromkeys(one.keyword for one in enrolled):
+                margins = [scores(embeddings, one) - one.threshold for one in enrolled if one.keyword == keyword]
+                false_accepts += len(events(np.max(margins, 0), 0.0))
         return Heard(tuple(trials), false_accepts, hops * HOP_MS / 3_600_000)
 
     def _resting(self, embed: Embed) -> Embed:
@@ -476,7 +484,7 @@ class _Round:
             scale, offset, cohort = enrolment.calibrate(prototypes, model)
             promised = -float(np.log10(PROMISE_PER_HOUR))
             one = replace(factory, prototypes=prototypes, threshold=promised, scale=scale, offset=offset, cohort=cohort)
-            own = [_margin(embed(each.frames), each, one) for each in self._own_again(k, np.random.default_rng(8))]
+            own = [_margin_again(embed, each, one) for each in self._own_again(k, np.random.default_rng(8))]
             wakes = [_margin_of(embed, moment, one) for moment in self.held_positives if self.number[moment.keyword, moment.speaker] == k]
             threshold = promised + rise(own, wakes)
             raised = factory.threshold + float(np.log10(enrolment.FALSE_ACCEPTS_PER_HOUR))  # for the enrolled alone
@@ -635,13 +643,13 @@ def told_apart(
     words = [one for one, score in zip(moments, said, strict=True) if one.sure or score >= -BETWEEN]
     heard: list[list[bool]] = []
     for model in (now, before):
-        known = listened_for(model, voices)
+        known = enrolment.together(listened_for(model, voices))
         with closing(load_engine(model)) as engine:
             heard.append([])
             for word in words:
                 rest()
-                # As the detector does, which takes whoever of the keyword's speakers it is most like.
-                heard[-1].append(any(_margin_of(by_engine(engine), word, one) >= 0 for one in known if one.keyword == word.keyword))
+                speakers = [one for one in known if one.keyword == word.keyword]
+                heard[-1].append(bool(speakers) and _margin_of(by_engine(engine), word, *speakers) >= 0)
     found = {}
     for voice in voices:
         pairs = [both for word, *both in zip(words, *heard, strict=True) if (word.keyword, word.speaker) == (voice.keyword, voice.speaker)]

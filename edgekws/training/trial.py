@@ -18,20 +18,34 @@ import numpy as np
 from edgekws import enrolment
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
-from edgekws.evaluation import SNR_DB, WORSE, chance_of_fall
+from edgekws.evaluation import SNR_DB, WORSE, chance_of_fall, note_long, read_manifest
 from edgekws.frontend import log_mel
 from edgekws.model import Model, builtin_models, find_model, graph, load_model
 from edgekws.power import NoMeter, Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled
 from edgekws.training.adaptation import JUDGE, STARTS
 from edgekws.training.export import load_network
-from edgekws.training.lives import ROOMS_DB, SPOKEN_KEYWORDS, Life, Person, corpus_people, lead, measure, spoken_people, test_speech
+from edgekws.training.lives import (
+    LEAST_TAKES,
+    ROOMS_DB,
+    SPOKEN_KEYWORDS,
+    Life,
+    Person,
+    corpus_people,
+    lead,
+    look_over,
+    measure,
+    spoken_people,
+    test_speech,
+)
 from edgekws.training.material import to_int16
 from edgekws.training.round import GAP_S, Target, adapt, by_engine, by_network, step_cpu_s
+from edgekws.values import SAMPLE_RATE_HZ
 
 ARMS = ("before", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
 IN_INT8 = "onda1-hap-int8"  # measured where it is asked for: what it keeps of onda1-hap and how small it is, whatever it costs on this host
 MOST_COMPRESSED = 1000
+REFUSED = ("", 0.0)  # in place of arm and compression: nobody lives who could not enrol
 PRUNED = ("onda1-hap", "onda2-l1", "random", "scratch", IN_INT8)
 
 
@@ -58,20 +72,36 @@ def room_db(condition: str) -> float:
     return SNR_DB[condition]
 
 
-def people(corpus: Path, keywords: Sequence[str] | None, count: int | None) -> list[Person]:
-    """Users of the corpus and of text-to-speech in turns over the keywords, so that a few are already a mixture."""
+def people(
+    corpus: Path, keywords: Sequence[str] | None, count: int | None, say: Callable[[str], object] = lambda line: None
+) -> list[Person]:
+    """Users of the corpus and of text-to-speech in turns over the keywords, so that a few are already a mixture.
+
+    Raises:
+        UsageError: no such keyword.
+        EdgekwsError: no user of the corpus has enough takes, and no keyword of text-to-speech was asked for.
+    """
+    spoken = {(row.label, row.speaker) for row in read_manifest(corpus) if row.kind == "keyword"}
     everyone = corpus_people(corpus)
+    wanted = f"3 takes of split enrol and {LEAST_TAKES} of split test"
+    if not everyone and not set(keywords or ()) & set(SPOKEN_KEYWORDS):
+        raise EdgekwsError(f"{corpus}: none of its {len(spoken)} users has {wanted}. Give a corpus as `edgekws eval` wants it")
     if not keywords or set(keywords) & set(SPOKEN_KEYWORDS):
         everyone += spoken_people()
     known = list(dict.fromkeys([*(one.keyword for one in everyone), *SPOKEN_KEYWORDS]))
     if wrong := [keyword for keyword in keywords or () if keyword not in known]:
         raise UsageError(f'nobody says "{wrong[0]}" often enough. There are: {", ".join(known)}')
     everyone = [one for one in everyone if not keywords or one.keyword in keywords]
+    living = sum((one.keyword, one.speaker) in spoken for one in everyone)
+    left_out = sum(not keywords or keyword in keywords for keyword, _ in spoken) - living
+    say(f"{living} users of the corpus can live, {left_out} cannot ({wanted}); {len(everyone) - living} of text-to-speech are added")
     by_keyword: dict[str, list[Person]] = {}
     for one in everyone:
         by_keyword.setdefault(one.keyword, []).append(one)
     queues = list(by_keyword.values())
     mixed = [queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue)]
+    for note in note_long(len(take) / SAMPLE_RATE_HZ for one in mixed[:count] for take in one.takes):
+        say(note)
     return mixed[:count]
 
 
@@ -98,7 +128,7 @@ def run(
         users: the first of the mixture; None = all.
         seeds: so many from `first_seed` on; each is another room, another order of the stream, other batches.
         rooms_db: users live at these in turns.
-        done: lives, as `life_of` names them, that need not be run again.
+        done: what `life_of` names of earlier rows, which need not be run again.
 
     Raises:
         UsageError: no such arm, network or keyword, or a compression below 1.
@@ -117,18 +147,19 @@ def run(
         f"--{name} {count}" for name, count in (("users", users), ("seeds", seeds), ("workers", workers)) if count is not None and count < 1
     ]:
         raise UsageError(f"{wrong[0]}: accepted is a whole number from 1 on")
-    chosen = people(corpus, keywords, users)
-    if not chosen:
-        raise EdgekwsError(
-            f"{corpus}: nobody has 3 takes to enrol and 5 more. Give a corpus with a manifest.csv as `edgekws eval` wants it"
-        )
-    jobs = [
-        (corpus, one, seed, rooms_db[(number + seed) % len(rooms_db)], factory, tuple(arms), tuple(compressions), workers == 1)
-        for seed in range(first_seed, first_seed + seeds)
-        for number, one in enumerate(chosen)
-        for factory in factories.values()
-        if (one.speaker, one.keyword, factory.network, seed, rooms_db[(number + seed) % len(rooms_db)]) not in done
-    ]
+    for note in look_over(corpus):
+        say(note)
+    chosen = people(corpus, keywords, users, say)
+    tried = [(arm, compression) for arm in arms for compression in (compressions if arm in PRUNED else (1.0,))]
+    jobs = []
+    for seed in range(first_seed, first_seed + seeds):
+        for number, one in enumerate(chosen):
+            for factory in factories.values():
+                snr_db = rooms_db[(number + seed) % len(rooms_db)]
+                life = (one.speaker, one.keyword, factory.network, seed, snr_db)
+                left = tuple(each for each in tried if (*life, *each) not in done)
+                if left and (*life, *REFUSED) not in done:
+                    jobs.append((corpus, one, seed, snr_db, factory, left, workers == 1))
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -144,8 +175,8 @@ def run(
 _clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
 
 
-def _life(job: tuple[Path, Person, int, float, Model, tuple[str, ...], tuple[float, ...], bool]) -> list[dict[str, Any]]:
-    corpus, person, seed, snr_db, factory, arms, compressions, alone = job
+def _life(job: tuple[Path, Person, int, float, Model, tuple[tuple[str, float], ...], bool]) -> list[dict[str, Any]]:
+    corpus, person, seed, snr_db, factory, tried, alone = job
     name = factory.network
     judge = load_model(find_model(JUDGE[name]))
     starts = [load_model(find_model(other)) for other in STARTS.get(name, ())]
@@ -166,10 +197,9 @@ def _life(job: tuple[Path, Person, int, float, Model, tuple[str, ...], tuple[flo
         "ambience_pieces": len(life.snapshot.ambience),
     }
     rows = []
-    for arm in arms:
-        for compression in compressions if arm in PRUNED else (1.0,):
-            for where, facts in live(life, arm, compression, factory, judge, starts, seed, alone).items():
-                rows.append({**common, "arm": arm, "compression": compression, "condition": where, **facts})
+    for arm, compression in tried:
+        for where, facts in live(life, arm, compression, factory, judge, starts, seed, alone).items():
+            rows.append({**common, "arm": arm, "compression": compression, "condition": where, **facts})
     return rows
 
 
@@ -235,8 +265,9 @@ def live(
 
 
 def life_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Which life a row is of; the room's noise comes from the place among those who live in a run."""
-    return row["user"], row["keyword"], row["network"], row["seed"], row["snr_db"]
+    """Which life a row is of (the room's noise comes from the place among those who live in a run), and which arm and compression of it."""
+    tried = REFUSED if "refused" in row else (row.get("arm"), row.get("compression"))
+    return row["user"], row["keyword"], row["network"], row["seed"], row["snr_db"], *tried
 
 
 def saved(path: Path) -> list[dict[str, Any]]:
@@ -256,7 +287,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     header = ["network", "arm", "compression", "lives", "parameters", "condition", "recall@0.5", "deployed", "FA/h"]
     header += [">2/h", "refused", "worse", "ms/step", "round_s", "J", "us/hop"]
     lines = [header]
-    before = {(life_of(row), row["condition"]): row for row in rows if row["arm"] == "before" and "condition" in row}
+    before = {(*life_of(row)[:5], row["condition"]): row for row in rows if row["arm"] == "before" and "condition" in row}
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if "condition" in row:
@@ -268,7 +299,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             return f"{np.mean(values):.{places}f}" if values else "-"
 
         refused = [row for row in found if row["gate"] not in (None, "promoted")]
-        worse = [row for row in found if row["gate"] == "promoted" and significantly_worse(row, before.get((life_of(row), condition)))]
+        worse = [row for row in found if row["gate"] == "promoted" and significantly_worse(row, before.get((*life_of(row)[:5], condition)))]
         lines.append(
             [network, arm, f"{compression:g}", str(len(found)), mean("parameters", places=0), condition, mean("recall_at_0.5")]
             + [mean("deployed_recall"), mean("fa_per_hour", places=2), str(sum(row["fa_per_hour"] > 2 for row in found)), str(len(refused))]
@@ -276,7 +307,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             + [mean("network_us_per_hop", places=1)]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    refused_lives = [row for row in rows if "refused" in row]
+    shown += [f"{row['keyword']}, {row['user']}, {row['network']}, seed {row['seed']}: {row['refused']}" for row in refused_lives]
+    return "\n".join(shown)
 
 
 def significantly_worse(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
