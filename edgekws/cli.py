@@ -833,7 +833,7 @@ def _log(options: argparse.Namespace) -> int:
 
     since_s = _since(options.since, time.time()) if options.since else 0.0
     store = _store(load_settings(options.config))
-    after = 0
+    after = shown = 0
     kinds = set(options.kind or ("wake", "deaf", "model", "round", "reject"))
     while True:
         events = store.events(since_s=since_s, after=after)
@@ -841,9 +841,13 @@ def _log(options: argparse.Namespace) -> int:
             after = event.id
             if (options.all or event.kind in kinds) and options.keyword in (None, event.keyword):
                 print(as_json(event) if options.json else as_line(event, date=True))
+                shown += 1
         if events:
             continue
         if not options.follow:
+            if not shown:
+                known = sorted({one.keyword for one in store.enrolments()})
+                _say(f"no such event is stored. Enrolled: {', '.join(known) or 'nothing'}; --all shows gaps, starts and stops too")
             return 0
         sys.stdout.flush()
         time.sleep(FOLLOW_S)

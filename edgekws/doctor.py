@@ -180,7 +180,7 @@ def _input_device(essential: bool) -> Check:
     try:
         found = input_devices()
     except EdgekwsError as error:
-        return Check("microphone", False, str(error), mend, essential)
+        return Check("microphone", False, str(error), "", essential)  # which says what mends it
     if not found:
         return Check("microphone", False, "no input device", mend, essential)
     default = next((device for device in found if device.is_default), found[0])

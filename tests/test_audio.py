@@ -194,6 +194,7 @@ def test_a_wav_file_that_was_cut_off_gives_what_is_there(tmp_path):
         ("http://host/a.wav", 'unknown kind of source "http:". Accepted: mic:NAME .mic:default., file:PATH or a path, stdin:'),
         ("flie:a.wav", r'unknown kind of source "flie:" \(did you mean "file:"\?\)'),
         ("stdin", r'no such file \(did you mean "stdin:"\?\)'),
+        ("ReSpeaker", r'no such file\. Is it a microphone, "mic:ReSpeaker"\?'),
         ("file:takes/alexa1.wav", r'takes/alexa1.wav: no such file \(did you mean "alexa.wav"\?\)'),
         ("file:missing/a.wav", "missing/a.wav: no such file"),
         ("file:takes", "not a file"),

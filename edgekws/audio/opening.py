@@ -41,6 +41,8 @@ def open_source(uri: str) -> Source:
             raise AudioError(f'cannot open {uri}: unknown kind of source "{scheme}:"{_did_you_mean(scheme)}. Accepted: {ACCEPTED}')
         if uri in SCHEMES:
             raise AudioError(f'cannot open {uri}: no such file (did you mean "{uri}:"?). Accepted: {ACCEPTED}')
+        if not colon and not Path(uri).suffix:
+            raise AudioError(f'cannot open {uri}: no such file. Is it a microphone, "mic:{uri}"? Accepted: {ACCEPTED}')
     return FileSource(uri, uri)
 
 
