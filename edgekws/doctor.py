@@ -180,7 +180,8 @@ def _input_device(essential: bool) -> Check:
     try:
         found = input_devices()
     except EdgekwsError as error:
-        return Check("microphone", False, str(error), "", essential)  # which says what mends it
+        installs = "sudo apt-get install libportaudio2"
+        return Check("microphone", False, str(error), installs if installs in str(error) else mend, essential)
     if not found:
         return Check("microphone", False, "no input device", mend, essential)
     default = next((device for device in found if device.is_default), found[0])
