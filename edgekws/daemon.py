@@ -76,7 +76,7 @@ class Status:
         self.silent = 0 if samples.any() else self.silent + len(samples)
 
     def listening(self) -> bool:
-        """Whether samples came in the last seconds, and sound in the last minute."""
+        """Whether samples came in the last seconds, and sound in the last minutes."""
         return not self.muted and self._clock() - self._heard_s < DEAF_S
 
     def level_dbfs(self) -> float | None:
