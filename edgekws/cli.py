@@ -761,11 +761,15 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     earlier = [len(one.takes) for one in store.enrolments() if (one.keyword, one.speaker) == (keyword, speaker)]
     store.save_enrolment(keyword, speaker, recordings, only_enrolled=options.only_enrolled)
     # The listener takes these; if it made them itself it would read the negatives, and need 104 MB instead of 70 (measured).
-    _prototypes(settings, store, store.enrolments(), model, engine)
+    known = enrolment.together(_prototypes(settings, store, store.enrolments(), model, engine))
+    speakers = [one for one in known if one.keyword == keyword]
+    made = next((one for one in speakers if one.speaker == speaker), made)
     who = f" ({speaker}{', nobody else' if options.only_enrolled else ''})" if speaker or options.only_enrolled else ""
     print(f'enrolled "{keyword}"{who} from {len(recordings)} recordings, threshold {made.threshold:.2f}', flush=True)
     if earlier:
         _say(f"in place of the {earlier[0]} that were there")
+    if len(speakers) > 1:
+        _say(f"{len(speakers)} people share the keyword and its promise: each one's threshold is a little higher than alone")
     if len(recordings) < SHOTS:
         _say(f"{SHOTS} recordings make it much surer than {len(recordings)}")
 
