@@ -464,18 +464,19 @@ def made_corpus(folder: Path, minutes: int = 8) -> Path:
 
 def short(corpus: Path | None) -> list[Row]:
     """Two lives."""
-    from edgekws.training import trial
+    from edgekws.training import lives, trial
 
     with tempfile.TemporaryDirectory() as folder:
         where = corpus or made_corpus(Path(folder))
-        lives = trial.run(
+        found = trial.run(
             where,
             arms=("before", "enrol-only", "weights-only", HYBRID),
             compressions=(9.0,),
+            keywords=None if corpus else lives.SPOKEN_KEYWORDS,
             users=2,
             say=lambda line: print(line, file=sys.stderr),
         )
-        return [row for life in lives for row in life]
+        return [row for life in found for row in life]
 
 
 def main() -> None:

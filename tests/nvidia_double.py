@@ -67,13 +67,13 @@ class Cudart:
         error, at = self.fail.get(name, (None, 0))
         if error and self.calls.count(name) >= at:
             return error
-        capturing = any(one.captured is not None for one in self._handles.values())
+        capturing = any(one.captured is not None for one in list(self._handles.values()))
         if capturing and name in ("cudaMalloc", "cudaMallocHost", "cudaFree", "cudaFreeHost", "cudaStreamSynchronize"):
             return cudaError_t.cudaErrorStreamCaptureUnsupported
         return cudaError_t.cudaSuccess
 
     def _new(self):
-        handle = _Handle(1 + max(self._handles, default=0))
+        handle = _Handle(1 + max(list(self._handles), default=0))
         self._handles[handle.number] = handle
         return handle
 
@@ -86,7 +86,7 @@ class Cudart:
 
     def floats(self, address, count, side):
         """The memory behind an address, as the side that owns it sees it."""
-        start = max((one for one in self._memory if one <= address), default=0)
+        start = max((one for one in list(self._memory) if one <= address), default=0)
         owner, buffer = self._memory.get(start, ("", b""))
         fits = owner == side and address - start + count * 4 <= len(buffer)
         assert fits, f"{address:#x} is no {side} memory of {count} floats"
