@@ -1,6 +1,9 @@
 """The packaged model, the demo's recordings (synthetic speech of our own making) and what people do wrong."""
 
+import contextlib
+import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import soundfile
 
 from edgekws import enrolment
+from edgekws.audio import read_recording
 from edgekws.detector import Detector, scores
 from edgekws.engines import load_engine
 from edgekws.errors import EnrolmentError
@@ -224,3 +228,25 @@ def test_the_ready_to_use_keyword_is_silent_in_other_speech(model, stream):
 
     assert ready.keyword == "hey jetson"
     assert scores(stream, ready).max() < ready.threshold
+
+
+@pytest.mark.skipif("EDGEKWS_CORPUS" not in os.environ, reason="EDGEKWS_CORPUS names no corpus")
+def test_one_take_of_another_word_by_the_same_person_is_found_and_real_enrolments_are_hardly_asked_again(engine, model):
+    corpus, spoken = Path(os.environ["EDGEKWS_CORPUS"]), {}
+    for row in csv.DictReader((corpus / "manifest.csv").open(encoding="utf-8")):
+        if (row["kind"], row["split"]) == ("keyword", "enrol") and row["label"] in ("computer", "jarvis"):
+            spoken.setdefault((row["speaker"], row["label"]), []).append(corpus / row["path"])
+
+    def odd(paths):
+        with contextlib.suppress(EnrolmentError):
+            enrolment.enrol("it", "", [read_recording(path) for path in paths], engine, model)
+            return False
+        return True
+
+    both = sorted({who for who, _ in spoken if {(who, "computer"), (who, "jarvis")} <= spoken.keys()})
+    mixed = [
+        [*spoken[who, one][:2], spoken[who, other][0]] for who in both for one, other in (("computer", "jarvis"), ("jarvis", "computer"))
+    ]
+
+    assert len(mixed) >= 8 and sum(map(odd, mixed)) >= 0.8 * len(mixed)
+    assert sum(odd(paths[:3]) for paths in spoken.values()) <= 2

@@ -228,13 +228,9 @@ def look_back(
         say(f"not looked back on: {error}")
         return None
     over = now() >= until_s
-    said = "the words"
-    lost, gained = 0, 0
+    voice, (lost, gained) = min(found.items(), key=lambda one: sign_test(*one[1]), default=(("what was heard", ""), (0, 0)))
     differ = [pair for pair in found.values() if any(pair)]
-    if found:
-        (keyword, speaker), (lost, gained) = min(found.items(), key=lambda one: sign_test(*one[1]))
-        said = f"{keyword} ({speaker})" if speaker else keyword
-    reason = f"of {said} since then the version before alone hears {lost}, it alone {gained}"
+    reason = f"of {_who(*voice)} since then the version before alone hears {lost}, it alone {gained}"
     if store.current_model() != current:
         return None
     if not fell(lost, gained, len(differ), at_last=over):
@@ -263,6 +259,10 @@ def fell(lost: int, gained: int, voices: int = 1, *, at_last: bool = False) -> b
         at_last: the week is over. Three and none are enough then.
     """
     return sign_test(lost, gained) < (WORSE_AT_LAST if at_last else WORSE) / max(1, voices)
+
+
+def _who(keyword: str, speaker: str) -> str:
+    return f"{keyword} ({speaker})" if speaker else keyword
 
 
 def _family(factory: Model) -> str | None:
@@ -378,8 +378,7 @@ def _overtaken(store: Store, current: Path | None, heard: Snapshot, outcome: Out
         return "another version listens since it was begun, and it was compared with the one before"
     enrolled = {one.id for one in store.enrolments()}
     if gone := [voice for voice in heard.voices if voice.id not in enrolled]:
-        who = f"{gone[0].keyword} ({gone[0].speaker})" if gone[0].speaker else gone[0].keyword
-        return f"{who}, whom it learned from, was removed or enrolled anew since it was begun"
+        return f"{_who(gone[0].keyword, gone[0].speaker)}, whom it learned from, was removed or enrolled anew since it was begun"
     clips = {clip.id: clip for clip in store.clips()}
     purged = sum(one.id not in clips for one in outcome.admitted)
     if purged > PURGED * len(outcome.admitted):  # the caps on age and size take a few of them too
