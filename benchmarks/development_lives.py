@@ -66,7 +66,7 @@ def main() -> None:
     for keyword, who, snr_db, seed in LIVES[: arguments.lives]:
         one = person(arguments.corpus, keyword, who, seed)
         clean = [log_mel(to_int16(samples)) for samples in test_speech(arguments.corpus, keyword)]
-        life = lead(one, arguments.corpus, factory, seed=seed, snr_db=snr_db, clean_negatives=clean)
+        life = lead([one], arguments.corpus, factory, seed=seed, snr_db=snr_db, clean_negatives=clean)
         for arm in arguments.arms:
             for training in range(1 if arm == "before" else arguments.seeds):
                 facts = live(life, arm, COMPRESSION, factory, judge, starts, training, False)

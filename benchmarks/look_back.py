@@ -74,7 +74,7 @@ def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
     factory, *starts = (load_model(find_model(name)) for name in ("edge", *STARTS["edge"]))
     judge = load_model(find_model(JUDGE["edge"]))
     number = number_of(person, seed)
-    life = lead(person, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=[])
+    life = lead([person], corpus, factory, seed=number, snr_db=snr_db, clean_negatives=[])
     row: dict[str, Any] = {"user": person.speaker, "keyword": person.keyword, "seed": seed, "snr_db": snr_db, "noise": life.room.noise}
     with tempfile.TemporaryDirectory() as folder:
         target = Target("params", 1 / 8)
@@ -95,12 +95,12 @@ def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
 def keeps(life: Life, now: Model, before: Model, corpus: Path, half: int, number: int) -> list[Moment]:
     """Clips of half of the test's takes, in the room and in quiet."""
     moments: list[Moment] = []
-    (enrolled,), (enrolled_before,) = (listened_for(model, life.snapshot.voices) for model in (now, before))
+    enrolled, enrolled_before = (listened_for(model, life.snapshot.voices) for model in (now, before))
     for i, room in enumerate((life.room, None)):
         with closing(load_engine(now)) as engine, closing(load_engine(before)) as engine_before:
             witness = engine_before, enrolled_before
             rng = np.random.default_rng([47, number, i, half])
-            heard = lives.hear(life.person, life.test[half::2], corpus, engine, enrolled, room, rng, number + 1 + half, witness)
+            heard = lives.hear(life.people, life.test[half::2], corpus, engine, enrolled, room, rng, number + 1 + half, witness)
         moments += [*heard.positives, *heard.doubtful, *heard.near_misses]
     return moments
 

@@ -233,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     lives.add_argument("--compression", nargs="+", type=float, metavar="X", help="parameters before over after, of the arms that prune (4)")
     lives.add_argument("--keyword", nargs="+", metavar="K", help="else all")
     lives.add_argument("--users", type=int, metavar="N", help="else all; the keywords in turns")
+    lives.add_argument("--household", type=int, metavar="N", help="so many enrol the keyword, and all but the last of them speak (1)")
     lives.add_argument("--seeds", type=int, default=1, metavar="N", help="each is another room and another order (%(default)s)")
     lives.add_argument("--first-seed", type=int, default=0, metavar="N", help="to live in rooms that nothing was chosen on (%(default)s)")
     lives.add_argument("--condition", nargs="+", metavar="C", help="rooms, in turns: noise10, noise5, noise0")
@@ -297,12 +298,16 @@ def _as_owner(root: Path) -> None:
 
 
 def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
-    """What --model says, else the promoted one, else as configured."""
+    """What --model says, else the promoted one, else as configured. Raises UsageError: there is none of the name that was given."""
     from edgekws.model import find_model, load_model
 
-    if wanted is not None:
-        return load_model(store.models().get(wanted) or find_model(wanted))
-    return load_model(store.current_model() or _configured(settings))
+    if wanted is None:
+        return load_model(store.current_model() or _configured(settings))
+    try:
+        path = store.models().get(wanted) or find_model(wanted)
+    except ModelError as error:
+        raise UsageError(str(error)) from None
+    return load_model(path)
 
 
 def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment], model: Model, engine: Engine) -> list[Enrolled]:
@@ -337,8 +342,10 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
     return list(found.values())
 
 
-def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) -> list[Enrolled]:
+def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *, running: bool = False) -> list[Enrolled]:
     """What this model listens for: what is enrolled, else the keywords that it brings; with the operator's choices.
+
+    running: for a listener that runs, where nothing at all is only told: who was removed must not wake it until it is started again.
 
     Raises:
         EnrolmentError: nothing at all.
@@ -357,7 +364,10 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine) ->
             tuned.append(dataclasses.replace(one, threshold=one.threshold + offset))
     if not tuned:
         why = "every keyword is left out or disabled" if enrolments or heard else f"nothing is enrolled, and {model.id} brings no keyword"
-        raise EnrolmentError(f"there is nothing to listen for: {why}. Try: edgekws enroll KEYWORD")
+        error = EnrolmentError(f"there is nothing to listen for: {why}. Try: edgekws enroll KEYWORD")
+        if not running:
+            raise error
+        log.warning("%s", error)
     return tuned
 
 
@@ -373,16 +383,16 @@ def _configured(settings: Settings) -> Path:
 
 def _backend(settings: Settings, store: Store) -> str:
     """As configured; "auto" is the engine that `bench --all` found best on this machine, else the first that works."""
-    from edgekws.engines import ASKED_FOR, ORDER
+    from edgekws.engines import KNOWN, ORDER
 
-    if settings.model.engine not in (known := ("auto", *ORDER, *ASKED_FOR)):
-        raise ConfigError(f'[model] engine = "{settings.model.engine}". Accepted: {", ".join(known)}')
+    if settings.model.engine not in KNOWN:
+        raise ConfigError(f'[model] engine = "{settings.model.engine}". Accepted: {", ".join(KNOWN)}')
     measured = store.engine() if settings.model.engine == "auto" else None
     return measured if measured in ORDER[1:] else settings.model.engine  # the first one is what auto tries first
 
 
-def _version(settings: Settings, store: Store, model: Model, *, at_once: bool = False) -> Version:
-    """A model, ready to listen for what is enrolled; `at_once` as in `load_engine`."""
+def _version(settings: Settings, store: Store, model: Model, *, at_once: bool = False, running: bool = False) -> Version:
+    """A model, ready to listen for what is enrolled; `at_once` as in `load_engine`, `running` as in `_enrolled`."""
     from edgekws.detector import Detector
     from edgekws.engines import ORDER, load_engine
     from edgekws.model import load_model
@@ -397,7 +407,7 @@ def _version(settings: Settings, store: Store, model: Model, *, at_once: bool = 
         if not may:
             log.error("engine %s ended the process that loaded it last: %s listens until the next start", backend, ORDER[0])
         engine = load_engine(model, backend if may else ORDER[0], fall_back=True, at_once=at_once)
-    enrolled = _enrolled(settings, store, model, engine)
+    enrolled = _enrolled(settings, store, model, engine, running=running)
     return Version(model, engine, Detector(enrolled, settings.detector.refractory_s))
 
 
@@ -418,13 +428,13 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
     # A file waits for the engine that was asked for; whoever speaks to a microphone does not.
     at_once = not (options.source or settings.audio.source).startswith("file:")
     load = _Loader(settings, options, own, at_once=at_once)
-    version = boot(store, load.version_of) if options.model is None else load(False)
+    version = boot(store, load.version_of) if options.model is None else load.version_of(_model(settings, store, options.model).path)
     updates = Updates(version, load, own, follows_promotion=options.model is None, version_of=load.version_of)
     return Pipeline(version.engine, version.detector), updates
 
 
 class _Loader:
-    """What should listen by now; called with True from settings that are read again."""
+    """What should listen by now, where something does; called with True from settings that are read again."""
 
     def __init__(self, settings: Settings, options: argparse.Namespace, store: Store, *, at_once: bool) -> None:
         self._settings, self._options, self._store, self._at_once = settings, options, store, at_once
@@ -433,7 +443,7 @@ class _Loader:
         if reread:
             self._settings = _reread(self._settings, self._options.config)
         model = _model(self._settings, self._store, self._options.model)
-        return _version(self._settings, self._store, model, at_once=self._at_once)
+        return _version(self._settings, self._store, model, at_once=self._at_once, running=True)
 
     def version_of(self, path: Path | None) -> Version:
         """The one in that directory; None = the configured one."""
@@ -670,7 +680,7 @@ def _wyoming(options: argparse.Namespace) -> int:
 
         def start() -> Version:
             if options.model is not None:
-                return load(False)
+                return load.version_of(_model(settings, own, options.model).path)
             # Not counted: three starts of this process say nothing about a version under which the listener runs well.
             return boot(own, load.version_of, counted=False)
 
@@ -806,8 +816,9 @@ def _name(text: str, what: str) -> str:
 def _record(keyword: str, uri: str) -> list[np.ndarray]:
     """Takes from the microphone; what cannot be used is asked for again."""
     from edgekws import enrolment
-    from edgekws.audio import record
+    from edgekws.audio import open_source, record
 
+    open_source(uri).close()  # where it is missing nobody should be asked to speak
     recordings: list[np.ndarray] = []
     asked = sys.stdin is not None and sys.stdin.isatty()
     for i in range(1, SHOTS + 1):
@@ -1286,7 +1297,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from edgekws.power import Recording, load_meter
+    from edgekws.power import NoMeter, Recording, load_meter
     from edgekws.power.budget import Budget
 
     settings = load_settings(options.config)
@@ -1363,6 +1374,8 @@ def _adapt(options: argparse.Namespace) -> int:
         f"{facts['model']}: {facts['parameters']} parameters, {facts['cpu_us_per_hop']} µs a hop (before {facts['cpu_us_per_hop_before']})"
     )
     drawn = f"{facts['energy_j']} J by {facts['meter']}" if facts["energy_j"] is not None else f"energy not known: {facts['why_no_energy']}"
+    if isinstance(meter, NoMeter):  # why, of each kind of meter, would be five lines
+        drawn = "energy not known: no power meter can be read here (edgekws doctor)"
     print(f"the round took {facts['round_s']} s, {drawn}")
     print(f"live: {outcome.reason}" if live else f"not live: {'dry run' if outcome.passed else outcome.reason}")
     return 0
@@ -1399,7 +1412,7 @@ def _no_round(store: Store, reason: str, as_json: bool, back: str | None = None,
 # Those that one of its two forms has alone.
 BENCH_OPTIONS = {
     "listener": ("model", "backend", "all", "while_adapting", "report"),
-    "adaptation": ("corpus", "arms", "networks", "compression", "keyword", "users", "first_seed", "condition", "save"),
+    "adaptation": ("corpus", "arms", "networks", "compression", "keyword", "users", "household", "first_seed", "condition", "save"),
 }
 
 
@@ -1410,6 +1423,10 @@ def _bench(options: argparse.Namespace) -> int:
         raise UsageError(f"--{given[0].replace('_', '-')} is an option of edgekws bench {other}, this is bench {options.what}")
     if options.what == "adaptation":
         return _bench_adaptation(options)
+    from edgekws.engines import KNOWN
+
+    if options.backend not in (None, *KNOWN):
+        raise UsageError(f"--backend {options.backend}: accepted is {', '.join(KNOWN)}")
     if options.report and (options.report.suffix != ".md" or not options.report.parent.is_dir()):
         raise UsageError(f"--report {options.report}: accepted is a name that ends with .md, in a directory that is there")
     settings = load_settings(options.config)
@@ -1462,6 +1479,7 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
         "arms": options.arms,
         "networks": options.networks,
         "compressions": options.compression,
+        "household": options.household,
         "rooms_db": options.condition and [trial.room_db(name) for name in options.condition],
     }
     rows = trial.saved(options.save) if options.save else []
@@ -1474,7 +1492,7 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
         workers=options.workers,
         done={trial.life_of(row) for row in rows},
         say=lambda line: _say(f"edgekws: {line}"),
-        **{name: value for name, value in chosen.items() if value},
+        **{name: value for name, value in chosen.items() if value is not None},
     ):
         rows += new
         if options.save:

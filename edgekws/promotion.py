@@ -137,9 +137,12 @@ class Newcomer:
         restless = float(((own >= 0) & (other < 0)).mean())
         if restless > RESTLESS:
             self.flaw = f"it is above its threshold in {restless:.0%} of {len(own)} hops where the version in use is not"
-        difference = own - other
+        both = np.isfinite(own) & np.isfinite(other)  # else one of them listened for nothing
+        difference = own[both] - other[both]
+        if not len(difference):
+            return {}
         return {
-            "hops": len(own),
+            "hops": len(difference),
             "score_difference": round(float(difference.mean()), 3),
             "score_difference_max": round(float(np.abs(difference).max()), 3),
         }
@@ -379,6 +382,9 @@ class Updates:
         if version.model.id != old.model.id:
             what, told = "live", f" now, before it {old.model.id}"
             facts |= {"before": old.model.id}
+        if not heard:
+            facts |= {"reason": "there is nothing to listen for"}
+            told += ": there is nothing to listen for, so nothing wakes it"
         log.warning("%s listens%s", version.model.id, told)
         return [model_event(version.model.id, what, self._now(), stream_s, **facts)]
 

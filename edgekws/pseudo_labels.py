@@ -153,7 +153,7 @@ class PseudoLabels:
             self._moments.append(
                 _Moment("positive", wake.keyword, wake.speaker, wake.score, margin, hop, wake.end_sample, hop + AFTER_HOPS)
             )
-        clear, highest = True, -1e9
+        clear, highest = bool(self._thresholds), -1e9  # where nothing is listened for nobody can tell the room from speech
         for key, threshold in self._thresholds.items():
             score = scores[key]
             if score < threshold - FAR:

@@ -222,8 +222,8 @@ def _model_line(event: Event) -> str:
     back = f"; back to {facts['back_to']}" if "back_to" in facts else ""
     reason = f": {facts['reason']}" if "reason" in facts else ""
     words = {
-        "live": f"{event.model} listens{before}",
-        "reloaded": f"{event.model} listens, with enrolments and settings read again, for {facts.get('keywords')}",
+        "live": f"{event.model} listens{before}{reason}",
+        "reloaded": f"{event.model} listens, with enrolments and settings read again" + (reason or f", for {facts.get('keywords')}"),
         "refused": f"{facts.get('version')} is refused, {event.model} goes on{reason}{back}",
         "rolled back": f"{event.model} is gone back from{reason}{back}",
         "kept": f"the week on trial of {event.model} is over, and it stays{reason}",

@@ -404,7 +404,8 @@ class Store:
             raise StoreError(f"a clip cannot be {state} or {label}. States are {', '.join(STATES)}; labels are {', '.join(LABELS)}")
         marked = replace(self.clip(id), state=state, reason=reason)
         marked = marked if label is None else replace(marked, label=label)
-        self._execute("UPDATE clips SET state = ?, reason = ?, label = ? WHERE id = ?", state, reason, marked.label, id)
+        with self.unchanged():
+            self._execute("UPDATE clips SET state = ?, reason = ?, label = ? WHERE id = ?", state, reason, marked.label, id)
         return marked
 
     def settle_clip(self, id: int, state: str, reason: str) -> None:
@@ -833,6 +834,12 @@ class Store:
             new.symlink_to(target.name)
             os.replace(new, path)
         _sync(path.parent)
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Meanwhile others wait who remove, purge, judge a clip, promote or go back: what was looked at is so when it is acted on."""
+        with _told(self.root), self._lock():
+            yield
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

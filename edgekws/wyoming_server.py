@@ -172,7 +172,7 @@ class WyomingServer:
                 self._idle = [version.engine]
                 what = f"before it {before.model.id}" if before.model.id != version.model.id else "with what was read again"
                 what += f" (on {version.engine.name}, before on {before.engine.name})" if version.engine.name != before.engine.name else ""
-                heard = ", ".join(f'"{one}"' for one in self.keywords)
+                heard = ", ".join(f'"{one}"' for one in self.keywords) or "nothing"
                 log.warning("wyoming: %s serves %s now, %s", version.model.id, heard, what)
             except Exception as error:  # whatever a damaged file makes NumPy, zipfile or a vendor's library raise
                 known = isinstance(error, EdgekwsError)

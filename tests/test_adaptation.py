@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -117,7 +118,7 @@ def test_what_the_gate_lets_pass_goes_live(config, store, quick, capsys, monkeyp
     assert said(store) == ["started", "promoted"]
     assert [clip.state for clip in store.clips(label="positive")].count("admitted") >= 6
     assert [line.split()[0] for line in shown.out.splitlines()] == ["before", "after", f"{live.id}:", "the", "live:"]
-    assert "s, energy not known: no power meter can be read here (rapl: none)" in shown.out
+    assert "s, energy not known: no power meter can be read here (edgekws doctor)\n" in shown.out
     cost = live.raw["cost"]
     assert (cost["energy_j"], cost["why_no_energy"]) == (None, "no power meter can be read here (rapl: none)")
     assert "step 2 of 2" in shown.err
@@ -315,6 +316,34 @@ def test_what_its_owner_deletes_during_a_round_does_not_go_live(store, quick, ho
     assert said(store) == ["started", "refused"]
 
 
+@pytest.mark.parametrize("how", ["removed", "purged", "called wrong", "went back"])
+def test_what_happens_between_the_last_look_and_the_promotion_waits_for_that(store, quick, monkeypatch, how):
+    """Else a version that knows a voice which is gone would go live unseen."""
+    store.promote(find_model("edge-small"), "0000-old")
+    owner = Store(store.root)
+    (clip,) = owner.clips("positive")[:1]
+    act = {
+        "removed": lambda: owner.remove_enrolment(KEYWORD),
+        "purged": lambda: owner.purge_clips("positive"),
+        "called wrong": lambda: owner.reject_clip(clip.id),
+        "went back": owner.rollback,
+    }
+    acting, promote = threading.Thread(target=act[how]), store.promote
+
+    def promoting(*args, **options):
+        acting.start()
+        acting.join(0.5)
+        assert acting.is_alive()
+        return promote(*args, **options)
+
+    monkeypatch.setattr(store, "promote", promoting)
+    _, live = adaptation.run(store, "edge-small", recipe="weights-only")
+    acting.join()
+    owner.close()
+
+    assert live is not None and said(store)[-1] == "promoted"
+
+
 def test_a_damaged_recording_of_one_voice_stops_no_round_of_the_others(config, store, quick, capsys):
     bob = store.save_enrolment(KEYWORD, "bob", TAKES)
     take = next(store.root.glob(f"enrolments/*/bob*/{bob.takes[0].name}"))
@@ -504,6 +533,7 @@ OLDER = [Clip("positive", "k", "", 1.4, 0, 1.0, "", time_s=100.0)] * 9
         (Kept(), Board(0.9, 50.0, 8000.0), DAY_S, "the machine is busy (load 0.9 a core, accepted 0.7)"),
         (Kept(), Board(0.1, 80.0, 8000.0), DAY_S, "the machine is hot (80 °C, accepted 75)"),
         (Kept(), Board(0.1, 50.0, 500.0), DAY_S, "memory is short (500 MB free, wanted 1500)"),
+        (Kept(), Board(0.1, 50.0, 8000.0, on_battery=True), DAY_S, "the machine runs on its battery"),
     ],
 )
 def test_there_is_no_round_without_data_need_and_an_idle_machine(kept, board, now_s, reason):
@@ -546,6 +576,22 @@ def test_if_needed_says_why_there_is_no_round(config, store, capsys):
         "gone_back": None,
     }
     assert said(store) == ["skipped"]  # not the same line every night
+
+
+def test_at_night_a_round_waits_for_the_mains_and_one_that_was_asked_for_does_not(config, store, quick, tmp_path, capsys, monkeypatch):
+    battery = tmp_path / "sys" / "class" / "power_supply" / "BAT0"
+    battery.mkdir(parents=True)
+    (battery / "type").write_text("Battery\n")
+    (battery / "status").write_text("Discharging\n")
+    board = dataclasses.replace(IDLE, on_battery=Board.now(tmp_path / "sys").on_battery)
+    monkeypatch.setattr(Board, "now", lambda: board)
+    monkeypatch.setattr(adaptation, "NEW_POSITIVES", 8)
+    monkeypatch.setattr(adaptation, "AMBIENCE_PIECES", 4)
+
+    assert main(["adapt", "--if-needed", "--config", str(config)]) == 0
+    assert capsys.readouterr().out == "no round: the machine runs on its battery\n"
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+    assert said(store) == ["skipped", "started", "promoted"]
 
 
 def test_a_nightly_round_that_a_hot_board_gives_up_fails_no_unit(config, store, capsys, monkeypatch):

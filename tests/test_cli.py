@@ -361,14 +361,18 @@ WRONG = [
     (("run", "--source", "file:/no/such.wav"), 1, "no such file"),
     (("run", "--source", f"file:{__file__}"), 1, "not audio"),
     (("run", "--source", "tape:1"), 1, "Accepted"),
-    (("run", "--model", "huge", "--source", STREAM), 1, 'no model "huge"'),
+    (("run", "--model", "huge", "--source", STREAM), 2, 'no model "huge"'),
+    (("watch", "--model", "huge", "--source", STREAM), 2, 'no model "huge"'),
+    (("enroll", "hey", *TAKES, "--model", "huge"), 2, 'no model "huge"'),
+    (("eval", "--corpus", "/no/such", "--model", "huge"), 2, 'no model "huge"'),
+    (("bench", "--model", "huge"), 2, 'no model "huge"'),
     (("models", "promote"), 2, "needs a model"),
-    (("models", "promote", "huge"), 1, 'no model "huge"'),
+    (("models", "promote", "huge"), 2, 'no model "huge"'),
     (("models", "rollback"), 1, "nothing to go back from"),
     (("eval", "--corpus", "/no/such"), 1, "/no/such"),
     (("eval", "--corpus", "/no/such", "--protocol", "guess"), 2, "protocol"),
     (("bench", "--report", "page.txt"), 2, "--report page.txt: accepted is a name that ends with .md"),
-    (("bench", "--backend", "abacus"), 1, "abacus"),
+    (("bench", "--backend", "abacus"), 2, "--backend abacus: accepted is auto, onnxruntime"),
 ]
 
 
@@ -378,6 +382,13 @@ def test_what_is_wrong_is_said_in_a_line_with_its_exit_code(cli, arguments, code
 
     assert done.stdout == ""
     assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("source", ["mic:no such microphone", "file:/no/such.wav"])
+def test_nobody_is_asked_to_speak_into_a_microphone_that_is_not_there(cli, source):
+    (line,) = cli("enroll", "hey", "--source", source, code=1).stderr.splitlines()
+
+    assert line.startswith("edgekws: ") and "say" not in line
 
 
 def test_an_unknown_key_in_the_settings_is_wrong_usage(cli, tmp_path):

@@ -698,6 +698,27 @@ def test_temperatures_and_clocks_are_read_where_there_are_any(tmp_path):
     assert conditions.hottest_c(tmp_path / "nothing") is None
 
 
+@pytest.mark.parametrize(
+    ("files", "drained"),
+    [
+        ({"type": "Battery", "status": "Discharging"}, True),
+        ({"type": "Battery", "status": "Discharging", "scope": "System"}, True),
+        ({"type": "Battery", "status": "Charging"}, False),
+        ({"type": "Battery", "status": "Discharging", "scope": "Device"}, False),  # a mouse's
+        ({"type": "Mains", "online": "1"}, False),
+    ],
+)
+def test_only_a_battery_that_drives_the_machine_and_is_drained_counts(files, drained, tmp_path):
+    for supply, told in (("BAT0", files), ("BAT1", {"type": "Battery"})):
+        folder = tmp_path / "class" / "power_supply" / supply
+        folder.mkdir(parents=True)
+        for name, text in told.items():
+            (folder / name).write_text(f"{text}\n")
+
+    assert conditions.on_battery(tmp_path) is drained
+    assert conditions.on_battery(tmp_path / "nothing") is False
+
+
 def test_the_power_mode_is_read_by_its_name(tmp_path, monkeypatch):
     program = tmp_path / "nvpmodel"
     program.write_text("#!/bin/sh\n[ \"$1\" = -q ] && printf 'NV Power Mode: MAXN_SUPER\\n2\\n'\n")

@@ -394,6 +394,25 @@ def test_a_new_enrolment_is_taken_up_and_a_failed_one_is_said(listener, store):
     assert listener.hear(HOPS[150:]).whats == ["reloaded", "refused"]
 
 
+def test_a_version_with_nothing_to_listen_for_wakes_at_nothing_until_there_is_something_again(listener, store):
+    def nothing(reread):
+        model = load_model(find_model("edge-small"))
+        return Version(model, load_engine(model), Detector([]))
+
+    load, listener.updates._load = listener.load, nothing
+    listener.hear(HOPS[:30])
+    store.save_enrolment("hey", "ann", [HOPS[0]])
+    listener.hear(HOPS)
+    assert listener.heard == []
+
+    listener.updates._load = load
+    store.remove_enrolment("hey")
+    listener.hear(HOPS[:40]).hear(HOPS)
+    assert len(listener.heard) == len(TRUTH["spoken"])
+    assert [event.extra.get("reason") for event in listener.events] == ["there is nothing to listen for", None]
+    assert all(json.dumps(event.extra, allow_nan=False) for event in listener.events)  # SQLite reads no infinite difference of scores
+
+
 def test_a_reload_reads_settings_again_and_broken_ones_change_nothing(listener, store, tmp_path):
     listener.hear(HOPS[:30])
     listener.updates.reload()
@@ -922,6 +941,29 @@ def test_who_removes_the_last_enrolment_is_heard_no_more_and_the_listener_goes_o
 
     assert (code, len(running.wakes)) == (0, heard)
     assert cli(store.root, "run", "--source", DEMO / "stream.flac").returncode == 0  # and can be started again
+
+
+def test_who_removes_the_last_enrolment_is_heard_no_more_by_a_model_without_a_keyword_of_its_own_either(tmp_path):
+    """With nothing to listen for it says so and goes on, and wakes once somebody enrols again."""
+    own = a_copy(tmp_path, "own", "edge-small")
+    (own / "prototypes.npz").unlink()
+    rewrite_manifest(own)
+    takes = sorted(DEMO.glob("enrol-*.flac"))
+    assert cli(tmp_path / "state", "enroll", TRUTH["keyword"], *takes).returncode == 0
+    running = Running(tmp_path / "state", "--model", own)
+    try:
+        running.wait(lambda: running.wakes)
+        running.cli("enroll", "--remove", TRUTH["keyword"])
+        running.wait(lambda: "read again: there is nothing to listen for" in running.cli("log"))
+        heard = len(running.wakes)
+        time.sleep(3)
+        assert len(running.wakes) == heard
+        running.cli("enroll", TRUTH["keyword"], *takes)
+        running.wait(lambda: len(running.wakes) > heard)
+    finally:
+        code = running.end()
+
+    assert code == 0
 
 
 def cli(root, *arguments):

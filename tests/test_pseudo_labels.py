@@ -293,6 +293,14 @@ def test_a_near_miss_by_the_same_recording_again_is_nothing():
     assert [cut.clip.label for cut in stream.cuts] == ["between"] and stream.alike == []
 
 
+def test_where_nothing_is_listened_for_nothing_is_kept():
+    """What is said then is far from every keyword too, and no room."""
+    stream = Stream()
+    stream.labels.listen_for([])
+
+    assert stream.hops(*[QUIET] * 3 * ROOM_HOPS).cuts == []
+
+
 def test_other_keywords_and_thresholds_hold_from_the_next_hop():
     """A version that is swapped in may score on another scale."""
     stream = Stream().hops(*[QUIET] * 50)

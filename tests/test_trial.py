@@ -48,8 +48,8 @@ def corpus(tmp_path):
     return make_corpus(tmp_path / "corpus")
 
 
-def make_corpus(root, noises=2, sides=("neg/nathalie", "neg/other"), prefix="", takes=6, fold="fold5"):
-    """One user with six takes, a little speech to live among, a little to be tested on, one kind of noise."""
+def make_corpus(root, noises=2, sides=("neg/nathalie", "neg/other"), prefix="", takes=6, fold="fold5", users=("slt",)):
+    """Users with six takes each, a little speech to live among, a little to be tested on, one kind of noise."""
     rows = []
 
     def add(path, kind, label, speaker, split, samples):
@@ -57,11 +57,12 @@ def make_corpus(root, noises=2, sides=("neg/nathalie", "neg/other"), prefix="", 
         soundfile.write(root / path, samples, 16_000)
         rows.append([path, kind, label, speaker, 0, split, len(samples) / 16_000, ""])
 
-    for i, take in enumerate(TAKES):
-        add(f"kw/e{i}.wav", "keyword", "open sesame", "slt", f"{prefix}enrol", take)
-    for i in range(takes):
-        end = round(ENDS_S[i % 5] * 16_000)
-        add(f"kw/t{i}.wav", "keyword", "open sesame", "slt", f"{prefix}test", STREAM[end - 20_000 : end + 4000])
+    for user in users:
+        for i, take in enumerate(TAKES):
+            add(f"kw/{user}/e{i}.wav", "keyword", "open sesame", user, f"{prefix}enrol", take)
+        for i in range(takes):
+            end = round(ENDS_S[i % 5] * 16_000)
+            add(f"kw/{user}/t{i}.wav", "keyword", "open sesame", user, f"{prefix}test", STREAM[end - 20_000 : end + 4000])
     for side, talk in zip(sides, (ambience(4), ambience(6)[4:]), strict=False):
         add(f"{side}/0.wav", "negative", "talk", "", "negative", np.concatenate(talk))
     hum = (np.random.default_rng(0).standard_normal((max(noises, 1), 32_000)) * 500).astype(np.int16)
@@ -118,6 +119,27 @@ def test_a_copy_of_a_network_lives_as_the_packaged_one_and_another_seed_is_anoth
     assert [{row["seed"] for row in each} for each in rows] == [{0}, {0}, {1}]
 
 
+def test_in_a_household_all_are_enrolled_and_tested_and_all_but_the_last_speak(tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "corpus", users=("ann", "bob", "cy", "eve"))
+    assert bench(corpus, "--arms", "before", "--household", "3", "--json") == 0
+    shown = capsys.readouterr()
+    (room, clean) = json.loads(shown.out)
+    assert "households of 3: 1; in each the last to enrol is silent in the stream" in shown.err
+    assert (room["user"], room["takes_of"], room["takes"], room["spoken"]) == ("ann+bob+cy", {"ann": 3, "bob": 3, "cy": 3}, 9, 6)
+
+    alone = trial.people(corpus, ["open sesame"], 1)
+    (_, single) = trial._life((corpus, alone, 0, 10.0, load_model(find_model("edge-small")), (("before", 1.0),), False))
+    assert "takes_of" not in single and single["heard"] == clean["heard"][:3]
+
+
+def test_a_household_is_worse_where_one_of_it_is():
+    before = {"takes": 20, "heard": "1" * 10 + "0" * 10, "takes_of": {"ann": 10, "bob": 10}}
+    assert not trial.significantly_worse(before, before)
+    assert trial.significantly_worse({**before, "heard": "0" * 10 + "1" * 10}, before)
+    one = {name: before[name] for name in ("takes", "heard")}
+    assert not trial.significantly_worse({**one, "heard": "0" * 10 + "1" * 10}, one)
+
+
 def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_says_why_not(corpus, tmp_path, monkeypatch):
     """By the meter of an Orin Nano as recorded, 4.775 W at its input; two steps on little speech."""
     few = rounds.replay()[:2]
@@ -128,13 +150,13 @@ def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_say
     monkeypatch.setattr(trial, "load_meter", functools.partial(load_meter, "ina3221", sysfs=tree))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    rows = trial._life((corpus, person, 0, 10.0, factory, (("enrol-only", 1.0),), True))
+    rows = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), True))
     assert [row["energy_j"] for row in rows] == [pytest.approx(4.775 * rows[0]["round_s"], rel=0.02, abs=0.3)] * 2
     assert [row["why_no_energy"] for row in rows] == [None, None]
     table = [line.split() for line in trial.table(rows).splitlines()]
     assert [line[table[0].index("J")] for line in table[1:]] == [f"{rows[0]['energy_j']:.0f}"] * 2
 
-    (row, _) = trial._life((corpus, person, 0, 10.0, factory, (("enrol-only", 1.0),), False))
+    (row, _) = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), False))
     assert (row["energy_j"], row["why_no_energy"]) == (None, "other lives ran beside it (--workers 1 runs them one by one)")
 
 
@@ -149,7 +171,7 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
     monkeypatch.setattr(trial, "by_engine", lambda engine: tested.append(engine.precision) or by_engine(engine))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    whole, _, small, _ = trial._life((corpus, person, 0, 10.0, factory, (("onda1-hap", 4.0), ("onda1-hap-int8", 4.0)), False))
+    whole, _, small, _ = trial._life((corpus, [person], 0, 10.0, factory, (("onda1-hap", 4.0), ("onda1-hap-int8", 4.0)), False))
     assert tested == ["int8"]
     assert small["arm"] == "onda1-hap-int8" and small["parameters"] == whole["parameters"]
     assert small["file_kb"] < whole["file_kb"] / 2
@@ -167,6 +189,8 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
         (["--compression", "4", "nan"], "no compression nan. Accepted: 1 to 1000"),
         (["--users", "0"], "--users 0: accepted is a whole number from 1 on"),
         (["--seeds", "-1"], "--seeds -1: accepted is a whole number from 1 on"),
+        (["--household", "0"], "--household 0: accepted is a whole number from 1 on"),
+        (["--household", "9"], "--household 9: no keyword has so many users who can live; the most is 4"),
         (["--workers", "0"], "--workers 0: accepted is a whole number from 1 on"),
         (["--report", "a.md"], "--report is an option of edgekws bench listener, this is bench adaptation"),
     ],
@@ -206,7 +230,7 @@ def test_speech_is_either_in_the_stream_or_in_the_test_and_always_there(tmp_path
     for name in "ab":
         corpus = make_corpus(tmp_path / name, sides=sides)
         said = [lives.at_level(lives.read_recording(corpus / side / "0.wav"), lives.LEVEL_DBFS) for side in sides]
-        stream = lives._stream(lives.Person("", "", [], []), [], corpus, np.random.default_rng(0))[0]
+        stream = lives._stream([], corpus, np.random.default_rng(0))[0]
         found.append(np.concatenate([stream, *lives.test_speech(corpus, "open sesame")]))
 
     assert np.array_equal(np.sort(found[0]), np.sort(np.concatenate(said)))

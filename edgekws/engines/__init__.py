@@ -32,6 +32,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # "auto" is the first that works: a network of 0.1 to 0.4 million parameters does not pay for waking a GPU unless a measurement says so.
 ORDER = ("onnxruntime", "tensorrt", "onnxruntime-cuda")
 ASKED_FOR = ("tensorrt-refit", "null")  # by name alone
+KNOWN = ("auto", *ORDER, *ASKED_FOR)
 # Largest difference from a golden embedding, by precision; measured on the packaged models. fp32: 2e-7 on a CPU, and 2e-4 where a GPU
 # multiplies in TF32, which rounds as float16 does. fp16: 2e-4 with sums in float32, 1.2e-3 with sums in float16. int8: another order of
 # sums that tips a value over a rounding step moves an embedding by up to 4e-3, frames that are 1e-4 off by 1.3e-2; a lost hop by 1e-1.
@@ -78,8 +79,8 @@ def load_engine(model: Model, backend: str = "auto", *, fall_back: bool = False,
         EngineUnavailable: none does; the message holds each one's reason.
         NotPrepared: of these: with `at_once`, where one would run once it is prepared.
     """
-    if backend not in ("auto", *ORDER, *ASKED_FOR):
-        raise EngineUnavailable(f'no engine "{backend}". Accepted: auto, {", ".join((*ORDER, *ASKED_FOR))}')
+    if backend not in KNOWN:
+        raise EngineUnavailable(f'no engine "{backend}". Accepted: {", ".join(KNOWN)}')
     names: tuple[str, ...] = ORDER if backend == "auto" else (backend,)
     if fall_back and backend not in ("auto", "null", ORDER[0]):
         names = (backend, ORDER[0])

@@ -44,6 +44,18 @@ def hottest_c(sysfs: Path = SYSFS) -> float | None:
     return max(temperatures_c(sysfs).values(), default=None)
 
 
+def on_battery(sysfs: Path = SYSFS) -> bool:
+    """Whether a battery that drives this machine is drained; a mouse's or a headset's is of scope Device."""
+
+    def told(supply: Path, name: str) -> str:
+        with suppress(OSError, ValueError):
+            return (supply / name).read_text().strip()
+        return ""
+
+    supplies = (sysfs / "class" / "power_supply").glob("*")
+    return any(told(s, "type") == "Battery" and told(s, "status") == "Discharging" and told(s, "scope") != "Device" for s in supplies)
+
+
 def clocks_mhz(sysfs: Path = SYSFS) -> dict[str, float]:
     """Core or GPU → MHz now."""
     found = {}

@@ -21,7 +21,7 @@ from edgekws.errors import EdgekwsError, EngineUnavailable, EnrolmentError, Mode
 from edgekws.evaluation import WORSE, sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import Recording
-from edgekws.power.conditions import free_memory_mb, hottest_c
+from edgekws.power.conditions import SYSFS, free_memory_mb, hottest_c, on_battery
 from edgekws.promotion import WATCHED_S, model_event
 from edgekws.store import ADAPTED, Store
 from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of, told_apart
@@ -61,10 +61,11 @@ class Board:
     """Processes that want to run, of each core, over five minutes."""
     hottest_c: float | None
     free_mb: float | None
+    on_battery: bool = False
 
     @classmethod
-    def now(cls) -> Board:
-        return cls(os.getloadavg()[1] / (os.cpu_count() or 1), hottest_c(), free_memory_mb())
+    def now(cls, sysfs: Path = SYSFS) -> Board:
+        return cls(os.getloadavg()[1] / (os.cpu_count() or 1), hottest_c(sysfs), free_memory_mb(), on_battery(sysfs))
 
 
 def why_not(store: Store, board: Board, now_s: float, keywords: Mapping[str, KeywordSettings] | None = None) -> tuple[str | None, str]:
@@ -93,6 +94,8 @@ def why_not(store: Store, board: Board, now_s: float, keywords: Mapping[str, Key
         return f"the machine is hot ({board.hottest_c:.0f} °C, accepted {HOT_C:.0f})", reason
     if board.free_mb is not None and board.free_mb < LEAST_FREE_MB:
         return f"memory is short ({board.free_mb:.0f} MB free, wanted {LEAST_FREE_MB:.0f})", reason
+    if board.on_battery:
+        return "the machine runs on its battery", reason
     return None, reason
 
 
@@ -346,15 +349,16 @@ def run(
                 say(f"the gate refuses it: {outcome.reason}. Once more without pruning")
                 _note(store, "refused", now(), reason=outcome.reason, **facts)
                 _note(store, "started", now(), reason="once more, without pruning")
-            if outcome.passed and (why := _overtaken(store, current, heard, outcome)):
-                outcome = replace(outcome, passed=False, reason=why)
-            if not outcome.passed or not promote:
-                _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
-                return outcome, None
-            # What takes the place of a version on trial is on trial against the same one before: else each of a row of rounds could lose a
-            # little. (A version that was gone back to counts as on trial again.)
-            instead = current is not None and on_trial(store, load_model(current), now())
-            live = load_model(store.promote(outcome.model.path, outcome.model.id, keeps_previous=instead))
+            with store.unchanged():  # from the last look to the promotion: what is removed meanwhile would go live unseen
+                if outcome.passed and (why := _overtaken(store, current, heard, outcome)):
+                    outcome = replace(outcome, passed=False, reason=why)
+                if not outcome.passed or not promote:
+                    _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
+                    return outcome, None
+                # What takes the place of a version on trial is on trial against the same one before: else each of a row of rounds could
+                # lose a little. (A version that was gone back to counts as on trial again.)
+                instead = current is not None and on_trial(store, load_model(current), now())
+                live = load_model(store.promote(outcome.model.path, outcome.model.id, keeps_previous=instead))
         except BaseException as error:  # Ctrl-C and a full disk too: the log says so, if it can
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             if no_memory := any(words in reason for words in NO_MEMORY):

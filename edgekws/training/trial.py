@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import tempfile
@@ -32,6 +33,7 @@ from edgekws.training.lives import (
     Life,
     Person,
     corpus_people,
+    enrolled_as,
     lead,
     look_over,
     measure,
@@ -105,6 +107,25 @@ def people(
     return mixed[:count]
 
 
+def households(everyone: Sequence[Person], size: int, say: Callable[[str], object] = lambda line: None) -> list[list[Person]]:
+    """So many of each keyword's people live together, nobody twice; the keywords in turns. With 1 everybody lives alone.
+
+    Raises:
+        UsageError: no keyword has so many.
+    """
+    by_keyword: dict[str, list[Person]] = {}
+    for one in everyone:
+        by_keyword.setdefault(one.keyword, []).append(one)
+    queues = [[found[i : i + size] for i in range(0, len(found) - size + 1, size)] for found in by_keyword.values()]
+    most = max(map(len, queues))
+    if not most:
+        raise UsageError(f"--household {size}: no keyword has so many users who can live; the most is {max(map(len, by_keyword.values()))}")
+    mixed = [queue[i] for i in range(most) for queue in queues if i < len(queue)]
+    if size > 1:
+        say(f"households of {size}: {len(mixed)}; in each the last to enrol is silent in the stream")
+    return mixed
+
+
 def run(
     corpus: Path,
     *,
@@ -113,6 +134,7 @@ def run(
     compressions: Sequence[float] = (4.0,),
     keywords: Sequence[str] | None = None,
     users: int | None = None,
+    household: int = 1,
     seeds: int = 1,
     first_seed: int = 0,
     rooms_db: Sequence[float] = ROOMS_DB,
@@ -125,7 +147,8 @@ def run(
     Args:
         networks: names of packaged ones, or directories of models of such a network.
         compressions: the factory network's parameters over those that are left, for the arms that prune.
-        users: the first of the mixture; None = all.
+        users: the first of the mixture, or the first households; None = all.
+        household: so many enrol the keyword.
         seeds: so many from `first_seed` on; each is another room, another order of the stream, other batches.
         rooms_db: users live at these in turns.
         done: what `life_of` names of earlier rows, which need not be run again.
@@ -144,22 +167,24 @@ def run(
     if wrong := [f"{one:g}" for one in compressions if not 1 <= one <= MOST_COMPRESSED]:
         raise UsageError(f"no compression {wrong[0]}. Accepted: 1 to {MOST_COMPRESSED}, parameters before over parameters after")
     if wrong := [
-        f"--{name} {count}" for name, count in (("users", users), ("seeds", seeds), ("workers", workers)) if count is not None and count < 1
+        f"--{name} {count}"
+        for name, count in (("users", users), ("household", household), ("seeds", seeds), ("workers", workers))
+        if count is not None and count < 1
     ]:
         raise UsageError(f"{wrong[0]}: accepted is a whole number from 1 on")
     for note in look_over(corpus):
         say(note)
-    chosen = people(corpus, keywords, users, say)
+    chosen = households(people(corpus, keywords, users if household == 1 else None, say), household, say)[:users]
     tried = [(arm, compression) for arm in arms for compression in (compressions if arm in PRUNED else (1.0,))]
     jobs = []
     for seed in range(first_seed, first_seed + seeds):
-        for number, one in enumerate(chosen):
+        for number, living in enumerate(chosen):
             for factory in factories.values():
                 snr_db = rooms_db[(number + seed) % len(rooms_db)]
-                life = (one.speaker, one.keyword, factory.network, seed, snr_db)
+                life = (*named(living), factory.network, seed, snr_db)
                 left = tuple(each for each in tried if (*life, *each) not in done)
                 if left and (*life, *REFUSED) not in done:
-                    jobs.append((corpus, one, seed, snr_db, factory, left, workers == 1))
+                    jobs.append((corpus, living, seed, snr_db, factory, left, workers == 1))
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -175,17 +200,23 @@ def run(
 _clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
 
 
-def _life(job: tuple[Path, Person, int, float, Model, tuple[tuple[str, float], ...], bool]) -> list[dict[str, Any]]:
-    corpus, person, seed, snr_db, factory, tried, alone = job
+def named(people: Sequence[Person]) -> tuple[str, str]:
+    """Who lives, and the keyword, as rows have them."""
+    return "+".join(one.speaker for one in people), people[0].keyword
+
+
+def _life(job: tuple[Path, Sequence[Person], int, float, Model, tuple[tuple[str, float], ...], bool]) -> list[dict[str, Any]]:
+    corpus, people, seed, snr_db, factory, tried, alone = job
     name = factory.network
     judge = load_model(find_model(JUDGE[name]))
     starts = [load_model(find_model(other)) for other in STARTS.get(name, ())]
-    if person.keyword not in _clean:
-        _clean[person.keyword] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, person.keyword)]
-    common = {"user": person.speaker, "keyword": person.keyword, "network": name, "seed": seed, "snr_db": snr_db}
-    number = number_of(person, seed)
+    user, keyword = named(people)
+    if keyword not in _clean:
+        _clean[keyword] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, keyword)]
+    common = {"user": user, "keyword": keyword, "network": name, "seed": seed, "snr_db": snr_db}
+    number = number_of(people[0], seed)
     try:
-        life = lead(person, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=_clean[person.keyword])
+        life = lead(people, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=_clean[keyword])
     except EnrolmentError as error:
         return [{**common, "arm": "before", "refused": str(error)}]
     positives = life.snapshot.positives
@@ -196,6 +227,8 @@ def _life(job: tuple[Path, Person, int, float, Model, tuple[tuple[str, float], .
         "pseudo_true": sum(one.id for one in positives),
         "ambience_pieces": len(life.snapshot.ambience),
     }
+    if len(people) > 1:
+        common["takes_of"] = life.takes_of
     rows = []
     for arm, compression in tried:
         for where, facts in live(life, arm, compression, factory, judge, starts, seed, alone).items():
@@ -215,13 +248,11 @@ def live(
 
     `energy_j` is all that the machine drew for the round, if no other ran beside it (`alone`).
     """
-    person = life.person
     start_s = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         if arm == "before":
-            engine = load_engine(factory)
-            enrolled = enrolment.enrol(person.keyword, person.speaker, person.enrol, engine, factory, strict=False)
-            engine.close()
+            with closing(load_engine(factory)) as engine:
+                enrolled = enrolled_as(life.people, engine, factory)
             model, gate, cost = factory, None, {}
         else:
             options = arm_options(arm)
@@ -241,7 +272,7 @@ def live(
                 )
             model, cost = outcome.model, outcome.facts["cost"]
             gate = "promoted" if outcome.passed else outcome.reason
-            enrolled = next(iter(load_enrolled(model.path / ADAPTED).values()))
+            enrolled = enrolment.together(list(load_enrolled(model.path / ADAPTED).values()))
         round_cpu_s = time.process_time() - start_s
         step_s = step_cpu_s([model])[0]
         facts = {
@@ -314,8 +345,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def significantly_worse(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-    """Whether fewer takes are heard at the deployed threshold than chance explains (95 %, one side)."""
-    return before is not None and chance_of_fall(row, before) < WORSE
+    """Whether of somebody fewer takes are heard at the deployed threshold than chance explains (95 %, one side)."""
+    if before is None:
+        return False
+    if "takes_of" not in row:
+        return chance_of_fall(row, before) < WORSE
+    ends = list(itertools.accumulate(row["takes_of"].values(), initial=0))
+    pairs = [({"heard": row["heard"][a:b]}, {"heard": before["heard"][a:b]}) for a, b in itertools.pairwise(ends)]
+    return any(chance_of_fall(*pair) < WORSE for pair in pairs)
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
