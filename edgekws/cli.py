@@ -233,7 +233,8 @@ def _parser() -> argparse.ArgumentParser:
     lives.add_argument("--compression", nargs="+", type=float, metavar="X", help="parameters before over after, of the arms that prune (4)")
     lives.add_argument("--keyword", nargs="+", metavar="K", help="else all")
     lives.add_argument("--users", type=int, metavar="N", help="else all; the keywords in turns")
-    lives.add_argument("--household", type=int, metavar="N", help="so many enrol the keyword, and all but the last of them speak (1)")
+    lives.add_argument("--household", type=int, metavar="N", help="so many enrol the keyword and live together (1)")
+    lives.add_argument("--guests", type=int, metavar="N", help="so many more enrol, and do not speak before the test (0)")
     lives.add_argument("--seeds", type=int, default=1, metavar="N", help="each is another room and another order (%(default)s)")
     lives.add_argument("--first-seed", type=int, default=0, metavar="N", help="to live in rooms that nothing was chosen on (%(default)s)")
     lives.add_argument("--condition", nargs="+", metavar="C", help="rooms, in turns: noise10, noise5, noise0")
@@ -1412,7 +1413,19 @@ def _no_round(store: Store, reason: str, as_json: bool, back: str | None = None,
 # Those that one of its two forms has alone.
 BENCH_OPTIONS = {
     "listener": ("model", "backend", "all", "while_adapting", "report"),
-    "adaptation": ("corpus", "arms", "networks", "compression", "keyword", "users", "household", "first_seed", "condition", "save"),
+    "adaptation": (
+        "corpus",
+        "arms",
+        "networks",
+        "compression",
+        "keyword",
+        "users",
+        "household",
+        "guests",
+        "first_seed",
+        "condition",
+        "save",
+    ),
 }
 
 
@@ -1480,6 +1493,7 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
         "networks": options.networks,
         "compressions": options.compression,
         "household": options.household,
+        "guests": options.guests,
         "rooms_db": options.condition and [trial.room_db(name) for name in options.condition],
     }
     rows = trial.saved(options.save) if options.save else []

@@ -130,6 +130,27 @@ def test_a_household_is_tested_as_the_detector_hears_it(factory):
     assert both.false_accepts == alone.false_accepts > 0
 
 
+@pytest.mark.parametrize(("voices", "smaller", "pruned"), [("ab", False, False), ("ab", True, True), ("a", False, True)])
+def test_beside_a_whole_version_nothing_is_pruned_before_every_voice_was_heard(factory, tmp_path, voices, smaller, pruned):
+    """Where a pruned version listens already, its household has no whole one to be worse than."""
+    both = [Voice(KEYWORD, who, TAKES, id=who) for who in (SPEAKER, "guest")][: len(voices)]
+    said = []
+    outcome = adapt(
+        factory,
+        dataclasses.replace(heard_before(moments(ENDS_S, 4)), voices=both),
+        tmp_path / "candidate",
+        id="0001-test",
+        target=Target("params", 0.9),
+        incumbent=load_model(find_model("edge-tiny")) if smaller else factory,
+        int8="never",
+        steps=1,
+        say=said.append,
+    )
+
+    assert (outcome.model.parameters < factory.parameters, outcome.facts["recipe"]["name"] == "onda1") == (pruned, pruned)
+    assert pruned != any('not pruned: no wake of "open sesame" by guest was held out' in line for line in said)
+
+
 def test_every_part_of_a_round_lets_the_machine_rest_between_its_pieces(round_and_rests):
     """So that duty cycle, heat and power hold for all of it: training is a third of its time."""
     opinion, lessons, training, _, again, testing, *int8 = round_and_rests[1].values()

@@ -119,16 +119,16 @@ def test_a_copy_of_a_network_lives_as_the_packaged_one_and_another_seed_is_anoth
     assert [{row["seed"] for row in each} for each in rows] == [{0}, {0}, {1}]
 
 
-def test_in_a_household_all_are_enrolled_and_tested_and_all_but_the_last_speak(tmp_path, capsys):
+def test_in_a_household_all_are_enrolled_and_tested_and_guests_do_not_speak(tmp_path, capsys):
     corpus = make_corpus(tmp_path / "corpus", users=("ann", "bob", "cy", "eve"))
-    assert bench(corpus, "--arms", "before", "--household", "3", "--json") == 0
+    assert bench(corpus, "--arms", "before", "--household", "2", "--guests", "1", "--json") == 0
     shown = capsys.readouterr()
     (room, clean) = json.loads(shown.out)
-    assert "households of 3: 1; in each the last to enrol is silent in the stream" in shown.err
-    assert (room["user"], room["takes_of"], room["takes"], room["spoken"]) == ("ann+bob+cy", {"ann": 3, "bob": 3, "cy": 3}, 9, 6)
+    assert "households of 3: 1" in shown.err
+    assert (room["user"], room["takes_of"], room["takes"], room["spoken"]) == ("ann+bob (cy)", {"ann": 3, "bob": 3, "cy": 3}, 9, 6)
 
     alone = trial.people(corpus, ["open sesame"], 1)
-    (_, single) = trial._life((corpus, alone, 0, 10.0, load_model(find_model("edge-small")), (("before", 1.0),), False))
+    (_, single) = trial._life((corpus, alone, 0, 10.0, load_model(find_model("edge-small")), (("before", 1.0),), False, 0))
     assert "takes_of" not in single and single["heard"] == clean["heard"][:3]
 
 
@@ -150,13 +150,13 @@ def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_say
     monkeypatch.setattr(trial, "load_meter", functools.partial(load_meter, "ina3221", sysfs=tree))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    rows = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), True))
+    rows = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), True, 0))
     assert [row["energy_j"] for row in rows] == [pytest.approx(4.775 * rows[0]["round_s"], rel=0.02, abs=0.3)] * 2
     assert [row["why_no_energy"] for row in rows] == [None, None]
     table = [line.split() for line in trial.table(rows).splitlines()]
     assert [line[table[0].index("J")] for line in table[1:]] == [f"{rows[0]['energy_j']:.0f}"] * 2
 
-    (row, _) = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), False))
+    (row, _) = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), False, 0))
     assert (row["energy_j"], row["why_no_energy"]) == (None, "other lives ran beside it (--workers 1 runs them one by one)")
 
 
@@ -171,7 +171,7 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
     monkeypatch.setattr(trial, "by_engine", lambda engine: tested.append(engine.precision) or by_engine(engine))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    whole, _, small, _ = trial._life((corpus, [person], 0, 10.0, factory, (("onda1-hap", 4.0), ("onda1-hap-int8", 4.0)), False))
+    whole, _, small, _ = trial._life((corpus, [person], 0, 10.0, factory, (("onda1-hap", 4.0), ("onda1-hap-int8", 4.0)), False, 0))
     assert tested == ["int8"]
     assert small["arm"] == "onda1-hap-int8" and small["parameters"] == whole["parameters"]
     assert small["file_kb"] < whole["file_kb"] / 2
@@ -190,7 +190,8 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
         (["--users", "0"], "--users 0: accepted is a whole number from 1 on"),
         (["--seeds", "-1"], "--seeds -1: accepted is a whole number from 1 on"),
         (["--household", "0"], "--household 0: accepted is a whole number from 1 on"),
-        (["--household", "9"], "--household 9: no keyword has so many users who can live; the most is 4"),
+        (["--household", "9"], "--household and --guests: no keyword has 9 users who can live; the most is 4"),
+        (["--guests", "-1"], "--guests -1: accepted is a whole number from 0 on"),
         (["--workers", "0"], "--workers 0: accepted is a whole number from 1 on"),
         (["--report", "a.md"], "--report is an option of edgekws bench listener, this is bench adaptation"),
     ],

@@ -296,7 +296,7 @@ def run(
     Args:
         model: the configured factory network, by name or path.
         keywords: the operator's choices, by keyword.
-        recipe: None = onda1; where the gate refuses that and nothing else was asked for, weights-only too, unless a pruned version listens,
+        recipe: None = onda1, as far as `adapt` prunes; where the gate refuses that and nothing else was asked for, weights-only too, unless a pruned version listens,
             beside which that is too slow.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
@@ -320,7 +320,7 @@ def run(
             heard, clips = snapshot(store, say, keywords)
             if not asked and current is not None and load_model(current).parameters < factory.parameters:
                 recipes = ["onda1"]
-            for number, one in enumerate(recipes, 1):
+            for one in recipes:
                 outcome = adapt(
                     factory,
                     heard,
@@ -342,9 +342,10 @@ def run(
                 if family and promote:
                     _mark(store, clips, outcome)
                 cost = outcome.facts["cost"]
-                facts: dict[str, Any] = {"recipe": one, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
+                went = outcome.facts["recipe"]["name"]
+                facts: dict[str, Any] = {"recipe": went, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
                 facts["energy_j"] = cost["energy_j"]
-                if outcome.passed or number == len(recipes):
+                if outcome.passed or recipes[-1] in (one, went):
                     break
                 say(f"the gate refuses it: {outcome.reason}. Once more without pruning")
                 _note(store, "refused", now(), reason=outcome.reason, **facts)

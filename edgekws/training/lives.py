@@ -5,8 +5,7 @@ among read speech, through a room response and under one kind of noise, 10, 5 or
 device; a round learns from them. Tested is on the other half of the takes, in that room under other recordings of that noise, and in quiet;
 false accepts on speech that no network and no stream has had.
 
-Where several people enrol one keyword, all of them speak in the stream but the last, who is tested as they are: a guest, or a child who
-seldom says it.
+Several people may enrol one keyword and live together. Guests are enrolled and tested as they are, but never speak in the stream.
 
 The corpus' training side (see training/material.py) speaks in the stream, its evaluation side in the test; of a corpus without such sides
 half of what training never had speaks in each. No keyword was ever trained on.
@@ -276,21 +275,28 @@ class Life:
 
 
 def lead(
-    people: Sequence[Person], corpus: Path, factory: Model, *, seed: int, snr_db: float | None, clean_negatives: list[np.ndarray]
+    people: Sequence[Person],
+    corpus: Path,
+    factory: Model,
+    *,
+    seed: int,
+    snr_db: float | None,
+    clean_negatives: list[np.ndarray],
+    guests: int = 0,
 ) -> Life:
-    """Let the deployed listener live with people of one keyword; then make the test."""
+    """Let the deployed listener live with people of one keyword, so many of whom, the last, are guests; then make the test."""
     rng = np.random.default_rng([37, seed])
     room = Room(corpus, seed, snr_db)
     live: list[np.ndarray] = []
     test: list[np.ndarray] = []
     takes_of = {}
-    for person in people:
+    for number, person in enumerate(people):
         order = rng.permutation(len(person.takes))
         said, heard = ([person.takes[i] for i in order[half::2]] for half in (0, 1))
-        live += said if person is people[0] or person is not people[-1] else []
+        live += said if number < len(people) - guests else []
         test += heard
         takes_of[person.speaker] = len(heard)
-    if len(people) > 2:
+    if len(people) - guests > 1:
         live = [live[i] for i in rng.permutation(len(live))]
     with closing(load_engine(factory)) as engine:
         enrolled = enrolled_as(people, engine, factory)

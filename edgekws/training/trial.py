@@ -119,10 +119,11 @@ def households(everyone: Sequence[Person], size: int, say: Callable[[str], objec
     queues = [[found[i : i + size] for i in range(0, len(found) - size + 1, size)] for found in by_keyword.values()]
     most = max(map(len, queues))
     if not most:
-        raise UsageError(f"--household {size}: no keyword has so many users who can live; the most is {max(map(len, by_keyword.values()))}")
+        most = max(map(len, by_keyword.values()))
+        raise UsageError(f"--household and --guests: no keyword has {size} users who can live; the most is {most}")
     mixed = [queue[i] for i in range(most) for queue in queues if i < len(queue)]
     if size > 1:
-        say(f"households of {size}: {len(mixed)}; in each the last to enrol is silent in the stream")
+        say(f"households of {size}: {len(mixed)}")
     return mixed
 
 
@@ -135,6 +136,7 @@ def run(
     keywords: Sequence[str] | None = None,
     users: int | None = None,
     household: int = 1,
+    guests: int = 0,
     seeds: int = 1,
     first_seed: int = 0,
     rooms_db: Sequence[float] = ROOMS_DB,
@@ -148,7 +150,8 @@ def run(
         networks: names of packaged ones, or directories of models of such a network.
         compressions: the factory network's parameters over those that are left, for the arms that prune.
         users: the first of the mixture, or the first households; None = all.
-        household: so many enrol the keyword.
+        household: so many enrol the keyword and live together.
+        guests: so many more enrol, and do not speak before the test.
         seeds: so many from `first_seed` on; each is another room, another order of the stream, other batches.
         rooms_db: users live at these in turns.
         done: what `life_of` names of earlier rows, which need not be run again.
@@ -172,19 +175,22 @@ def run(
         if count is not None and count < 1
     ]:
         raise UsageError(f"{wrong[0]}: accepted is a whole number from 1 on")
+    if guests < 0:
+        raise UsageError(f"--guests {guests}: accepted is a whole number from 0 on")
     for note in look_over(corpus):
         say(note)
-    chosen = households(people(corpus, keywords, users if household == 1 else None, say), household, say)[:users]
+    together = household + guests
+    chosen = households(people(corpus, keywords, users if together == 1 else None, say), together, say)[:users]
     tried = [(arm, compression) for arm in arms for compression in (compressions if arm in PRUNED else (1.0,))]
     jobs = []
     for seed in range(first_seed, first_seed + seeds):
         for number, living in enumerate(chosen):
             for factory in factories.values():
                 snr_db = rooms_db[(number + seed) % len(rooms_db)]
-                life = (*named(living), factory.network, seed, snr_db)
+                life = (*named(living, guests), factory.network, seed, snr_db)
                 left = tuple(each for each in tried if (*life, *each) not in done)
                 if left and (*life, *REFUSED) not in done:
-                    jobs.append((corpus, living, seed, snr_db, factory, left, workers == 1))
+                    jobs.append((corpus, living, seed, snr_db, factory, left, workers == 1, guests))
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -200,23 +206,24 @@ def run(
 _clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
 
 
-def named(people: Sequence[Person]) -> tuple[str, str]:
-    """Who lives, and the keyword, as rows have them."""
-    return "+".join(one.speaker for one in people), people[0].keyword
+def named(people: Sequence[Person], guests: int) -> tuple[str, str]:
+    """Who lives, and the keyword, as rows have them: "ann+bob", with cy as a guest "ann+bob (cy)"."""
+    living, others = ("+".join(one.speaker for one in part) for part in (people[: len(people) - guests], people[len(people) - guests :]))
+    return living + (f" ({others})" if others else ""), people[0].keyword
 
 
-def _life(job: tuple[Path, Sequence[Person], int, float, Model, tuple[tuple[str, float], ...], bool]) -> list[dict[str, Any]]:
-    corpus, people, seed, snr_db, factory, tried, alone = job
+def _life(job: tuple[Path, Sequence[Person], int, float, Model, tuple[tuple[str, float], ...], bool, int]) -> list[dict[str, Any]]:
+    corpus, people, seed, snr_db, factory, tried, alone, guests = job
     name = factory.network
     judge = load_model(find_model(JUDGE[name]))
     starts = [load_model(find_model(other)) for other in STARTS.get(name, ())]
-    user, keyword = named(people)
+    user, keyword = named(people, guests)
     if keyword not in _clean:
         _clean[keyword] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, keyword)]
     common = {"user": user, "keyword": keyword, "network": name, "seed": seed, "snr_db": snr_db}
     number = number_of(people[0], seed)
     try:
-        life = lead(people, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=_clean[keyword])
+        life = lead(people, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=_clean[keyword], guests=guests)
     except EnrolmentError as error:
         return [{**common, "arm": "before", "refused": str(error)}]
     positives = life.snapshot.positives
