@@ -1414,17 +1414,7 @@ def _no_round(store: Store, reason: str, as_json: bool, back: str | None = None,
 BENCH_OPTIONS = {
     "listener": ("model", "backend", "all", "while_adapting", "report"),
     "adaptation": (
-        "corpus",
-        "arms",
-        "networks",
-        "compression",
-        "keyword",
-        "users",
-        "household",
-        "guests",
-        "first_seed",
-        "condition",
-        "save",
+        *("corpus", "arms", "networks", "compression", "keyword", "users", "household", "guests", "first_seed", "condition", "save"),
     ),
 }
 

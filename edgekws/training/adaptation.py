@@ -296,8 +296,8 @@ def run(
     Args:
         model: the configured factory network, by name or path.
         keywords: the operator's choices, by keyword.
-        recipe: None = onda1, as far as `adapt` prunes; where the gate refuses that and nothing else was asked for, weights-only too, unless a pruned version listens,
-            beside which that is too slow.
+        recipe: None = onda1, as far as `adapt` prunes; where the gate refuses that and nothing else was asked for, weights-only too, unless
+            a pruned version listens, beside which that is too slow.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
         recording, rest: as `adapt` has them.
