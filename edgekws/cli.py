@@ -332,6 +332,8 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
                 or kept.get(key)
                 or enrolment.enrol(one.keyword, one.speaker, one.recordings(), engine, model, only_enrolled=only)
             )
+            if not len(found[key].voice):  # from before voices were kept; 50 ms each, at a start
+                found[key] = enrolment.with_voice(found[key], one.recordings())
         except (EnrolmentError, StoreError) as error:
             log.warning("left out: %s", error)
     if found.keys() - kept.keys() - brought.keys():

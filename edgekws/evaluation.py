@@ -42,11 +42,12 @@ import numpy as np
 from edgekws.audio import duration_s, read_recording
 from edgekws.detector import REFRACTORY_S, background, scores
 from edgekws.engines import Engine, load_engine
-from edgekws.enrolment import centred, embed, enrol
+from edgekws.enrolment import embed, enrol
 from edgekws.errors import AudioError, EdgekwsError, EnrolmentError, UsageError
 from edgekws.model import Model
 from edgekws.pictures import new_figure, save
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
+from edgekws.voice import centred
 
 PROTOCOLS = ("stream", "paper")
 SNR_DB = {"noise10": 10.0, "noise5": 5.0, "noise0": 0.0, "room": 15.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgekws.engines import Engine
 from edgekws.frontend import LogMel
 from edgekws.pseudo_labels import Cut, PseudoLabels
 from edgekws.values import HOP_SAMPLES, AudioChunk, Detection
+from edgekws.voice import HEARD_HOPS, who
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Pipeline:
         self.witness: tuple[Engine, Detector] | None = None
         """The version before, while a new one proves itself: it steps through the same and does not act; what it alone wakes at is kept."""
         self._frontend = LogMel()
+        self._heard: deque[np.ndarray] = deque(maxlen=HEARD_HOPS)  # the samples of the last hops, held and not copied
         self._pending = np.zeros(0, np.int16)
         self._end_sample = 0  # of the stream, gaps counted, up to which hops were done
 
@@ -54,6 +57,7 @@ class Pipeline:
         """Every detection that the chunk completes. A gap forgets the half-heard word before it."""
         if chunk.gap_samples:
             self._pending = self._pending[:0]
+            self._heard.clear()
             self._frontend.reset()
             self.engine.reset()
             self.detector.reset()
@@ -74,13 +78,21 @@ class Pipeline:
             done += HOP_SAMPLES
             self.hops += 1
             self._end_sample += HOP_SAMPLES
-            found = self.detector.step(self.engine.step(frames), self._end_sample)
+            self._heard.append(hop)
+            found = [self._named(one) for one in self.detector.step(self.engine.step(frames), self._end_sample)]
             detections += found
             if self.labels is not None:
                 self.cuts += self.labels.step(hop, self._end_sample, self.detector.latest, found, self._missed(frames))
             self.recent.append(Hop(self.hops, frames, self.detector.margin))
         self._pending = samples[done:].copy()
         return detections
+
+    def _named(self, wake: Detection) -> Detection:
+        """With the name of whose voice it is, where several enrolled the keyword; the score stays that of the nearest prototype."""
+        several = [one for one in self.detector.enrolled if one.keyword == wake.keyword]
+        if len(several) < 2 or not all(len(one.voice) for one in several):
+            return wake
+        return replace(wake, speaker=who(np.concatenate(self._heard), several).speaker)
 
     def _missed(self, frames: np.ndarray) -> list[Detection]:
         """What the witness wakes at. One that fails is let go of: the version in use must not fall with it."""

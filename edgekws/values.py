@@ -41,6 +41,10 @@ class Enrolled:
     """float32, shape (m, dim): unit embeddings of other sounds, the same for all keywords of a model; m = 0 takes nothing off."""
     only_enrolled: bool = False
     """True: only this speaker may wake it. False: anyone may."""
+    voice: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """float32, shape (50,), of unit length: how the speaker sounds (`edgekws.voice`); shape (0,) where that is not known."""
+    word_samples: int = 0
+    """How long the word is as they say it; 0 where no voice is known."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Detection:
 
     keyword: str
     speaker: str
-    """The enrolled speaker whose prototype was nearest; "" if nobody's."""
+    """Who spoke: of several who enrolled the keyword whose voice is nearest, else whose prototype is; "" if nobody's."""
     score: float
     threshold: float
     end_sample: int

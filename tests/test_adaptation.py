@@ -388,7 +388,9 @@ def test_what_the_configuration_says_of_a_keyword_is_what_is_learned_and_gated(c
     assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
 
     (enrolment,) = store.enrolments()
-    assert list(load_enrolled(store.current_model() / ADAPTED)) == [f"{enrolment.id} True"]
+    ((key, learned),) = load_enrolled(store.current_model() / ADAPTED).items()
+    assert key == f"{enrolment.id} True"
+    assert len(learned.voice) and learned.word_samples  # as enrolment has it
 
     config.write_text(f'{text}[keyword."{KEYWORD}"]\nenabled = false\n')
     assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 1  # nothing is left

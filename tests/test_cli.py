@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.signal
+import soundfile
 
 import edgekws
 from edgekws.audio import read_recording
 from edgekws.model import find_model
-from edgekws.store import Store
+from edgekws.store import Store, load_enrolled, save_enrolled
 from edgekws.values import Clip, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
@@ -163,6 +165,22 @@ def test_prototypes_are_made_at_enrolment_and_again_where_they_are_missing(enrol
     kept.unlink()
     assert cli.wakes("--source", STREAM) == first
     assert kept.exists()
+
+
+def test_where_several_enrolled_a_keyword_the_voice_names_the_speaker_also_by_prototypes_from_before_voices(cli, tmp_path):
+    """Bob recorded the demo's voice a quarter slower; the stream is played as slow."""
+
+    def slower(path):
+        soundfile.write(tmp_path / "slower.wav", scipy.signal.resample_poly(read_recording(Path(path)) / 32768, 5, 4), 16_000)
+        return shutil.copy(tmp_path / "slower.wav", tmp_path / f"{Path(path).stem}.wav")
+
+    cli("enroll", TRUTH["keyword"], "--speaker", "ann", *TAKES)
+    cli("enroll", TRUTH["keyword"], "--speaker", "bob", *map(slower, TAKES))
+    (kept,) = (cli.root / "prototypes").glob("*.npz")
+    save_enrolled(kept, {key: replace(one, voice=one.voice[:0], word_samples=0) for key, one in load_enrolled(kept).items()})
+
+    for stream, name in ((STREAM, "ann"), (slower(STREAM), "bob")):
+        assert [one["speaker"] for one in cli.wakes("--source", stream)] == [name] * len(TRUTH["spoken"])
 
 
 def test_settings_move_disable_and_tell(enrolled, tmp_path):

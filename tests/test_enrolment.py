@@ -18,6 +18,7 @@ from edgekws.engines import load_engine
 from edgekws.errors import EnrolmentError
 from edgekws.model import find_model, load_model
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
+from edgekws.voice import speech_span
 
 DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -63,7 +64,7 @@ def test_three_recordings_make_a_keyword_that_is_heard_and_nothing_else(engine, 
 
 def test_a_tightly_trimmed_recording_is_given_its_context_back(engine, model, takes, stream):
     """A rival that trims its references falls from 100 % to 1 % recall."""
-    trimmed = [take[slice(*enrolment.speech_span(take))] for take in takes]
+    trimmed = [take[slice(*speech_span(take))] for take in takes]
 
     assert_all_heard(wakes_s(stream, enrolment.enrol("open sesame", "demo", trimmed, engine, model)))
 
@@ -104,7 +105,7 @@ def test_an_offset_of_the_microphone_does_not_move_a_word(takes):
     for take in takes:
         offset = np.clip(take.astype(np.int32) + 1500, -32768, 32767).astype(np.int16)
 
-        assert enrolment.speech_span(offset) == enrolment.speech_span(take)
+        assert speech_span(offset) == speech_span(take)
 
 
 def test_an_offset_of_the_microphone_does_not_change_the_keyword(engine, model, takes):
@@ -115,11 +116,11 @@ def test_an_offset_of_the_microphone_does_not_change_the_keyword(engine, model, 
 
 
 def test_noise_after_the_word_does_not_move_its_end(takes):
-    start, end = enrolment.speech_span(takes[0])
+    start, end = speech_span(takes[0])
     click = takes[0].copy()
     click[-1600:-1400] = 4000
 
-    assert enrolment.speech_span(click) == (start, end)
+    assert speech_span(click) == (start, end)
 
 
 def test_the_threshold_gives_the_promised_rate_on_the_bundled_negatives(engine, model, takes):
@@ -153,7 +154,8 @@ def test_the_same_recordings_give_the_same_keyword(engine, model, takes):
     first, second = (enrolment.enrol("open sesame", "demo", takes, engine, model) for _ in range(2))
 
     assert np.array_equal(first.prototypes, second.prototypes)
-    assert replace(first, prototypes=0, cohort=0) == replace(second, prototypes=0, cohort=0)
+    assert np.array_equal(first.voice, second.voice)
+    assert replace(first, prototypes=0, cohort=0, voice=0) == replace(second, prototypes=0, cohort=0, voice=0)
 
 
 def test_quantised_negatives_score_as_the_engine_does(engine, model):
@@ -188,7 +190,7 @@ def test_a_bad_recording_is_named_with_its_fault(engine, model, takes, spoil, me
     ("spoil", "message"),
     [
         (lambda take: np.concatenate([take, np.zeros(10 * SAMPLE_RATE_HZ, np.int16)]), "1.*s long, accepted are up to 10 s"),
-        (lambda take: np.tile(take[slice(*enrolment.speech_span(take))], 5), "s of sound without a pause, accepted are up to 3.5 s"),
+        (lambda take: np.tile(take[slice(*speech_span(take))], 5), "s of sound without a pause, accepted are up to 3.5 s"),
     ],
     ids=["long", "long-winded"],
 )

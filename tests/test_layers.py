@@ -14,7 +14,7 @@ PACKAGE = Path(edgekws.__file__).parent
 LAYERS = (
     ("values", "errors"),
     ("audio", "config", "detector", "frontend", "power", "pictures", "pseudo_labels", "store"),
-    ("model",),
+    ("model", "voice"),
     ("engines",),
     ("enrolment", "pipeline", "sinks"),
     ("few_clients",),

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from edgekws.enrolment import speech_span
 from edgekws.pseudo_labels import AFTER_HOPS, BEFORE_HOPS, BETWEEN, FAR, MISSED, PER_DAY, PER_HOUR, ROOM_HOPS, PseudoLabels
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Detection, Enrolled
+from edgekws.voice import speech_span
 
 DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
 KEY = ("hey", "ann")

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -367,6 +368,18 @@ def test_prototypes_come_back_bit_for_bit_and_share_their_cohort(store):
     np.testing.assert_array_equal(back["x"].cohort, cohort)
     assert back["x"].cohort is back["y"].cohort
     assert store.prototypes("edge/2") == {}
+
+
+def test_prototypes_from_before_voices_were_kept_are_read(store):
+    store.save_prototypes("m", {"x": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)})
+    (path,) = store.root.glob("prototypes/*.npz")
+    with np.load(path) as data:
+        arrays = dict(data)
+    (facts, names) = json.loads(str(arrays["rows"]))["x"]
+    del names["voice"], facts["word_samples"]
+    np.savez(path, **{**arrays, "rows": np.array(json.dumps({"x": (facts, names)}))})
+
+    assert len(store.prototypes("m")["x"].voice) == 0
 
 
 def test_a_damaged_cache_is_as_none(store):

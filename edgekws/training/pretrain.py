@@ -33,6 +33,7 @@ from edgekws.training.finetune import steps_of
 from edgekws.training.material import Material, Stream, Word, at_level, read_audio, sha256_16, to_int16, train_files
 from edgekws.training.networks import Network, spec
 from edgekws.training.teacher import Teacher
+from edgekws.training.voices import write_voices
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 BUNDLED_KEYWORD = "hey jetson"
@@ -96,6 +97,8 @@ def pretrain(
     projection = Projection.fit(material, step_dim) if teacher_wheel else None
     negatives = _negative_streams(streams, [*speech, *noise], seed)
     write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
+    if corpus is not None and not write_voices(out / "voices.npz", corpus):
+        print(f"pretrain: {corpus}: too few readers to learn voices from, the packaged ones stay", file=sys.stderr, flush=True)
     models: list[Model] = []
     for name in networks:
         torch.manual_seed(seed)

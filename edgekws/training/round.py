@@ -59,6 +59,7 @@ from edgekws.training.networks import Network
 from edgekws.training.prune import CRITERIA, Widths, channel_scores, choose_widths, energy_cost, latency_cost, parameter_cost, prune
 from edgekws.training.quantise import version
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
+from edgekws.voice import TAIL_HOPS, speech_span
 
 DEFAULT_SHARE = 1 / 8  # of the factory's parameters
 RECIPES = ("weights-only", "onda1", "onda2")
@@ -380,9 +381,9 @@ class _Round:
         samples = voice.recordings[i]
         one = self.enrolled[self.voices.index(voice)]
         frames = log_mel(enrolment.pad(samples))
-        _, end = enrolment.speech_span(samples)
+        _, end = speech_span(samples)
         embeddings = windows_of(self.network, steps_of(self.network, frames))
-        hop = -(-(enrolment.PAD_BEFORE + end) // HOP_SAMPLES) - 1 + enrolment.TAIL_HOPS
+        hop = -(-(enrolment.PAD_BEFORE + end) // HOP_SAMPLES) - 1 + TAIL_HOPS
         low, high = enrolment.ALIGN_HOPS
         places = np.arange(max(0, hop + low), min(len(embeddings), hop + high + 1))
         return Example(frames, int(places[scores(embeddings[places], one).argmax()]))
