@@ -79,8 +79,8 @@ class Pipeline:
             self.hops += 1
             self._end_sample += HOP_SAMPLES
             self._heard.append(hop)
-            found = [self._named(one) for one in self.detector.step(self.engine.step(frames), self._end_sample)]
-            detections += found
+            found = self.detector.step(self.engine.step(frames), self._end_sample)
+            detections += [self._named(one) for one in found]
             if self.labels is not None:
                 self.cuts += self.labels.step(hop, self._end_sample, self.detector.latest, found, self._missed(frames))
             self.recent.append(Hop(self.hops, frames, self.detector.margin))
@@ -88,7 +88,11 @@ class Pipeline:
         return detections
 
     def _named(self, wake: Detection) -> Detection:
-        """With the name of whose voice it is, where several enrolled the keyword; the score stays that of the nearest prototype."""
+        """With the name of whose voice it is, where several enrolled the keyword; the score stays that of the nearest prototype.
+
+        A clip keeps the name that goes with it: a round teaches what is like a prototype, and does not believe a clip that is unlike that
+        of its name. With clips named by the voice it learned less (docs/measured.md, "Where several people live").
+        """
         several = [one for one in self.detector.enrolled if one.keyword == wake.keyword]
         if len(several) < 2 or not all(len(one.voice) for one in several):
             return wake
