@@ -97,11 +97,7 @@ def people(
     living = sum((one.keyword, one.speaker) in spoken for one in everyone)
     left_out = sum(not keywords or keyword in keywords for keyword, _ in spoken) - living
     say(f"{living} users of the corpus can live, {left_out} cannot ({wanted}); {len(everyone) - living} of text-to-speech are added")
-    by_keyword: dict[str, list[Person]] = {}
-    for one in everyone:
-        by_keyword.setdefault(one.keyword, []).append(one)
-    queues = list(by_keyword.values())
-    mixed = [queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue)]
+    mixed = [one for (one,) in households(everyone, 1)]
     for note in note_long(len(take) / SAMPLE_RATE_HZ for one in mixed[:count] for take in one.takes):
         say(note)
     return mixed[:count]
