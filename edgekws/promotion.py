@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.05  # between two looks for a promotion, at most one a hop
 LOOK_AROUND_S = 1.0  # between two looks at the enrolments
+REMOVAL_S = 60.0  # from the first clip that a removal deletes to the enrolment itself, at most
 COMPARED_HOPS = 25  # 2 s, the receptive field of every network here: with fewer since the start or a gap nothing is compared yet
 # A word is above the threshold for some hops, and two versions may differ by a few in where. The switch waits until the newcomer was
 # below its threshold for so long, so that no word falls between the end of the one's hops and the beginning of the other's.
@@ -369,6 +370,9 @@ class Updates:
         pipeline.replace(version.engine, version.detector)
         engine_before = old.engine.name
         self._worker.submit(_let_go, old.engine)
+        if ready.stamp[1] != self._live_stamp[1]:
+            left = {(one.keyword, one.speaker) for one in version.detector.enrolled}
+            self._worker.submit(self._forget, {(one.keyword, one.speaker) for one in old.detector.enrolled} - left, ready.stamp[1])
         self._dismiss(pipeline)
         self._steady_s = self._clock() + STEADY_S
         self._ready, self._live, self._live_stamp = None, version, ready.stamp
@@ -444,11 +448,21 @@ class Updates:
         log.error("engine %s cannot be had, %s goes on with %s: %s", backend, self.model, self._live.engine.name, reason)
         return model_event(self.model, "refused", self._now(), self._stream_s, version=f"engine {backend}", reason=reason)
 
+    def _forget(self, gone: set[tuple[str, str]], removed_ns: object) -> None:
+        """Delete what woke for them after their removal, which deleted all clips of theirs, until the switch."""
+        try:
+            enrolled = {(one.keyword, one.speaker) for one in self._store.enrolments()}
+            for keyword, speaker in gone - enrolled if isinstance(removed_ns, int) else ():
+                self._store.forget_voice(keyword, speaker, since_s=removed_ns / 1e9 - REMOVAL_S)
+        except StoreError as error:
+            log.error("clips of a removed voice may be left: %s", error)
+
     def _go_back(self, stamp: object) -> dict[str, object]:
         try:
-            if self._store.model_stamp() != stamp:  # somebody was quicker
-                return {}
-            back = self._store.rollback()
+            with self._store.unchanged():
+                if self._store.model_stamp() != stamp:  # somebody was quicker
+                    return {}
+                back = self._store.rollback()
         except StoreError as error:
             log.error("%s", error)
             return {"still_current": str(error)}

@@ -114,8 +114,12 @@ class PseudoLabels:
         self.listen_for(enrolled)
 
     def listen_for(self, enrolled: Sequence[Enrolled]) -> None:
-        """Other keywords or thresholds from the next hop on. What is known of the room and of recent clips stays."""
+        """Other keywords or thresholds from the next hop on. What is known of the room and of recent clips stays; of somebody who was
+        removed nothing is kept any more, not even what has just woken.
+        """
         self._thresholds = {(one.keyword, one.speaker): one.threshold for one in enrolled}
+        self._moments = [one for one in self._moments if (one.keyword, one.speaker) in self._thresholds]
+        self._peaks = {name: one for name, one in self._peaks.items() if (one.keyword, one.speaker) in self._thresholds}
 
     def remember(self, clip: Clip, samples: np.ndarray | None, age_s: float) -> None:
         """A clip from before the start, oldest first, so that caps hold across restarts, and with its samples also duplicates."""

@@ -486,6 +486,11 @@ class Store:
         self._delete_clips(clips)
         return len(clips)
 
+    def forget_voice(self, keyword: str, speaker: str | None = None, *, since_s: float = 0.0) -> None:
+        """Delete the clips that were heard of a speaker's keyword, or of everybody's, from then on, as `purge_clips` does."""
+        clips = self.clips(keyword=keyword)
+        self._delete_clips([one for one in clips if speaker in (None, one.speaker) and one.time_s >= since_s])
+
     def _rows(self, which: str, *values: object) -> list[Clip]:
         rows, _ = self._execute(f"SELECT {', '.join(CLIP)}, id FROM clips {which}", *values)
         return [Clip(**dict(zip((*CLIP, "id"), row, strict=True))) for row in rows]
@@ -580,7 +585,7 @@ class Store:
         gone = [one for one in self.enrolments() if one.keyword == keyword and speaker in (None, one.speaker)]
         # The enrolment itself is the last to go: a removal that is cut short can then be asked for again.
         if gone and (self.root / "edgekws.db").exists():
-            self._delete_clips([one for one in self.clips(keyword=keyword) if speaker in (None, one.speaker)])
+            self.forget_voice(keyword, speaker)
         if gone:  # A voice is not kept in the cache either.
             with _told(self.root / "prototypes"):
                 for path in (self.root / "prototypes").glob("*.npz"):

@@ -413,6 +413,26 @@ def test_a_version_with_nothing_to_listen_for_wakes_at_nothing_until_there_is_so
     assert all(json.dumps(event.extra, allow_nan=False) for event in listener.events)  # SQLite reads no infinite difference of scores
 
 
+def test_of_a_removed_voice_nothing_is_kept_that_woke_before_the_listener_knew(store, word):
+    """Its clips of before went with it; three of the stream's five words wake while the removal is not seen yet."""
+    listener = Listener(store, word, keeps_clips=True)
+    store.save_enrolment(TRUTH["keyword"], "ann", [HOPS[0]])
+    listener.hear(HOPS[:1])
+    store.remove_enrolment(TRUTH["keyword"])
+    listener.updates._look_around_s = 17.0  # as where the machine is too busy to look
+    listener.updates._load = lambda reread: Version(listener.updates._live.model, load_engine(load_model(find_model())), Detector([]))
+    kept = 0
+    for hop in HOPS[1:]:
+        listener.hear([hop])
+        for cut in listener.pipeline.cuts:
+            store.add_clip(dataclasses.replace(cut.clip, time_s=time.time()), cut.samples)
+            kept += 1
+        listener.pipeline.cuts.clear()
+
+    assert (listener.whats, len(listener.heard)) == (["reloaded"], 3) and kept >= 3
+    assert store.clips() == [] and list((store.root / "clips").iterdir()) == []
+
+
 def test_a_reload_reads_settings_again_and_broken_ones_change_nothing(listener, store, tmp_path):
     listener.hear(HOPS[:30])
     listener.updates.reload()

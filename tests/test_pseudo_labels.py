@@ -301,6 +301,14 @@ def test_where_nothing_is_listened_for_nothing_is_kept():
     assert stream.hops(*[QUIET] * 3 * ROOM_HOPS).cuts == []
 
 
+@pytest.mark.parametrize("score", [0.5, -0.5])
+def test_of_who_is_not_listened_for_any_more_not_even_what_was_just_heard_is_kept(score):
+    stream = Stream().hops(*[QUIET] * 50, score)
+    stream.labels.listen_for([])
+
+    assert stream.hops(*[QUIET] * 40).cuts == []
+
+
 def test_other_keywords_and_thresholds_hold_from_the_next_hop():
     """A version that is swapped in may score on another scale."""
     stream = Stream().hops(*[QUIET] * 50)

@@ -234,13 +234,14 @@ def look_back(
     voice, (lost, gained) = min(found.items(), key=lambda one: sign_test(*one[1]), default=(("what was heard", ""), (0, 0)))
     differ = [pair for pair in found.values() if any(pair)]
     reason = f"of {_who(*voice)} since then the version before alone hears {lost}, it alone {gained}"
-    if store.current_model() != current:
-        return None
-    if not fell(lost, gained, len(differ), at_last=over):
-        if over:  # else chance would be asked again, night after night, while its clips are dropped one by one
-            _add_event(store, model_event(live.id, "kept", now(), reason=reason))
-        return None
-    back = store.rollback()
+    with store.unchanged():
+        if store.current_model() != current:
+            return None
+        if not fell(lost, gained, len(differ), at_last=over):
+            if over:  # else chance would be asked again, night after night, while its clips are dropped one by one
+                _add_event(store, model_event(live.id, "kept", now(), reason=reason))
+            return None
+        back = store.rollback()
     name = back.name if back else "the configured model"
     _add_event(store, model_event(live.id, "rolled back", now(), back_to=name, reason=reason))
     return f"{name} listens again, since {live.id} hears less of its owner: {reason}"
