@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekws.evaluation import WORSE, chance_of_fall
+from edgekws.evaluation import WORSE, chance_of_fall, people_of
 
 Row = Mapping[str, Any]
 Pair = tuple[Row, Row]
@@ -143,6 +143,7 @@ def claims(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
         *_compression(rows, "ds-cnn-l", "9.63x", 10.0),
         *_compression(rows, "resnet15", "3.33x / 1.7x", 3.5),
         *_in_int8(rows),
+        *_each_pruned(rows),
     ]
     for condition in CONDITIONS:
         for group, mine in _groups(rows, condition).items():
@@ -218,6 +219,27 @@ def _in_int8(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
     return out
 
 
+def _each_pruned(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
+    """Another network pruned in the round itself: against itself by weights only, and ours against it at the same compression."""
+    out = []
+    for condition in CONDITIONS:
+        groups = _groups(rows, condition)
+        for (network, compression), other in groups.items():
+            name, ours = f"{network} {compression:g}x", groups.get(("edge", compression))
+            if network == "edge" or ours is None:
+                continue
+            if found := pairs(other, chosen(rows, condition, arm="weights-only", network=network)):
+                smaller = float(np.median([b["parameters"] / a["parameters"] for a, b in found]))
+                text = f"{smaller:.1f}x fewer parameters, {_points(by_user(found, gain))}"
+                out.append(
+                    (f"recall of {name} pruned in the round against itself by weights only, {condition}", "-", "reported", text, "-")
+                )
+            if found := pairs(ours, other):
+                what = f"recall of edge {compression:g}x against {name}, both pruned in the round, {condition}"
+                out.append((what, "-", "reported", _points(by_user(found, gain)), "-"))
+    return out
+
+
 def _recall(
     group: tuple[str, float], condition: str, start: Sequence[Pair], enrol_only: Sequence[Pair], unpruned: Sequence[Pair]
 ) -> list[tuple[str, str, str, str, str]]:
@@ -272,12 +294,14 @@ def _harm(group: tuple[str, float], condition: str, found: Sequence[Pair]) -> li
     if not found:
         return [(f"what a round may break, {name}", "-", "-", "no version before beside it", "not measured")]
     promoted = [pair for pair in found if pair[0]["gate"] == "promoted"]
-    worse = [pair for pair in promoted if chance_of_fall(*pair) < WORSE]
+    each = [pair for a, b in promoted for pair in zip(people_of(a), people_of(b), strict=True)]
+    worse = [pair for pair in each if chance_of_fall(*pair) < WORSE]
     falls = "; ".join(f"{a['user']} {b['deployed_recall']:.2f} → {a['deployed_recall']:.2f} of {a['takes']}" for a, b in worse)
-    text = f"{len(worse)} of {len(promoted)} promoted lives ({len(found) - len(promoted)} refused)"
+    several = f", {len(each)} people" if len(each) > len(promoted) else ""
+    text = f"{len(worse)} of {len(promoted)} promoted lives{several} ({len(found) - len(promoted)} refused)"
     if worse:  # so many tests find something now and then where nothing is
-        by_chance = 1 - (1 - min(chance_of_fall(*pair) for pair in worse)) ** len(promoted)
-        text += f": {falls}; chance alone makes one life of {len(promoted)} look as bad in {100 * by_chance:.0f} % of cases"
+        by_chance = 1 - (1 - min(chance_of_fall(*pair) for pair in worse)) ** len(each)
+        text += f": {falls}; chance alone makes one {'person' if several else 'life'} of {len(each)} look as bad in {100 * by_chance:.0f} % of cases"
     out = [(f"lives worse after promotion, {name}", "3 of 10", "none", text, _verdict(not worse, str(len(worse))) if promoted else "-")]
     for who, some in (("promoted", promoted), ("whatever listens, refused ones too", found)):
         if some:
@@ -291,7 +315,9 @@ def _harm(group: tuple[str, float], condition: str, found: Sequence[Pair]) -> li
     few = [pair for pair in found if pair[0]["pseudo_positives"] < FEW_POSITIVES]
     if few:
         values = by_user(few, lambda a, b: live(a, b)["deployed_recall"] - b["deployed_recall"])
-        harmed = sum(pair in worse for pair in few)
+        harmed = sum(
+            any(chance_of_fall(*one) < WORSE for one in zip(*map(people_of, pair), strict=True)) for pair in few if pair in promoted
+        )
         let = sum(pair[0]["gate"] == "promoted" for pair in few)
         text = f"{let} of {len(few)} lives promoted, {harmed} worse; deployed recall {_points(values)}"
         what = f"fewer than {FEW_POSITIVES} pseudo-positives, {name}"
@@ -346,9 +372,42 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
             )
             above = [sum(pair[i]["fa_per_hour"] > 2 for pair in lives) for i in (1, 0)]
             line = [condition, network, str(len(lives)), str(sum(a is not b for a, b in lives))]
-            line += [str(sum(chance_of_fall(a, b) < WORSE for a, b in lives)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
+            each = [pair for a, b in lives for pair in zip(people_of(a), people_of(b), strict=True)]
+            line += [str(sum(chance_of_fall(a, b) < WORSE for a, b in each)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
             line += [f"{false_accepts[0]:.2f} → {false_accepts[1]:.2f}", f"{above[0]} → {above[1]}"]
             lines.append([*line, f"{np.median([row['parameters'] for row in after]):,.0f}".replace(",", " ")])
+    return lines
+
+
+def households(rows: Sequence[Row]) -> list[list[str]]:
+    """The same where several live together, for each person; a guest enrolled and did not speak before the test."""
+    lines = [["condition", "who", "households", "changed (pruned)", "people", "worse", "deployed recall before → after"]]
+    lines[0] += ["false accepts an hour before → after", "above 2 before → after"]
+    found = [row for row in measured(rows) if "takes_of" in row]
+    for condition in CONDITIONS:
+        before, pruned, whole = (chosen(found, condition, arm=arm) for arm in ("before", HYBRID, "weights-only"))
+        after = {life_of(row): row for row in before}
+        for row in [*whole, *pruned]:  # the pruned one where the gate lets it
+            if life_of(row) in after:
+                after[life_of(row)] = live(row, after[life_of(row)])
+        for who, guests, all_of_them in (
+            ("all of whom speak", False, True),
+            ("with a guest", True, True),
+            ("the guests of these", True, False),
+        ):
+            some = [(after[life_of(row)], row) for row in before if any(one["guest"] for one in people_of(row)) == guests]
+            each = [pair for a, b in some for pair in zip(people_of(a), people_of(b), strict=True) if all_of_them or pair[0]["guest"]]
+            if not each:
+                continue
+            rates, recall = (
+                np.array([[one[key] for one in pair[::-1]] for pair in over]).T
+                for over, key in ((some, "fa_per_hour"), (each, "deployed_recall"))
+            )
+            changed, smaller = sum(a is not b for a, b in some), sum(a["parameters"] < b["parameters"] for a, b in some)
+            worse = sum(chance_of_fall(a, b) < WORSE for a, b in each)
+            line = [condition, who, str(len(some)), f"{changed} ({smaller})", str(len(each)), str(worse)]
+            line += [" → ".join(f"{values.mean():.3f}" for values in recall), " → ".join(f"{values.mean():.2f}" for values in rates)]
+            lines.append([*line, " → ".join(str((values > 2).sum()) for values in rates)])
     return lines
 
 
@@ -380,6 +439,7 @@ def report(rows: Sequence[Row]) -> str:
             _markdown([["what", "OnDA", "asked", "measured", ""], *claims(rows)]),
             "## What `edgekws adapt` leaves",
             _markdown(outcomes(rows)),
+            *([_markdown(together)] if len(together := households(rows)) > 1 else []),
             "## Each arm over all its lives",
             _markdown(arms(rows)),
             "Arms that lived other lives than their neighbours cannot be compared line by line; the table above pairs them."

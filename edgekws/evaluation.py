@@ -143,6 +143,30 @@ def chance_of_fall(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     return 0.5 * math.erfc((before["deployed_recall"] - now["deployed_recall"]) / spread / math.sqrt(2))
 
 
+def household_name(living: Sequence[str], guests: Sequence[str]) -> str:
+    """As rows of `bench adaptation` have it: "ann+bob", with cy as a guest "ann+bob (cy)"."""
+    return "+".join(living) + (f" ({'+'.join(guests)})" if guests else "")
+
+
+def people_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A household's row of `bench adaptation` for each person by themselves: their takes, which were heard, and whether they are a guest.
+
+    Somebody who lives alone has one.
+    """
+    if "takes_of" not in row:
+        return [{**row, "guest": False}]
+    found = []
+    at = 0
+    names = list(row["takes_of"])
+    guests = next(names[i:] for i in range(1, len(names) + 1) if row["user"] == household_name(names[:i], names[i:]))
+    for speaker, takes in row["takes_of"].items():
+        heard = row["heard"][at : at + takes]
+        at += takes
+        recall = heard.count("1") / takes
+        found.append({**row, "user": speaker, "guest": speaker in guests, "takes": takes, "heard": heard, "deployed_recall": recall})
+    return found
+
+
 def sign_test(lost: int, gained: int) -> float:
     """How likely chance alone loses so many of as many pairs, or more."""
     return sum(math.comb(lost + gained, k) for k in range(lost, lost + gained + 1)) / 2 ** (lost + gained)

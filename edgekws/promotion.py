@@ -451,8 +451,10 @@ class Updates:
     def _forget(self, gone: set[tuple[str, str]], removed_ns: object) -> None:
         """Delete what woke for them after their removal, which deleted all clips of theirs, until the switch."""
         try:
+            if not isinstance(removed_ns, int):  # the directory cannot be read: nobody was removed
+                return
             enrolled = {(one.keyword, one.speaker) for one in self._store.enrolments()}
-            for keyword, speaker in gone - enrolled if isinstance(removed_ns, int) else ():
+            for keyword, speaker in gone - enrolled:
                 self._store.forget_voice(keyword, speaker, since_s=removed_ns / 1e9 - REMOVAL_S)
         except StoreError as error:
             log.error("clips of a removed voice may be left: %s", error)

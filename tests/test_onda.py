@@ -174,3 +174,25 @@ def test_a_user_is_left_with_the_pruned_version_else_the_whole_one_else_what_the
     assert line[2:6] == ["3", "2", "0", "0.500 → 0.733"]
     pruned[0]["deployed_recall"] = 0.0
     assert onda.outcomes(before + pruned + whole)[1][4] == "1"
+
+
+def test_a_household_is_told_person_by_person_and_its_guests_by_themselves():
+    """Bob is the one who loses, whom the household's sum hides; the speaker's own brackets make nobody a guest."""
+    here = {"takes": 60, "takes_of": {"ann (uk)": 30, "bob": 10, "cy": 20}, "user": "ann (uk)+bob (cy)", "compression": 1.0}
+    before = [{**row, **here, "heard": "0" * 30 + "1" * 10 + "1" * 20} for row in lives("before", [0.5])]
+    after = [{**row, **here, "heard": "1" * 30 + "0" * 10 + "1" * 20, "compression": 8.0} for row in hybrid([0.83])]
+
+    (_, all_three, guest) = onda.households(before + after)
+    assert all_three[1:7] == ["with a guest", "1", "1 (1)", "3", "1", "0.667 → 0.667"]
+    assert guest[1:7] == ["the guests of these", "1", "1 (1)", "1", "0", "1.000 → 1.000"]
+    measured, met = claim(before + after, "lives worse after promotion, room")
+    assert measured.startswith("1 of 1 promoted lives, 3 people") and "bob 1.00 → 0.00 of 10" in measured and met != "met"
+
+
+def test_a_network_that_is_pruned_in_the_round_itself_stands_beside_itself_and_beside_ours():
+    whole = lives("weights-only", [0.9, 0.8], network="ds-cnn-l", parameters=400_000)
+    rows = whole + hybrid([0.8, 0.7], 8.0, network="ds-cnn-l") + hybrid([0.9, 0.9], 8.0)
+
+    itself, _ = claim(rows, "recall of ds-cnn-l 8x pruned in the round against itself")
+    ours, _ = claim(rows, "recall of edge 8x against ds-cnn-l 8x")
+    assert itself.startswith("8.0x fewer parameters, -10.0 points") and ours.startswith("+15.0 points")

@@ -133,10 +133,10 @@ def test_in_a_household_all_are_enrolled_and_tested_and_guests_do_not_speak(tmp_
 
 
 def test_a_household_is_worse_where_one_of_it_is():
-    before = {"takes": 20, "heard": "1" * 10 + "0" * 10, "takes_of": {"ann": 10, "bob": 10}}
+    before = {"user": "ann+bob", "takes": 20, "heard": "1" * 10 + "0" * 10, "takes_of": {"ann": 10, "bob": 10}}
     assert not trial.significantly_worse(before, before)
     assert trial.significantly_worse({**before, "heard": "0" * 10 + "1" * 10}, before)
-    one = {name: before[name] for name in ("takes", "heard")}
+    one = {name: before[name] for name in ("user", "takes", "heard")}
     assert not trial.significantly_worse({**one, "heard": "0" * 10 + "1" * 10}, one)
 
 

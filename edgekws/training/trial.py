@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import tempfile
@@ -19,7 +18,7 @@ import numpy as np
 from edgekws import enrolment
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError, EnrolmentError, UsageError
-from edgekws.evaluation import SNR_DB, WORSE, chance_of_fall, note_long, read_manifest
+from edgekws.evaluation import SNR_DB, WORSE, chance_of_fall, household_name, note_long, people_of, read_manifest
 from edgekws.frontend import log_mel
 from edgekws.model import Model, builtin_models, find_model, graph, load_model
 from edgekws.power import NoMeter, Recording, load_meter
@@ -203,9 +202,9 @@ _clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorde
 
 
 def named(people: Sequence[Person], guests: int) -> tuple[str, str]:
-    """Who lives, and the keyword, as rows have them: "ann+bob", with cy as a guest "ann+bob (cy)"."""
-    living, others = ("+".join(one.speaker for one in part) for part in (people[: len(people) - guests], people[len(people) - guests :]))
-    return living + (f" ({others})" if others else ""), people[0].keyword
+    """Who lives, and the keyword, as rows have them."""
+    names = [one.speaker for one in people]
+    return household_name(names[: len(names) - guests], names[len(names) - guests :]), people[0].keyword
 
 
 def _life(job: tuple[Path, Sequence[Person], int, float, Model, tuple[tuple[str, float], ...], bool, int]) -> list[dict[str, Any]]:
@@ -351,11 +350,7 @@ def significantly_worse(row: Mapping[str, Any], before: Mapping[str, Any] | None
     """Whether of somebody fewer takes are heard at the deployed threshold than chance explains (95 %, one side)."""
     if before is None:
         return False
-    if "takes_of" not in row:
-        return chance_of_fall(row, before) < WORSE
-    ends = list(itertools.accumulate(row["takes_of"].values(), initial=0))
-    pairs = [({"heard": row["heard"][a:b]}, {"heard": before["heard"][a:b]}) for a, b in itertools.pairwise(ends)]
-    return any(chance_of_fall(*pair) < WORSE for pair in pairs)
+    return any(chance_of_fall(*pair) < WORSE for pair in zip(people_of(row), people_of(before), strict=True))
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
