@@ -36,9 +36,11 @@ Pair = tuple[Row, Row]
 
 HYBRID, HYBRID_INT8 = "onda1-hap", "onda1-hap-int8"
 CONDITIONS = ("room", "clean")
+ADAPTS_TO = 8.0  # the compression of `edgekws adapt`, where nothing else is asked for
 POINT = 0.01  # of recall: what counts as equal
 LOW_START = 0.8
 FEW_POSITIVES = 20
+TELLING = 5  # takes lost and none gained that chance does not explain
 BOOTSTRAPS = 2000
 # OnDA: sizes at equal accuracy from its full-paper digests, its baselines' parameters from the published code.
 DS_CNN_L, RESNET15 = 413_448, 479_808
@@ -90,6 +92,11 @@ def pairs(first: Iterable[Row], second: Iterable[Row]) -> list[Pair]:
 def live(row: Row, before: Row) -> Row:
     """What goes on listening: the candidate where the gate let it through, else the version before."""
     return row if row["gate"] == "promoted" else before
+
+
+def takes_heard(row: Row) -> int:
+    """At the deployed threshold."""
+    return round(row["deployed_recall"] * row["takes"])
 
 
 def gain(row: Row, other: Row) -> float:
@@ -209,7 +216,8 @@ def _in_int8(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
         if found := pairs(mine, chosen(rows, condition, arm="weights-only", network="ds-cnn-l")):
             lost = by_user(found, gain)
             smaller = float(np.median([b["file_kb"] / a["file_kb"] for a, b in found]))
-            whole = pairs(mine, [row for row in chosen(rows, condition, arm=HYBRID) if row["compression"] == mine[0]["compression"]])
+            same = {name: mine[0][name] for name in ("network", "compression")}
+            whole = pairs(mine, chosen(rows, condition, arm=HYBRID, **same))
             text = f"{smaller:.1f}x, recall {_points(lost)}"
             if whole:
                 text += f"; against itself in float32 {_points(by_user(whole, gain))}"
@@ -220,21 +228,18 @@ def _in_int8(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
 
 
 def _each_pruned(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
-    """Another network pruned in the round itself: against itself by weights only, and ours against it at the same compression."""
+    """Each pruned network against itself by weights only, as OnDA compares; and ours against another that is pruned in the round too."""
     out = []
     for condition in CONDITIONS:
         groups = _groups(rows, condition)
-        for (network, compression), other in groups.items():
-            name, ours = f"{network} {compression:g}x", groups.get(("edge", compression))
-            if network == "edge" or ours is None:
-                continue
-            if found := pairs(other, chosen(rows, condition, arm="weights-only", network=network)):
+        for (network, compression), mine in groups.items():
+            name = f"{network} {compression:g}x"
+            if found := pairs(mine, chosen(rows, condition, arm="weights-only", network=network)):
                 smaller = float(np.median([b["parameters"] / a["parameters"] for a, b in found]))
                 text = f"{smaller:.1f}x fewer parameters, {_points(by_user(found, gain))}"
-                out.append(
-                    (f"recall of {name} pruned in the round against itself by weights only, {condition}", "-", "reported", text, "-")
-                )
-            if found := pairs(ours, other):
+                out.append((f"recall of {name} against itself by weights only, {condition}", "-", "reported", text, "-"))
+            ours = groups.get(("edge", compression), [])
+            if network != "edge" and (found := pairs(ours, mine)):
                 what = f"recall of edge {compression:g}x against {name}, both pruned in the round, {condition}"
                 out.append((what, "-", "reported", _points(by_user(found, gain)), "-"))
     return out
@@ -300,10 +305,13 @@ def _harm(group: tuple[str, float], condition: str, found: Sequence[Pair]) -> li
     several = f", {len(each)} people" if len(each) > len(promoted) else ""
     text = f"{len(worse)} of {len(promoted)} promoted lives{several} ({len(found) - len(promoted)} refused)"
     if worse:  # so many tests find something now and then where nothing is
-        by_chance = 1 - (1 - min(chance_of_fall(*pair) for pair in worse)) ** len(each)
-        text += f": {falls}; chance alone makes one {'person' if several else 'life'} of {len(each)} look as bad in {100 * by_chance:.0f} % of cases"
+        least = min(chance_of_fall(*pair) for pair in worse)
+        able = sum(0.5 ** takes_heard(b) <= least for _, b in each)
+        by_chance = 1 - (1 - least) ** able
+        text += f": {falls}; chance alone makes one of the {able} that can look as bad do so in {100 * by_chance:.0f} % of cases"
+    text += f"; {sum(takes_heard(b) < TELLING for _, b in each)} of {len(each)} heard fewer than {TELLING} takes before, too few to tell"
     out = [(f"lives worse after promotion, {name}", "3 of 10", "none", text, _verdict(not worse, str(len(worse))) if promoted else "-")]
-    for who, some in (("promoted", promoted), ("whatever listens, refused ones too", found)):
+    for who, some in (("promoted", promoted), ("as before where refused", found)):
         if some:
             rates = by_user(some, lambda a, b: live(a, b)["fa_per_hour"])
             above = int((rates > 2).sum())
@@ -357,8 +365,9 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     for condition in CONDITIONS:
         for network in dict.fromkeys(row["network"] for row in found):
             tried = [chosen(found, condition, network=network, arm=arm) for arm in ("before", "onda1-hap", "weights-only")]
-            least = min((row["compression"] for row in tried[1]), default=1.0)
-            pruned = {life_of(row): row for row in tried[1] if row["compression"] == least}
+            sizes = {row["compression"] for row in tried[1]}
+            size = ADAPTS_TO if ADAPTS_TO in sizes else min(sizes, default=1.0)
+            pruned = {life_of(row): row for row in tried[1] if row["compression"] == size}
             whole = {life_of(row): row for row in tried[2]}
             both = [row for row in tried[0] if life_of(row) in pruned and life_of(row) in whole]
             if not both:
