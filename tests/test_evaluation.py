@@ -20,6 +20,7 @@ from edgekws.evaluation import (
     Take,
     User,
     chance_of_fall,
+    effective_takes,
     evaluate,
     events,
     false_accept_steps,
@@ -170,6 +171,12 @@ def test_a_fall_of_rows_that_do_not_tell_which_takes_is_judged_as_two_proportion
     assert chance_of_fall(row(22 / 35), row(29 / 35)) == pytest.approx(0.0301, abs=1e-3)  # z = 1.88
     assert chance_of_fall(row(0.8), row(0.8)) == pytest.approx(0.5)
     assert chance_of_fall(row(1.0), row(0.2)) > 0.999
+
+
+def test_takes_of_people_who_are_heard_always_or_never_tell_as_much_as_one_take_of_each():
+    assert effective_takes([[True] * 10, [False] * 10] * 8) == pytest.approx(15)
+    assert effective_takes([[True, False]] * 20) == 40  # no less alike than chance makes them
+    assert effective_takes([[True] * 10, [], [True] * 5]) == 15 and effective_takes([]) == 0
 
 
 def test_wilson_interval_of_known_cases():
