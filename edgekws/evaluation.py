@@ -959,8 +959,9 @@ def report_table(report: Mapping[str, Any]) -> str:
     lines = [
         f"{report['model']} ({report['network']}), protocol {report['protocol']}, {report['shots']} shots,"
         f" {report['negative_hours']:.2f} h of negatives",
-        "recall in % at so many false accepts an hour (95%: of that at 0.5, over people; AVR: average over 0 to 2); deployed: at each user's own threshold,"
-        " with false accepts an hour, of the worst user, and users above 2; ms from the end of the word to the event, at 0.5/h",
+        "recall in % at so many false accepts an hour (95%: of that at 0.5, over people; AVR: average over 0 to 2);"
+        " deployed: at each user's own threshold, with false accepts an hour, of the worst user, and users above 2;"
+        " ms from the end of the word to the event, at 0.5/h",
         "",
         *map(line, rows),
         "",
