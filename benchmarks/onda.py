@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import sys
 import tempfile
@@ -565,8 +566,11 @@ def main() -> None:
         raise SystemExit("there is no life in these rows")
     text = report(rows)
     options.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    plot(rows, [options.out.with_suffix(".svg"), options.out.with_suffix(".png")])
     print(text)
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"{options.out}.svg and .png are not drawn: pip install 'edgekws[plot]'", file=sys.stderr)
+        return
+    plot(rows, [options.out.with_suffix(".svg"), options.out.with_suffix(".png")])
 
 
 if __name__ == "__main__":
