@@ -305,13 +305,14 @@ def _models(seen: History, store: Store, configured: Path) -> list[dict[str, Any
 def _by_model(seen: History) -> tuple[dict[str, float], Counter[str], Counter[str]]:
     """Hours of audio, wakes, and wrong wakes of each version."""
     hours: dict[str, float] = {}
-    listens, at_s = "", 0.0
+    listens, at_s, time_s = "", 0.0, 0.0
     for event in seen.own("start", "stop", "wake", "gap", "deaf", "model"):
         if event.kind == "model" and event.extra.get("what") != "live":
             continue
-        if event.kind != "start" and listens:
-            hours[listens] = hours.get(listens, 0.0) + max(0.0, event.stream_s - at_s) / 3600
-        listens, at_s = "" if event.kind == "stop" else event.model, event.stream_s
+        if event.kind != "start" and listens:  # no audio lasts longer than it took: else two listeners wrote in turns
+            step_s = min(event.stream_s - at_s, event.time_s - time_s)
+            hours[listens] = hours.get(listens, 0.0) + max(0.0, step_s) / 3600
+        listens, at_s, time_s = "" if event.kind == "stop" else event.model, event.stream_s, event.time_s
         if event.model:
             hours.setdefault(event.model, 0.0)
     wakes = seen.own("wake")

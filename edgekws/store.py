@@ -212,6 +212,11 @@ class Store:
         """The id of the newest event; 0 = there is none."""
         return int(self._execute("SELECT coalesce(max(id), 0) FROM events")[0][0][0])
 
+    def rejected(self, after: int) -> set[int]:
+        """The wakes that a person says were wrong, in events with an id above `after`."""
+        rows, _ = self._execute("SELECT json_extract(extra, '$.wake') FROM events WHERE id > ? AND kind = 'reject'", after)
+        return {wake for (wake,) in rows}
+
     def tally(self, model: str, before_s: float) -> Tally | None:
         """From when `model` alone was heard, and of the `before_s` before that; None = it never was, or nothing was before it.
 
@@ -226,14 +231,18 @@ class Store:
             return None
         id, since_s = first[0]
         from_s = since_s - before_s
-        # Another stream begins where the place in it falls; what is between two streams is no audio.
-        steps = f"(SELECT id, stream_s, stream_s - lag(stream_s) OVER (ORDER BY id) AS step FROM {heard} WHERE time_s >= ?)"
+        # Another stream begins where the place in it falls; what is between two streams is no audio. Nor is what lasted longer than it took:
+        # there a listener to a file came between two events of the one at the microphone.
+        last = "lag({}) OVER (ORDER BY id)".format
+        step = f"min(stream_s - {last('stream_s')}, time_s - {last('time_s')})"
+        steps = f"(SELECT id, stream_s, {step} AS step FROM {heard} WHERE time_s >= ?)"
         hours = "total(max(step, 0)) FILTER (WHERE id <= ?) / 3600, total(max(step, 0)) FILTER (WHERE id > ?) / 3600"
         ((old_h, new_h, stream_s, _),) = self._execute(f"SELECT {hours}, stream_s, max(id) FROM {steps}", id, id, from_s)[0]
-        pair = "count(*) FILTER (WHERE model != ?), count(*) FILTER (WHERE model = ? AND time_s >= ?)"
+        # Of the hours before some may be its own: another version was tried and gone back from. Then so are the wakes.
+        pair = "count(*) FILTER (WHERE model != ? OR time_s < ?), count(*) FILTER (WHERE model = ? AND time_s >= ?)"
         counted = f"SELECT keyword, {pair} FROM events WHERE kind = ? AND time_s >= ? AND {own} GROUP BY keyword"
         wakes, rejects = (
-            {row[0]: (row[1], row[2]) for row in self._execute(counted, model, model, since_s, kind, from_s)[0]}
+            {row[0]: (row[1], row[2]) for row in self._execute(counted, model, since_s, model, since_s, kind, from_s)[0]}
             for kind in ("wake", "reject")
         )
         return Tally(since_s, (old_h, new_h), stream_s or 0.0, wakes, rejects)

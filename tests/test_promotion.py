@@ -640,6 +640,27 @@ def test_a_version_that_wakes_far_more_often_is_gone_back_from(judged, before, a
     assert (judged(events, 90_000 + hours * 3600, hours * 3600) is not None) == back
 
 
+def test_a_version_that_listens_again_after_another_is_compared_with_its_own_wakes_too(judged):
+    """A week of it, a day of one that hears less, and the day after it was gone back to."""
+    before = day("new", 84, 0.0, 7 * 24) + day("old", 4, 7 * 86_400.0)
+
+    assert judged(before + day("new", 12, 8 * 86_400.0), 9 * 86_400, 86_400) is None
+    assert "120 wakes" in judged(before + day("new", 120, 8 * 86_400.0), 9 * 86_400, 86_400)
+
+
+def test_audio_of_a_file_beside_the_microphone_adds_no_more_hours_than_it_took(tmp_path):
+    store = Store(tmp_path)
+    for event in day("old", 5, 0.0) + day("new", 20, 86_400.0)[:-1]:
+        store.add_event(event)
+        if event.kind == "wake":  # a minute after it ten minutes of a file are listened to in 3 s
+            for kind, stream_s in (("start", 0.0), ("stop", 600.0)):
+                store.add_event(Event("", "", 0.0, 0.0, event.time_s + 60, stream_s, 0.0, event.model, kind))
+    tally = store.tally("new", WATCHED_S)
+    store.close()
+
+    assert tally.hours == pytest.approx((24.0, 24.0), abs=2)
+
+
 def test_where_there_is_nothing_to_compare_with_nothing_is_gone_back_from(judged):
     assert judged(day("new", 1000, 0.0), 90_000.0, 86400.0) is None
     assert judged([], 0.0, 0.0) is None
