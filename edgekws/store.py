@@ -92,8 +92,12 @@ ADAPTED = "adapted.npz"  # in a model version that was adapted here: what it lis
 SCHEMA = len(MIGRATIONS)  # user_version of the database
 COLUMNS = ("kind", "time_s", "stream_s", "keyword", "speaker", "score", "threshold", "latency_ms", "model")
 CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
-# What goes first where there is no more room: 0 what came by itself, 1 what passed a second opinion, 2 what a person confirmed.
-WORTH = "CASE WHEN state = 'confirmed' THEN 2 WHEN state = 'admitted' AND keyword != '' THEN 1 ELSE 0 END"
+# What goes first where there is no more space: -1 older sound of the room than a quarter of it holds (but the 30 pieces that a round asks
+# for), as else that alone took all of it in 11 days, before who says the word once a day had 12 wakes; 0 what came by itself, 1 what passed
+# a second opinion, 2 what a person confirmed.
+WORTH = """CASE WHEN state = 'confirmed' THEN 2 WHEN state = 'admitted' AND keyword != '' THEN 1
+    WHEN keyword = '' AND id <= (SELECT id FROM clips WHERE keyword = '' ORDER BY id DESC LIMIT 1 OFFSET ?) THEN -1 ELSE 0 END"""
+LEAST_ROOM, ROOM_BYTES = 30, 10 * 2 * SAMPLE_RATE_HZ
 REJECTED = "rejected by the user"
 DAY_S = 86_400
 CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970
@@ -231,8 +235,8 @@ class Store:
             return None
         id, since_s = first[0]
         from_s = since_s - before_s
-        # Another stream begins where the place in it falls; what is between two streams is no audio. Nor is what lasted longer than it took:
-        # there a listener to a file came between two events of the one at the microphone.
+        # Another stream begins where the place in it falls; what is between two streams is no audio. Nor is what lasted longer than it
+        # took: there a listener to a file came between two events of the one at the microphone.
         last = "lag({}) OVER (ORDER BY id)".format
         step = f"min(stream_s - {last('stream_s')}, time_s - {last('time_s')})"
         steps = f"(SELECT id, stream_s, {step} AS step FROM {heard} WHERE time_s >= ?)"
@@ -361,7 +365,8 @@ class Store:
         for _ in range(FEW):  # The next clip goes on: where the settings allow less than before it may be a thousand.
             if self._execute(size)[0][0][0] * 2 * SAMPLE_RATE_HZ <= self._clips_max_bytes:
                 break
-            self._delete_clips(self._rows(f"ORDER BY {WORTH}, id LIMIT 1"))
+            of_the_room = max(LEAST_ROOM, self._clips_max_bytes // 4 // ROOM_BYTES)
+            self._delete_clips(self._rows(f"ORDER BY {WORTH}, id LIMIT 1", of_the_room))
         return replace(clip, id=number)
 
     def clips(

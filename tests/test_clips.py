@@ -210,6 +210,18 @@ def test_the_oldest_go_first_what_passed_a_second_opinion_later_and_what_a_perso
     assert {one.file for one in kept} == {path.name for path in files(store)}
 
 
+def test_the_room_crowds_out_no_wake_that_nobody_has_judged(tmp_path):
+    """A few wakes, then the room for weeks: of that the last thirty stay, though a quarter of the space would be eight."""
+    store = Store(tmp_path, clips_max_mb=11)
+    wakes = [store.add_clip(CLIP, SOUND).id for _ in range(10)]
+    for _ in range(60):
+        store.add_clip(dataclasses.replace(CLIP, label="negative", keyword="", speaker=""), np.ones(160_000, np.int16))
+    kept = store.clips()
+
+    assert [one.id for one in kept if one.keyword] == wakes
+    assert [one.id for one in kept if not one.keyword] == list(range(41, 71))
+
+
 def test_the_size_holds_even_against_what_was_confirmed(tmp_path):
     store = Store(tmp_path, clips_max_mb=1)
     for _ in range(30):
