@@ -168,7 +168,9 @@ def test_what_the_gate_refuses_leaves_all_versions_as_they_were_and_a_dry_run_ev
     assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "not live: it is worse"
     assert everything(store.root)[:3] == before[:3]
-    assert said(store) == ["started", "tried", "started", "refused"]
+    assert main(["adapt", "--recipe", "weights-only", "--dry-run", "--config", str(config)]) == 0
+    assert said(store) == ["started", "tried", "started", "refused", "started", "refused"]
+    assert [event.extra.get("dry_run") for event in store.events() if event.kind == "round"] == [None, True, None, None, None, True]
 
 
 def test_where_the_pruned_version_is_refused_one_without_pruning_is_tried(config, store, quick, monkeypatch, capsys):
@@ -492,8 +494,8 @@ def test_a_round_may_be_killed_at_any_moment(config):
 # Knowing when.
 
 
-def round_event(what, time_s):
-    return Event("", "", 0.0, 0.0, time_s, 0.0, 0.0, "", "round", extra={"what": what})
+def round_event(what, time_s, **facts):
+    return Event("", "", 0.0, 0.0, time_s, 0.0, 0.0, "", "round", extra={"what": what, **facts})
 
 
 class Kept:
@@ -556,6 +558,8 @@ def test_a_keyword_that_is_switched_off_asks_for_no_round():
         (Kept(wrong=2, events=LAST), "2 wakes were called wrong"),
         (Kept(between=10, events=LAST), "10 moments nearly woke, beside 20 wakes"),
         (Kept(events=LAST, older=OLDER), "wakes score 0.4 lower than before the last round"),
+        (Kept(events=[round_event("refused", 500.0)]), "it was never adapted to this room"),
+        (Kept(events=[round_event("promoted", DAY_S - 1, dry_run=True)]), "it was never adapted to this room"),
         (Kept(events=[round_event("promoted", 9 * DAY_S)]), "it was never adapted to this room"),  # the clock was set back
     ],
 )

@@ -74,7 +74,8 @@ def why_not(store: Store, board: Board, now_s: float, keywords: Mapping[str, Key
     if not listened_for:
         return "nothing that is listened for is enrolled: there is no voice to learn", ""
     # A clock that was set back must not stop rounds for good: one that was in its future does not count.
-    rounds = [e for e in _events(store, "round") if e.extra.get("what") in ("promoted", "refused") and e.time_s <= now_s]
+    ends = ("promoted", "refused")
+    rounds = [e for e in _events(store, "round") if e.extra.get("what") in ends and not e.extra.get("dry_run") and e.time_s <= now_s]
     last_s = rounds[-1].time_s if rounds else 0.0
     clips = [clip for clip in store.clips() if clip.state != "rejected" and clip.keyword in ("", *listened_for)]
     new = [clip for clip in clips if clip.label == "positive" and clip.time_s > last_s]
@@ -85,7 +86,7 @@ def why_not(store: Store, board: Board, now_s: float, keywords: Mapping[str, Key
         return f"{len(new)} wakes were kept since the last round, {NEW_POSITIVES} are enough", ""
     if len(room) < AMBIENCE_PIECES:
         return f"{len(room)} pieces of the room were kept, {AMBIENCE_PIECES} are enough", ""
-    reason = _asked_for(clips, new, bool(rounds), last_s)
+    reason = _asked_for(clips, new, any(e.extra["what"] == "promoted" for e in rounds), last_s)
     if reason is None:
         return "nothing asks for it: wakes score as they did, few are near misses, and none was called wrong", ""
     if board.load is not None and board.load > BUSY_LOAD:
@@ -346,6 +347,8 @@ def run(
                 went = outcome.facts["recipe"]["name"]
                 facts: dict[str, Any] = {"recipe": went, "parameters": outcome.model.parameters, "round_s": cost["round_s"]}
                 facts["energy_j"] = cost["energy_j"]
+                if not promote:
+                    facts["dry_run"] = True  # counts as no round
                 if outcome.passed or recipes[-1] in (one, went):
                     break
                 say(f"the gate refuses it: {outcome.reason}. Once more without pruning")
