@@ -164,8 +164,9 @@ class LearningSettings:
     audio_max_days: int = _number(30, 1, 3650)
     """What is older is deleted, by a listener that has run for an hour."""
     training_max_w: float = _number(0.0, 0.0, 1000.0)
-    """Watts that the whole machine may draw on average while a round trains: between its steps it rests as long as that takes, and one
-    that it does not get below in a quarter of an hour ends the round. Needs a power meter. 0 = as many as it takes."""
+    """Watts that may be drawn on average while a round trains, of what the meter covers: on a Jetson the module, on x86 the processor.
+    Between its steps it rests as long as that takes, and one that it does not get below in a quarter of an hour ends the round. Needs a
+    power meter. 0 = as many as it takes."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -169,7 +170,8 @@ class MqttSink:
                 self._announce(keyword)
 
     def _failed(self, *_: Any) -> None:
-        self._away("cannot be reached")
+        error = sys.exc_info()[1]  # paho calls this while it handles that, and hands nothing over
+        self._away(f"cannot be reached ({error})" if error else "cannot be reached")
 
     def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
@@ -199,6 +201,12 @@ class MqttSink:
         elif message.retain and message.payload and message.topic not in {self._config_topic(keyword) for keyword in list(self._keywords)}:
             # Of a keyword that is no longer enrolled. One that is not retained another process of this site announces just now.
             self._publish(message.topic, "", retain=True)
+            entity = message.topic.split("/")[-2]
+            self._complaints.say(
+                f"mqtt: {self._site} had an entity {entity}, which is not enrolled here, so it was removed. If it is another machine's,"
+                " give each its own [mqtt] site",
+                kind="site",
+            )
 
     # On either thread.
 

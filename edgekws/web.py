@@ -172,9 +172,9 @@ class LivePage:
             self._last = max(0, newest - 10 * EVENTS)
         while found := self._store.events(after=self._last):
             self._last = found[-1].id
-            self._wrong |= {wake for one in found if one.kind == "reject" and isinstance(wake := one.extra.get("wake"), int)}
             self._events += [one for one in found if one.kind != "reject"]
-        self._wrong &= {event.id for event in self._events}
+        # Anew at each look: a rejection that is taken back is gone.
+        self._wrong = self._store.rejected(self._events[0].id) if self._events else set()
 
 
 def _finite(value: float | None) -> float | None:

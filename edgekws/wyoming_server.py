@@ -24,7 +24,6 @@ from edgekws import __version__
 from edgekws.audio.resampling import To16k, mono
 from edgekws.engines import Engine
 from edgekws.errors import EdgekwsError, NotInstalled
-from edgekws.model import Model
 from edgekws.pipeline import Pipeline
 from edgekws.promotion import CALM_HOPS, LOOK_AROUND_S, PATIENCE_HOPS, Newcomer, Version, flaw
 from edgekws.sinks import Complaints, Delivery
@@ -61,7 +60,7 @@ class WyomingServer:
         start: Callable[[], Version],
         load: Callable[[bool], Version],
         stamp: Callable[[], object],
-        new_engine: Callable[[Model], Engine],
+        new_engine: Callable[[Version], Engine],
         delivery: Delivery,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -71,7 +70,7 @@ class WyomingServer:
             start: gives what is served first.
             load: gives what should be served by now, with True from settings that are read again. On a thread of its own.
             stamp: differs when what `load` gives does. Asked once a second.
-            new_engine: called for each stream beyond those that already ended.
+            new_engine: one more of what that version runs on, for each stream beyond those that already ended.
             delivery: gets each wake and stays open.
         """
         try:
@@ -200,7 +199,7 @@ class WyomingServer:
         """What is served now, and the same with an engine and a detector of a stream's own; to be given back."""
         async with self._loading:  # 12 ms on a thread, one after the other
             served = self.version
-            engine = self._idle.pop() if self._idle else await asyncio.to_thread(self._new_engine, served.model)
+            engine = self._idle.pop() if self._idle else await asyncio.to_thread(self._new_engine, served)
         engine.reset()
         return served, replace(served, engine=engine, detector=served.detector.anew())
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,3 +23,15 @@ def test_every_link_to_a_file_leads_somewhere(page):
     links = re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text())
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize(("time_s", "starts"), [(995.0, "True"), (900.0, "False"), (None, "False")])
+def test_the_automation_starts_for_a_new_wake_alone_and_for_no_entity_that_goes_offline(time_s, starts):
+    """None is the attribute of an entity that is unavailable."""
+    jinja2 = pytest.importorskip("jinja2")
+    page = (ROOT / "docs" / "home-assistant.md").read_text()
+    (template,) = re.findall(r'"(\{\{ now.*?\}\})"', page)
+    now = SimpleNamespace(timestamp=lambda: 1000.0)
+
+    assert jinja2.Template(template).render(now=lambda: now, state_attr=lambda entity, name: time_s) == starts
+    assert "not_to: [unavailable, unknown]" in page

@@ -185,6 +185,19 @@ def test_what_another_announced_a_moment_ago_stays(broker, subscriber):
     assert subscriber.of(others) == [{}]
 
 
+def test_who_removes_what_another_machine_of_the_same_site_announced_says_so(broker, subscriber, caplog):
+    one = sink(broker, "alexa", "hey küche")
+    subscriber.wait("homeassistant/event/edgekws_kitchen/alexa/config", 1)
+    other = sink(broker, "jarvis")
+    subscriber.wait("homeassistant/event/edgekws_kitchen/alexa/config", 2)
+    other.close()
+    one.close()
+
+    assert "each its own [mqtt] site" in caplog.text
+    assert "alexa" in caplog.text
+    assert caplog.text.count("[mqtt] site") == 1
+
+
 def test_a_keyword_has_its_entity_before_its_first_wake_and_loses_it_when_it_is_gone(broker, subscriber):
     enrolled = ["alexa", "hey küche"]
     one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), model="edge-1")
@@ -386,6 +399,20 @@ def test_a_refusal_is_said(tmp_path, caplog):
     assert "refuses us: Not authorized. Credentials are mqtt-username and mqtt-password" in caplog.text
 
 
+def until(true, seconds=90):
+    end_s = time.monotonic() + seconds
+    while not true() and time.monotonic() < end_s:
+        time.sleep(0.05)
+
+
+def test_why_a_broker_cannot_be_reached_is_said(caplog):
+    away = MqttSink("mqtt://127.0.0.1:1", "kitchen", list)
+    until(lambda: "cannot be reached" in caplog.text)
+    away.close()
+
+    assert "mqtt: 127.0.0.1 cannot be reached ([Errno 111] Connection refused); wakes wait for it" in caplog.text
+
+
 def test_by_tls_only_a_broker_whose_certificate_is_trusted_hears_anything(tmp_path, caplog):
     if MOSQUITTO is None or shutil.which("openssl") is None:
         pytest.skip("mosquitto or openssl is not installed (apt-get install mosquitto openssl)")
@@ -401,6 +428,8 @@ def test_by_tls_only_a_broker_whose_certificate_is_trusted_hears_anything(tmp_pa
 
     assert subscriber.wait("edgekws/kitchen/status", 1) == ["online"]
     assert subscriber.of("edgekws/elsewhere/status") == []
+    until(lambda: "cannot be reached" in caplog.text)
+    assert "cannot be reached ([SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate" in caplog.text
     trusting.close()
     distrustful.close()
     subscriber.close()

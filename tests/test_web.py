@@ -125,6 +125,19 @@ def test_a_wake_that_is_marked_is_what_clips_reject_makes_of_it(served):
     assert [one["id"] for one in served.state()["events"] if one["wrong"]] == [wake.id]
 
 
+def test_a_mark_that_is_taken_back_is_gone_from_the_page(served):
+    wake = served.wakes()[2]
+    served.reject({"event": wake.id})
+    (clip,) = [clip for clip in served.store.clips() if clip.event == wake.id]
+
+    def wrong():
+        return [one["wrong"] for one in served.state()["events"] if one["id"] == wake.id]
+
+    assert wrong() == [True]
+    served.store.confirm_clip(clip.id)
+    assert wrong() == [False]
+
+
 def test_what_is_no_wake_cannot_be_marked(served):
     before = served.rejected()
     start = served.store.events()[0].id

@@ -66,6 +66,7 @@ class Service:
             if found := re.search(r"serving .* on tcp://127.0.0.1:(\d+)$", line):
                 self.port = int(found[1])
                 return
+        self.process.wait()
         raise AssertionError("it did not start")
 
     def tell(self, *arguments):
@@ -134,6 +135,19 @@ async def heard(connection, samples, rate_hz=RATE_HZ, chunk=1024):
     while not Pong.is_type((event := await answer(connection)).type):
         found.append(event)
     return found
+
+
+async def two_at_once(service):
+    """What each of two is told of a keyword, where both have begun before either is heard."""
+    async with client(service) as one, client(service) as other:
+        for connection in (one, other):
+            await connection.write_event(AudioStart(RATE_HZ, 2, 1).event())
+            await connection.write_event(Ping("begun").event())
+            await answer(connection)
+        for connection in (one, other):
+            await send(connection, ONCE)
+            await connection.write_event(AudioStop().event())
+        return [(await answer(connection)).type for connection in (one, other)]
 
 
 def near(timestamps_ms):
@@ -401,6 +415,41 @@ def test_settings_are_read_again_when_it_is_told_to(tmp_path):
     assert service.stop()[2] == 0
 
 
+def test_after_a_reload_every_stream_gets_the_engine_that_is_served_now(tmp_path):
+    config = tmp_path / "edgekws.toml"
+    config.write_text('[model]\nengine = "null"\n')
+    service = Service(tmp_path / "state", "--config", str(config))
+    config.write_text('[model]\nengine = "onnxruntime"\n')
+    service.process.send_signal(signal.SIGHUP)
+    service.says("with what was read again (on onnxruntime, before on null)")
+
+    assert asyncio.run(two_at_once(service)) == ["detection", "detection"]
+    assert service.stop()[2] == 0
+
+
+# What the interpreter of the service runs first: a TensorRT whose library takes the process with it.
+ABORTS = """
+import os, sys, types
+double = types.ModuleType("edgekws.engines.tensorrt_engine")
+double.why_unavailable = lambda: None
+double.load = double.load_prepared = lambda model: os.abort()
+sys.modules[double.__name__] = double
+"""
+
+
+def test_an_engine_that_ended_the_process_is_not_loaded_for_a_second_client_either(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(ABORTS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    config = tmp_path / "edgekws.toml"
+    config.write_text('[model]\nengine = "tensorrt"\n')
+    with pytest.raises(AssertionError, match="it did not start"):
+        Service(tmp_path / "state", "--config", str(config))
+    service = Service(tmp_path / "state", "--config", str(config))
+
+    assert asyncio.run(two_at_once(service)) == ["detection", "detection"]
+    assert service.stop()[2] == 0
+
+
 def test_it_ends_when_told_while_clients_are_connected(tmp_path):
     """One says nothing, one is in the middle of a frame, one in a stream."""
     service = Service(tmp_path / "state")
@@ -441,7 +490,7 @@ async def serve_until(true, stamp=lambda: 1, told=lambda server: None, **more):
         while not true() and not serving.done():
             await asyncio.sleep(0.01)
 
-    server = WyomingServer(version, version, stamp, load_engine, delivery)
+    server = WyomingServer(version, version, stamp, lambda served: load_engine(served.model), delivery)
     told(server)
     serving = asyncio.ensure_future(server.serve("127.0.0.1", 0, **more))
     await asyncio.wait_for(look(), 60)
@@ -511,3 +560,10 @@ def test_without_the_package_it_is_said_how_to_get_it_before_anybody_is_served(m
         asyncio.run(serve_until(lambda: ports, ready=ports.append, announce=""))
 
     assert ports == []
+
+
+def test_the_extra_that_announces_it_asks_for_a_wyoming_that_can():
+    """1.7 has another class."""
+    (extra,) = re.findall(r"^zeroconf = (.*)$", (Path(__file__).parent.parent / "pyproject.toml").read_text(), re.M)
+
+    assert '"wyoming>=1.8"' in extra

@@ -26,11 +26,11 @@ class Budget:
         duty: share of the time that may be worked, above 0, at most 1.
         max_temperature_c: of the hottest zone. None: any.
         min_free_mb: of memory for everything else. None: any.
-        max_w: of the whole machine, this and everything else, on average from each step to the next. None: any.
+        max_w: of what the meter covers, for this and everything else, on average from each step to the next. None: any.
         patience_s: the longest wait for any of them; then the round is given up.
         thermometer: °C, or None where it cannot be read. A limit that cannot be checked is reported once and not held.
         free_mb: likewise, of memory.
-        joules: likewise, drawn by the machine between two moments of the clock.
+        joules: likewise, drawn between two moments of the clock.
     """
 
     def __init__(
