@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a directory with a manifest.csv")
     evaluate.add_argument("--keyword", nargs="+", action="extend", metavar="K", help="else all")
     evaluate.add_argument("--shots", type=int, default=SHOTS, metavar="N", help="recordings that enrol a user (%(default)s)")
-    evaluate.add_argument("--only-enrolled", action="store_true", help="enrol users so that nobody else may wake their keyword")
+    evaluate.add_argument("--only-enrolled", action="store_true", help="enrol users as enroll --only-enrolled does")
     evaluate.add_argument("--model", metavar="ID|DIR", help=model)
     evaluate.add_argument("--protocol", default="stream", help="stream (as deployed) or paper (as published)")
     evaluate.add_argument(
@@ -312,7 +312,10 @@ def _model(settings: Settings, store: Store, wanted: str | None) -> Model:
 
 
 def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment], model: Model, engine: Engine) -> list[Enrolled]:
-    """What is enrolled, as a model hears it: as it was kept, or made from the recordings and kept."""
+    """What is enrolled, as a model hears it: as it was kept, or made from the recordings and kept.
+
+    Not strict: recordings that were enrolled once are not refused by another model's ear, which would be deaf to the keyword.
+    """
     from edgekws import enrolment
     from edgekws.model import damage_told
     from edgekws.store import ADAPTED, load_enrolled
@@ -330,7 +333,7 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
             found[key] = (
                 brought.get(key)
                 or kept.get(key)
-                or enrolment.enrol(one.keyword, one.speaker, one.recordings(), engine, model, only_enrolled=only)
+                or enrolment.enrol(one.keyword, one.speaker, one.recordings(), engine, model, only_enrolled=only, strict=False)
             )
             if not len(found[key].voice):  # from before voices were kept; 50 ms each, at a start
                 found[key] = enrolment.with_voice(found[key], one.recordings())
@@ -674,8 +677,9 @@ def _wyoming(options: argparse.Namespace) -> int:
                 prepared += 1
         return (own.model_stamp() if options.model is None else None), own.enrolment_stamp(), prepared
 
-    def new_engine(model: Model) -> Engine:
-        return load_engine(model, _backend(settings, own), fall_back=True, at_once=True)
+    def new_engine(served: Version) -> Engine:
+        # Not the one in the settings: that may have ended the process that loaded it, or have been changed since.
+        return load_engine(served.model, served.engine.name, fall_back=True, at_once=True)
 
     async def serve(delivery: Delivery) -> None:
         nonlocal server
@@ -740,6 +744,7 @@ def _enroll(options: argparse.Namespace) -> int:
         if options.files:
             raise UsageError(f'enroll --remove takes one KEYWORD, not "{options.files[0]}" too. Put a keyword of several words in quotes')
         store = _store(settings)
+        keyword = _as_enrolled(store, keyword)
         gone = store.remove_enrolment(keyword, speaker)
         if not gone:
             here = ", ".join(f'"{one.keyword}" ({one.speaker or "no name"})' for one in store.enrolments()) or "nothing"
@@ -760,16 +765,28 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     from edgekws.audio import read_recording
     from edgekws.engines import load_engine
 
+    uri = options.source or settings.audio.source
+    if not options.files and uri.startswith("stdin:"):  # what comes there was said before the prompt; a header only the first take has
+        takes = "arecord -d 3 -f S16_LE -r 16000 a.wav, b.wav and c.wav the same way"
+        raise UsageError(
+            f"enroll cannot ask for takes on {uri}, it asks at a microphone (--source mic:NAME) or takes files. Record three: {takes}; "
+            f'then: edgekws enroll "{keyword}" a.wav b.wav c.wav'
+        )
+    if options.only_enrolled and len(options.files) == 1:
+        raise UsageError("--only-enrolled takes two recordings or more, best three: the threshold is what they reach among themselves")
     recordings: list[np.ndarray] = []
     for path in options.files:  # before _store: `sudo edgekws enroll ~/a.wav` may read a home that the service may not
         samples = read_recording(path)
         enrolment.check(samples, str(path), recordings)
         recordings.append(samples)
     store = _store(settings)
+    if (known_as := _as_enrolled(store, keyword)) != keyword:
+        _say(f'"{keyword}" is enrolled as "{known_as}", and taken for it')
+        keyword = known_as
     model = _model(settings, store, options.model)
     engine = load_engine(model, _backend(settings, store), fall_back=True, at_once=True)
     if not recordings:
-        recordings = _record(keyword, options.source or settings.audio.source)
+        recordings = _record(keyword, uri)
     made = enrolment.enrol(keyword, speaker, recordings, engine, model, only_enrolled=options.only_enrolled)
     earlier = [len(one.takes) for one in store.enrolments() if (one.keyword, one.speaker) == (keyword, speaker)]
     store.save_enrolment(keyword, speaker, recordings, only_enrolled=options.only_enrolled)
@@ -777,14 +794,21 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     known = enrolment.together(_prototypes(settings, store, store.enrolments(), model, engine))
     speakers = [one for one in known if one.keyword == keyword]
     made = next((one for one in speakers if one.speaker == speaker), made)
-    who = f" ({speaker}{', nobody else' if options.only_enrolled else ''})" if speaker or options.only_enrolled else ""
-    print(f'enrolled "{keyword}"{who} from {len(recordings)} recordings, threshold {made.threshold:.2f}', flush=True)
+    who = f" ({speaker})" if speaker else ""
+    others = "; others wake it less, not never" if options.only_enrolled else ""
+    print(f'enrolled "{keyword}"{who} from {len(recordings)} recordings, threshold {made.threshold:.2f}{others}', flush=True)
     if earlier:
         _say(f"in place of the {earlier[0]} that were there")
     if len(speakers) > 1:
         _say(f"{len(speakers)} people share the keyword and its promise: each one's threshold is a little higher than alone")
     if len(recordings) < SHOTS:
         _say(f"{SHOTS} recordings make it much surer than {len(recordings)}")
+
+
+def _as_enrolled(store: Store, keyword: str) -> str:
+    """The same keyword in the spelling that is enrolled: under two it would wake twice."""
+    spellings = [one.keyword for one in store.enrolments() if one.keyword.casefold() == keyword.casefold()]
+    return keyword if keyword in spellings or not spellings else spellings[0]
 
 
 def _list_enrolments(enrolments: Sequence[Enrolment], as_json: bool) -> int:
@@ -819,7 +843,7 @@ def _name(text: str, what: str) -> str:
 def _record(keyword: str, uri: str) -> list[np.ndarray]:
     """Takes from the microphone; what cannot be used is asked for again."""
     from edgekws import enrolment
-    from edgekws.audio import open_source, record
+    from edgekws.audio import SoundLost, open_source, record
 
     open_source(uri).close()  # where it is missing nobody should be asked to speak
     recordings: list[np.ndarray] = []
@@ -833,10 +857,10 @@ def _record(keyword: str, uri: str) -> list[np.ndarray]:
                 _say(f'{i} of {SHOTS}: say "{keyword}" once, in two seconds from now')
                 time.sleep(2.0)
             _say(f"      recording {TAKE_S} s ...")
-            samples = record(uri, TAKE_S)
             try:
+                samples = record(uri, TAKE_S)
                 enrolment.check(samples, f"recording {i}", recordings)
-            except EnrolmentError as error:
+            except (EnrolmentError, SoundLost) as error:
                 if attempt == TRIES:
                     raise
                 _say(f"      {error}")
@@ -1320,7 +1344,12 @@ def _adapt(options: argparse.Namespace) -> int:
         pause = Budget(0.5, adaptation.HOT_C, 256).pause if options.if_needed else Budget().pause
         try:
             back = adaptation.look_back(
-                store, settings.model.id, keywords=settings.keyword, say=lambda line: _say(f"edgekws: {line}"), rest=pause
+                store,
+                settings.model.id,
+                keywords=settings.keyword,
+                threshold_offset=settings.detector.threshold_offset,
+                say=lambda line: _say(f"edgekws: {line}"),
+                rest=pause,
             )
         except PowerError as error:
             if not options.if_needed:
@@ -1341,6 +1370,8 @@ def _adapt(options: argparse.Namespace) -> int:
             _say(f"edgekws: step {done} of {total}, about {spent_s / done * (total - done):.0f} s of training left")
 
     with contextlib.closing(load_meter()) as meter, Recording(meter, gap_s=GAP_S) as recording:
+        if max_w and meter.rail:  # the whole board's or only the processor's
+            _say(f"edgekws: held to {max_w:g} W of what {meter.name} measures: {meter.rail}")
         duty, max_c = (0.5, adaptation.HOT_C) if options.if_needed else (1.0, 90.0)
         budget = Budget(duty, max_c, 256, max_w, joules=lambda begin_s, end_s: recording.energy(begin_s, end_s).joules)
         try:
@@ -1348,6 +1379,7 @@ def _adapt(options: argparse.Namespace) -> int:
                 store,
                 settings.model.id,
                 keywords=settings.keyword,
+                threshold_offset=settings.detector.threshold_offset,
                 recipe=options.recipe,
                 criterion=options.criterion,
                 target=target,

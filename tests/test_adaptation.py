@@ -135,6 +135,16 @@ def test_a_version_that_takes_the_place_of_one_on_trial_is_on_trial_against_the_
     assert store.previous_model() == (None if days == 1 else first)
 
 
+def test_after_going_back_a_new_version_is_on_trial_against_the_one_that_was_gone_back_to(config, store, quick):
+    first = promoted(store, "0001-first", 0.0)
+    os.utime(store.root / "models" / "current", (time.time() - 8 * 86_400,) * 2, follow_symlinks=False)
+    adaptation.run(store, "edge-small", recipe="weights-only")
+    assert main(["models", "rollback", "--config", str(config)]) == 0 and store.current_model() == first
+    adaptation.run(store, "edge-small", recipe="weights-only")
+
+    assert store.current_model() != first and store.previous_model() == first
+
+
 def test_the_energy_of_a_round_is_in_the_versions_lineage_the_log_and_the_report(config, store, quick, capsys, tmp_path, monkeypatch):
     """By the meter of an Orin Nano as recorded: 4.775 W at its input, whatever this machine does."""
     tree = jetson(tmp_path / "sys", ORIN_NANO)
@@ -246,6 +256,17 @@ def test_a_clip_that_is_cut_short_is_left_out_and_so_is_what_nobody_enrolled(sto
     assert len(found.positives) == 7 and broken.id not in known
     assert len(told) == 1 and told[0].startswith("left out: ") and broken.file in told[0]
     assert len(found.ambience) == 4
+
+
+def test_a_round_and_the_look_back_know_what_was_added_to_the_threshold(config, store, quick, monkeypatch):
+    told = []
+    monkeypatch.setattr(adaptation, "_voices", lambda *asked, real=adaptation._voices: told.append(real(*asked)) or told[-1])
+    text = config.read_text()
+    config.write_text(f'{text}[detector]\nthreshold_offset = 0.25\n[keyword."{KEYWORD}"]\nthreshold_offset = 0.5\n')
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+    assert main(["adapt", "--recipe", "weights-only", "--config", str(config)]) == 0
+
+    assert [[voice.offset for voice in voices] for voices in told] == [[0.75], [0.75], [0.75]]  # the second looks back first
 
 
 def test_a_damaged_version_in_use_is_named_and_nothing_is_changed(config, store, quick):

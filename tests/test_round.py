@@ -130,6 +130,28 @@ def test_a_household_is_tested_as_the_detector_hears_it(factory):
     assert both.false_accepts == alone.false_accepts > 0
 
 
+def test_the_gate_and_the_look_back_hear_at_the_threshold_that_the_operator_set(factory, monkeypatch):
+    """A version that is only just heard at the threshold of its round is deaf to an owner who raised it."""
+    words = [dataclasses.replace(one, sure=True) for one in moments(ENDS_S, 5)]
+    voices = [Voice(KEYWORD, SPEAKER, TAKES, id="a", offset=offset) for offset in (0.0, 1.0)]
+    margins = []
+    with contextlib.closing(load_engine(factory)) as engine:
+        embed = rounds.by_engine(engine)
+        for voice in voices:
+            one = rounds._Round(factory, dataclasses.replace(heard_before(words), voices=[voice]), [], [], lambda line: None, lambda: None)
+            margins.append([trial.margin for trial in one.hear(embed, one.enrolled).trials])
+        (own,) = one.enrolled
+        just = own.threshold + min(rounds._margin_of(embed, word, own) for word in words) - 0.5
+    assert np.subtract(*margins) == pytest.approx(1.0, abs=1e-4)
+
+    before = load_model(find_model("edge"))
+    monkeypatch.setattr(
+        rounds, "listened_for", lambda model, _: [dataclasses.replace(own, threshold=just if model is factory else just - 99)]
+    )
+    told = [rounds.told_apart(factory, before, before, [voice], words)[KEYWORD, SPEAKER] for voice in voices]
+    assert told[0] == (0, 0) and told[1][0] > 0 == told[1][1]
+
+
 @pytest.mark.parametrize(("voices", "smaller", "pruned"), [("ab", False, False), ("ab", True, True), ("a", False, True)])
 def test_beside_a_whole_version_nothing_is_pruned_before_every_voice_was_heard(factory, tmp_path, voices, smaller, pruned):
     """Where a pruned version listens already, its household has no whole one to be worse than."""

@@ -125,13 +125,16 @@ def _events(store: Store, kind: str) -> list[Event]:
 
 
 def snapshot(
-    store: Store, say: Callable[[str], object] = lambda line: None, keywords: Mapping[str, KeywordSettings] | None = None
+    store: Store,
+    say: Callable[[str], object] = lambda line: None,
+    keywords: Mapping[str, KeywordSettings] | None = None,
+    threshold_offset: float = 0.0,
 ) -> tuple[Snapshot, dict[int, Clip]]:
     """What a round learns from, and the clips by id. A clip that cannot be read is said and left out.
 
     Clips of what is not enrolled or listened for (any more) are left out too: nothing could judge them.
     """
-    voices = _voices(store, keywords, say)
+    voices = _voices(store, keywords, threshold_offset, say)
     known_as = {("", ""), *((one.keyword, one.speaker) for one in voices)}
     clips = [clip for clip in store.clips() if clip.state != "rejected" and (clip.keyword, clip.speaker) in known_as]
     parts: dict[str, list[Clip]] = {"positive": [], "ambience": [], "near": [], "doubtful": []}
@@ -152,7 +155,10 @@ def snapshot(
 
 
 def _voices(
-    store: Store, keywords: Mapping[str, KeywordSettings] | None = None, say: Callable[[str], object] = lambda line: None
+    store: Store,
+    keywords: Mapping[str, KeywordSettings] | None = None,
+    threshold_offset: float = 0.0,
+    say: Callable[[str], object] = lambda line: None,
 ) -> list[Voice]:
     """Whoever is listened for, as the listener has them: by the enrolment, and by the configuration where that says otherwise.
 
@@ -168,7 +174,8 @@ def _voices(
         except StoreError as error:
             say(f"left out: {error}")
             continue
-        found.append(Voice(one.keyword, one.speaker, takes, chosen.for_enrolled(one.only_enrolled), one.id))
+        offset = threshold_offset + chosen.threshold_offset
+        found.append(Voice(one.keyword, one.speaker, takes, chosen.for_enrolled(one.only_enrolled), one.id, offset))
     return found
 
 
@@ -194,6 +201,7 @@ def look_back(
     model: str,
     *,
     keywords: Mapping[str, KeywordSettings] | None = None,
+    threshold_offset: float = 0.0,
     say: Callable[[str], object] = lambda line: None,
     rest: Callable[[], object] = lambda: None,
     now: Callable[[], float] = time.time,
@@ -206,14 +214,14 @@ def look_back(
 
     Args:
         model: the configured factory network, by name or path.
-        keywords: the operator's choices, by keyword.
+        keywords, threshold_offset: the operator's choices, by keyword, and for all.
     """
     current, factory = store.current_model(), load_model(find_model(model))
     family = _family(factory)
     if current is None or family is None:
         return None
     try:
-        live, previous, voices = load_model(current), store.previous_model(), _voices(store, keywords, say)
+        live, previous, voices = load_model(current), store.previous_model(), _voices(store, keywords, threshold_offset, say)
         if ADAPTED not in live.raw["files"]:  # promoted by hand, and not a round's
             return None
         known_as, since_s = {(one.keyword, one.speaker) for one in voices}, store.promoted_s()
@@ -253,6 +261,13 @@ def on_trial(store: Store, live: Model, now_s: float) -> bool:
     return ADAPTED in live.raw["files"] and now_s < store.promoted_s() + WATCHED_S
 
 
+def _came_back(store: Store, name: str) -> bool:
+    """Whether this version listens since one promoted after it was gone back from."""
+    told = [event for kind in ("model", "round") for event in _events(store, kind)]
+    told = [event for event in told if "back_to" in event.extra or event.extra.get("what") == "promoted"]
+    return bool(told) and max(told, key=lambda event: event.id).extra.get("back_to") == name
+
+
 def fell(lost: int, gained: int, voices: int = 1, *, at_last: bool = False) -> bool:
     """Whether a version hears less of its owner than the one before, by the words that only one of the two hears: five and none, or more.
 
@@ -280,6 +295,7 @@ def run(
     model: str,
     *,
     keywords: Mapping[str, KeywordSettings] | None = None,
+    threshold_offset: float = 0.0,
     recipe: str | None = None,
     criterion: str | None = None,
     target: Target | None = None,
@@ -297,7 +313,7 @@ def run(
 
     Args:
         model: the configured factory network, by name or path.
-        keywords: the operator's choices, by keyword.
+        keywords, threshold_offset: the operator's choices, by keyword, and for all.
         recipe: None = onda1, as far as `adapt` prunes; where the gate refuses that and nothing else was asked for, weights-only too, unless
             a pruned version listens, beside which that is too slow.
         promote: False leaves everything as it is, whatever the gate says.
@@ -319,7 +335,7 @@ def run(
         _tell_of_the_killed(store, now)
         _note(store, "started", now(), reason=asked_by)
         try:
-            heard, clips = snapshot(store, say, keywords)
+            heard, clips = snapshot(store, say, keywords, threshold_offset)
             if not asked and current is not None and load_model(current).parameters < factory.parameters:
                 recipes = ["onda1"]
             for one in recipes:
@@ -361,8 +377,8 @@ def run(
                     _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
                     return outcome, None
                 # What takes the place of a version on trial is on trial against the same one before: else each of a row of rounds could
-                # lose a little. (A version that was gone back to counts as on trial again.)
-                instead = current is not None and on_trial(store, load_model(current), now())
+                # lose a little. One that was gone back to has had its trial, and is what one would go back to.
+                instead = current is not None and on_trial(store, load_model(current), now()) and not _came_back(store, current.name)
                 live = load_model(store.promote(outcome.model.path, outcome.model.id, keeps_previous=instead))
         except BaseException as error:  # Ctrl-C and a full disk too: the log says so, if it can
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__

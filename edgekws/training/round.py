@@ -118,6 +118,8 @@ class Voice:
     """int16, mono, 16 kHz."""
     only_enrolled: bool = False
     id: str = ""
+    offset: float = 0.0
+    """By which the operator moved the threshold at which the listener wakes."""
 
 
 @dataclass(frozen=True)
@@ -436,7 +438,7 @@ class _Round:
 
     def hear(self, embed: Embed, enrolled: Sequence[Enrolled]) -> Heard:
         """What a version does on everything that was held out."""
-        embed, enrolled = self._resting(embed), enrolment.together(enrolled)
+        embed, enrolled = self._resting(embed), as_listened_for(enrolled, self.voices)
         trials = []
         speakers = [[other for other in enrolled if other.keyword == one.keyword] for one in enrolled]
         for moment in self.held_positives:
@@ -499,7 +501,9 @@ class _Round:
             one = replace(factory, prototypes=prototypes, threshold=promised, scale=scale, offset=offset, cohort=cohort)
             own = [_margin_again(embed, each, one) for each in self._own_again(k, np.random.default_rng(8))]
             wakes = [_margin_of(embed, moment, one) for moment in self.held_positives if self.number[moment.keyword, moment.speaker] == k]
-            threshold = promised + rise(own, wakes)
+            # What the operator asks for on top is taken off first: of a margin of 2 and an offset of 1 no more than 1 is left to divide.
+            moved = max(0.0, self.voices[k].offset)
+            threshold = promised + rise([margin - moved for margin in own], [margin - moved for margin in wakes])
             raised = factory.threshold + float(np.log10(enrolment.FALSE_ACCEPTS_PER_HOUR))  # for the enrolled alone
             enrolled.append(replace(one, threshold=threshold + raised))
         save_enrolled(out / ADAPTED, {f"{v.id} {e.only_enrolled}": e for v, e in zip(self.voices, enrolled, strict=True)})
@@ -633,6 +637,12 @@ def _admit(
     return admitted, rejected, wrong
 
 
+def as_listened_for(enrolled: Sequence[Enrolled], voices: Sequence[Voice]) -> list[Enrolled]:
+    """With the thresholds at which the listener wakes: of those voices together, and as the operator moved them."""
+    each = zip(enrolment.together(enrolled), voices, strict=True)
+    return [replace(one, threshold=one.threshold + voice.offset) for one, voice in each]
+
+
 def listened_for(model: Model, voices: Sequence[Voice]) -> list[Enrolled]:
     """What a version listens for: as its round left it, and newly enrolled what was not there yet."""
     known = load_enrolled(model.path / ADAPTED) if ADAPTED in model.raw["files"] else {}
@@ -656,7 +666,7 @@ def told_apart(
     words = [one for one, score in zip(moments, said, strict=True) if one.sure or score >= -BETWEEN]
     heard: list[list[bool]] = []
     for model in (now, before):
-        known = enrolment.together(listened_for(model, voices))
+        known = as_listened_for(listened_for(model, voices), voices)
         with closing(load_engine(model)) as engine:
             heard.append([])
             for word in words:
