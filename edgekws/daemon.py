@@ -36,6 +36,7 @@ MUTED = (
 )
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 4.0  # between attempts to open a microphone that is not there: doubled each time
 LEVEL_HOPS = 12  # about a second
+WOKE = 100  # wakes whose clips are waited for: some never come, and none where no clips are kept
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,12 @@ def listen(
     """
     manager = ServiceManager()
     wakes = gaps = lost = audio = 0
-    woke: dict[str, tuple[int, float]] = {}  # keyword → where in the stream and when it last woke
+    woke: dict[tuple[str, int], float] = {}  # (keyword, where in the stream) → when; clips come half a second after their wakes
 
     def keep(cuts: list[Cut], heard: int) -> None:
         for cut in cuts:
-            at_sample, time_s = woke.get(cut.clip.keyword, (-1, 0.0))
-            if cut.clip.label != "positive" or at_sample != cut.end_sample:
+            time_s = woke.pop((cut.clip.keyword, cut.end_sample), None) if cut.clip.label == "positive" else None
+            if time_s is None:
                 time_s = now() - (heard - cut.end_sample) / SAMPLE_RATE_HZ
             delivery.put_clip(replace(cut.clip, time_s=time_s, model=model), cut.samples, wait=not source.live)
         cuts.clear()
@@ -162,7 +163,8 @@ def listen(
 
     def deaf(why: str) -> None:
         tell("deaf", at, reason=why)
-        manager.tell(f"STATUS=deaf since {time.strftime('%H:%M:%S', time.localtime(now()))}: {why}")
+        # The attempt to hear again feeds the watchdog, as progress may have done so half its time ago; one that hangs does not again.
+        manager.tell("WATCHDOG=1", f"STATUS=deaf since {time.strftime('%H:%M:%S', time.localtime(now()))}: {why}")
 
     status = status or Status()
     status.source, status.model, status.delivery = source.uri, model, delivery
@@ -198,7 +200,9 @@ def listen(
                     event = Event(found.keyword, found.speaker, found.score, found.threshold, now(), stream_s, latency_ms, model)
                     delivery.put(event, wait=not source.live)
                     status.wakes, status.last_wake = wakes, event
-                    woke[found.keyword] = found.end_sample, event.time_s
+                    woke[found.keyword, found.end_sample] = event.time_s
+                    while len(woke) > WOKE:
+                        del woke[next(iter(woke))]
                 keep(pipeline.cuts, piece.first_sample + len(piece.samples))
                 if updates is not None:
                     for event in updates.step(pipeline, (piece.first_sample + len(piece.samples)) / SAMPLE_RATE_HZ):

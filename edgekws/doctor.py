@@ -56,7 +56,7 @@ def checks(settings: Settings) -> list[Check]:
         *(_engines(model, settings.model.engine) if model else ()),
         _state_directory(settings.store.root),
         _portaudio(needs_microphone),
-        _input_device(needs_microphone),
+        _input_device(settings.audio.source),
         _sound_devices(),
         _importable("recordings", "soundfile", "reading of WAV, FLAC and Opus files", "pip install soundfile"),
         _importable("training", "torch", "adaptation and pretraining", f"{install_command('train')}; on a Jetson with NVIDIA's own torch"),
@@ -173,19 +173,24 @@ def _portaudio(essential: bool) -> Check:
     return Check("portaudio", True, library, essential=essential)
 
 
-def _input_device(essential: bool) -> Check:
-    from edgekws.audio import input_devices
+def _input_device(source: str) -> Check:
+    from edgekws.audio import find_input, input_devices
 
+    essential = source.startswith("mic:")
     mend = "plug in a microphone, then: edgekws devices. Without one: edgekws run --source file:PATH or stdin:"
+    mends = {"sudo apt-get install libportaudio2": "libportaudio2", "systemctl --user restart pipewire pulseaudio": "did not answer"}
     try:
         found = input_devices()
+        if found:
+            mend = "edgekws devices, then one of these as [audio] source in edgekws.toml. One that a program holds may not be among them"
+            chosen = find_input(source if essential else "mic:")
     except EdgekwsError as error:
-        installs = "sudo apt-get install libportaudio2"
-        return Check("microphone", False, str(error), installs if installs in str(error) else mend, essential)
+        mend = next((how for how, said in mends.items() if said in str(error)), mend)
+        return Check("microphone", False, str(error), mend, essential)
     if not found:
         return Check("microphone", False, "no input device", mend, essential)
-    default = next((device for device in found if device.is_default), found[0])
-    return Check("microphone", True, f'{len(found)} input devices, default "{default.name}"', essential=essential)
+    named = source if essential else "default"
+    return Check("microphone", True, f'{len(found)} input devices, {named} is "{chosen.name}"', essential=essential)
 
 
 def _sound_devices(directory: Path = Path("/dev/snd")) -> Check:
@@ -195,10 +200,13 @@ def _sound_devices(directory: Path = Path("/dev/snd")) -> Check:
         return Check("sound devices", False, f"no capture device under {directory}", "none needed with a sound server or a file", False)
     if all(os.access(one, os.R_OK | os.W_OK) for one in captures):
         return Check("sound devices", True, f"{len(captures)} capture devices may be opened", essential=False)
-    group = grp.getgrgid(captures[0].stat().st_gid).gr_name
-    return Check(
-        "sound devices", False, f"{captures[0]} is for the group {group} only", f'sudo usermod -aG {group} "$USER"; log in again', False
-    )
+    number = captures[0].stat().st_gid
+    try:
+        group = grp.getgrgid(number).gr_name
+        mend = f'sudo usermod -aG {group} "$USER"; log in again'
+    except KeyError:  # in a container: the host has its name
+        group, mend = str(number), f"start the container with --group-add {number}"
+    return Check("sound devices", False, f"{captures[0]} is for the group {group} only", mend, False)
 
 
 def _power_meter() -> Check:
@@ -219,7 +227,10 @@ def _power_meter() -> Check:
 JETPACK = {"36": 6, "38": 7, "39": 7}  # by L4T's number
 GROUPS = {"audio": "sound cards", "video": "the GPU", "render": "the GPU", "jtop": "power readings"}
 # Run by a Python of its own: torch takes seconds and gigabytes to load.
-TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.cuda.is_available(), torch.cuda.get_arch_list()]))"
+TORCH = (
+    "import json, torch; cuda = torch.cuda; there = cuda.is_available();"
+    "print(json.dumps([torch.__version__, cuda.get_arch_list(), there and cuda.get_device_capability()]))"
+)
 
 
 def _jetson(root: Path = Path("/"), python: str = sys.executable) -> Iterator[Check]:
@@ -265,7 +276,12 @@ def _groups(root: Path) -> Iterator[Check]:
     """Those of the service's account where there is one, else of this user."""
     with suppress(OSError):
         names = {line.split(":")[0] for line in (root / "etc" / "passwd").read_text().splitlines()}
-        user = "edgekws" if "edgekws" in names else pwd.getpwuid(os.getuid()).pw_name
+        try:
+            user = "edgekws" if "edgekws" in names else pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:  # a container's, whose groups are the host's numbers
+            mend = "start the container with --group-add, as deploy/Containerfile says"
+            yield Check("groups", False, f"the account {os.getuid()} has no name, so its groups are not known", mend, False)
+            return
         members = {
             fields[0]: fields[3].split(",")
             for line in (root / "etc" / "group").read_text().splitlines()
@@ -285,14 +301,18 @@ def _torch(python: str) -> Iterator[Check]:
     """A torch for another machine imports and trains, on the CPU."""
     try:
         done = subprocess.run([python, "-c", TORCH], env=environment(), capture_output=True, text=True, timeout=120)
-        version, cuda, architectures = json.loads(done.stdout)
+        version, architectures, gpu = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return  # none, as said above
     mend = "NVIDIA's own for this JetPack: pip uninstall -y torch, then bash deploy/install.sh --torch INDEX"
-    if not cuda:
+    if not gpu:
         yield Check("torch", False, f"{version}: made without CUDA, or for another CUDA than this JetPack's", mend, False)
-    elif not any(one == "sm_87" or re.fullmatch(r"compute_8[0-7]", one) for one in architectures):
-        yield Check("torch", False, f"{version}: no code for Orin's GPU (sm_87), only for {', '.join(architectures)}", mend, False)
+        return
+    major, minor = gpu
+    # compute_… is PTX, which the driver compiles for its own GPU or a newer one.
+    if not any(re.fullmatch(rf"sm_{major}{minor}[af]?|compute_{major}[0-{minor}]", one) for one in architectures):
+        detail = f"{version}: no code for this GPU (sm_{major}{minor}), only for {', '.join(architectures)}"
+        yield Check("torch", False, detail, mend, False)
     else:
         yield Check("torch", True, f"{version}, with CUDA", essential=False)
 

@@ -246,6 +246,18 @@ def test_raw_samples_come_out_bit_for_bit_however_they_are_written():
     assert np.array_equal(from_pipe(NOISE.tobytes(), pieces=(1, 3, 4_001, 2, 65_537)), NOISE)
 
 
+def test_a_pipe_is_live_and_a_file_on_standard_input_is_not(tmp_path):
+    """The sinks are waited for where the samples wait too."""
+    (tmp_path / "samples").write_bytes(NOISE.tobytes())
+    read_end, write_end = os.pipe()
+    with open(tmp_path / "samples") as file:
+        live = [StdinSource("stdin:", "", descriptor).live for descriptor in (read_end, file.fileno())]
+    os.close(read_end)
+    os.close(write_end)
+
+    assert live == [True, False]
+
+
 @pytest.mark.parametrize("trailing", [1, 3])
 def test_half_a_sample_at_the_end_is_left_out_and_said(trailing, caplog):
     with caplog.at_level(logging.WARNING):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edgekws import doctor
 from edgekws.audio import input_devices, open_source, record
 from edgekws.audio import microphone as microphone_module
 from edgekws.audio.microphone import restart_portaudio
@@ -148,6 +149,19 @@ def test_a_microphone_that_opens_and_stays_silent_is_given_up_all_the_same(fake)
     assert opened
 
 
+def test_a_microphone_that_opens_again_and_again_and_stays_silent_is_told_once(fake):
+    fake.setenv("FAKE_SERVER", "runs")
+    fake.setattr("edgekws.audio.microphone.STALL_S", 0.02)
+    fake.setattr("edgekws.audio.microphone.GIVE_UP_S", 1.0)
+    source, opened, deaf = open_source("mic:default"), [], []
+    sys.modules["sounddevice"].plan = opened.append
+    source.on_deaf = deaf.append
+    with pytest.raises(AudioError, match="nothing was heard for"):
+        list(source.chunks())
+
+    assert len(opened) > 1 and len(deaf) == 1
+
+
 def test_a_stream_that_opens_after_nobody_waits_for_it_is_closed(fake):
     """A sound server that hangs and recovers."""
     fake.setenv("FAKE_SERVER", "runs")
@@ -184,6 +198,93 @@ def test_of_attempts_that_hung_those_that_ended_are_forgotten(fake):
         recovers.set()
         thread.join(30)
     source.close()
+
+
+def hangs_at_its_start(fake, before=None, at=None):
+    """PortAudio, which waits for `before`, and then for `at`, while it starts: as sounddevice starts it, with stderr at /dev/null."""
+    with pytest.raises(AudioError):
+        input_devices()
+    fake.setattr("edgekws.audio.microphone.OPEN_S", 0.2)
+
+    def initialize():
+        before is None or before.wait(5)
+        kept = os.dup(2)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            at.wait(5)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        raise sys.modules["sounddevice"].PortAudioError("no server", -9999)
+
+    sys.modules["sounddevice"]._initialize = initialize
+
+
+def recovered(*events):
+    for event in events:
+        event.set()
+    for thread in microphone_module._hanging:
+        thread.join(30)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_sound_server_that_hangs_does_not_take_stderr_with_it(fake, attempts):
+    stderr, recovers = os.fstat(2), threading.Event()
+    hangs_at_its_start(fake, at=recovers)
+    told = []
+    for _ in range(attempts):
+        with pytest.raises(AudioError, match="did not answer"):
+            open_source("mic:default")
+        told.append(os.fstat(2))
+    recovered(recovers)
+
+    assert [one.st_ino for one in (*told, os.fstat(2))] == [stderr.st_ino] * (attempts + 1)
+
+
+def test_stderr_comes_back_from_an_attempt_that_took_it_when_nobody_waited_any_more(fake):
+    stderr, goes_on, recovers = os.fstat(2), threading.Event(), threading.Event()
+    hangs_at_its_start(fake, before=goes_on, at=recovers)
+    with pytest.raises(AudioError, match="did not answer"):
+        open_source("mic:default")
+    goes_on.set()
+    while os.fstat(2).st_ino == stderr.st_ino:
+        time.sleep(0.01)
+    with pytest.raises(AudioError, match="did not answer"):
+        open_source("mic:default")
+    told = os.fstat(2)
+    recovered(recovers)
+
+    assert (told.st_ino, os.fstat(2).st_ino) == (stderr.st_ino, stderr.st_ino)
+
+
+def test_where_stderr_is_closed_a_microphone_is_opened_all_the_same(tmp_path):
+    (tmp_path / "sounddevice.py").write_text(FAKE)
+    script = "import os; os.close(2); from edgekws.audio import open_source; print(open_source('mic:default').uri)"
+    env = {**os.environ, "FAKE_SERVER": "runs", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    assert subprocess.run([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True).stdout == "mic:default\n"
+
+
+def test_the_devices_of_a_sound_server_that_hangs_are_not_waited_for_and_doctor_says_how_to_restart_it(fake):
+    recovers = threading.Event()
+    hangs_at_its_start(fake, at=recovers)
+    with pytest.raises(AudioError, match=r"^PulseAudio or PipeWire did not answer for 0 s\. Restart it$"):
+        input_devices()
+    check = doctor._input_device("mic:default")
+    recovered(recovers)
+
+    assert (check.ok, check.mend) == (False, "systemctl --user restart pipewire pulseaudio")
+
+
+def test_doctor_looks_for_the_microphone_that_is_configured(fake):
+    fake.setenv("FAKE_SERVER", "runs")
+    absent, there, other = (doctor._input_device(source) for source in ("mic:nobody", "mic:FAK?rate=48000", "stdin:"))
+
+    assert (absent.ok, absent.essential) == (False, True)
+    assert absent.detail.startswith('cannot open mic:nobody: no input has "nobody" in its name')
+    assert absent.mend.startswith("edgekws devices")
+    assert (there.ok, other.ok, other.essential) == (True, True, False)
 
 
 def test_where_no_thread_can_be_had_that_is_said(fake):

@@ -22,10 +22,11 @@ import scipy.signal
 import soundfile
 
 import edgekws
-from edgekws.audio import read_recording
+from edgekws.audio import Source, read_recording
+from edgekws.errors import EnrolmentError
 from edgekws.model import find_model
 from edgekws.store import Store, load_enrolled, save_enrolled
-from edgekws.values import Clip, Event
+from edgekws.values import AudioChunk, Clip, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -329,6 +330,93 @@ def test_a_failed_enrolment_keeps_the_old_one(enrolled, tmp_path):
     cli("enroll", TRUTH["keyword"], "--speaker", "ann", TAKES[0], TAKES[1], silent, code=1)
 
     assert cli("enroll", "--list", "--json").stdout == before
+
+
+def test_what_was_enrolled_once_no_later_model_refuses(tmp_path, caplog):
+    """Another network may find a take unlike the others: left out, the keyword would be deaf from the exchange on."""
+    from edgekws import cli, enrolment
+    from edgekws.config import Settings, StoreSettings
+    from edgekws.engines import load_engine
+    from edgekws.model import load_model
+
+    other = read_recording(Path(STREAM))[7 * 16_000 : round(8.2 * 16_000)]
+    takes = [read_recording(Path(TAKES[0])), other, read_recording(Path(TAKES[2]))]
+    model, store = load_model(find_model()), Store(tmp_path)
+    engine = load_engine(model)
+    with pytest.raises(EnrolmentError, match="unlike the others"):
+        enrolment.enrol("open sesame", "ann", takes, engine, model)
+    store.save_enrolment("open sesame", "ann", takes)
+    made = cli._prototypes(Settings(store=StoreSettings(root=tmp_path)), store, store.enrolments(), model, engine)
+
+    assert ([one.speaker for one in made], caplog.messages) == (["ann"], [])
+
+
+def test_a_keyword_in_another_spelling_is_the_one_that_is_enrolled(cli):
+    cli("enroll", "open sesame", "--speaker", "ann", *TAKES)
+    said = cli("enroll", "Open Sesame", "--speaker", "bob", *TAKES)
+
+    assert said.stderr.splitlines()[0] == '"Open Sesame" is enrolled as "open sesame", and taken for it'
+    listed = json.loads(cli("enroll", "--list", "--json").stdout)
+    assert [(one["keyword"], one["speaker"]) for one in listed] == [("open sesame", "ann"), ("open sesame", "bob")]
+    assert len(cli.wakes("--source", STREAM)) == len(TRUTH["spoken"])
+    assert cli("enroll", "--remove", "OPEN SESAME", "--speaker", "ann").stdout == 'removed "open sesame" (ann), 3 recordings\n'
+
+
+def test_a_keyword_that_was_enrolled_in_two_spellings_is_removed_in_the_one_that_is_named(cli):
+    store = Store(cli.root)
+    for keyword in ("open sesame", "Open Sesame"):
+        store.save_enrolment(keyword, "", [read_recording(Path(take)) for take in TAKES])
+
+    assert cli("enroll", "--remove", "open sesame").stdout == 'removed "open sesame", 3 recordings\n'
+
+
+class Lossy(Source):
+    """A microphone that loses a sample in the first take, and has the demo's takes to give."""
+
+    live = True
+
+    def __init__(self, uri, rest):
+        self.uri, self.number = uri, len(Lossy.opened)  # the first one is opened to see whether there is one
+        Lossy.opened.append(uri)
+
+    def chunks(self):
+        samples = read_recording(Path(TAKES[max(0, self.number - 2)]))
+        yield AudioChunk(samples[:8000], 0)
+        lost = int(self.number == 1)
+        yield AudioChunk(samples[8000:], 8000 + lost, lost)
+
+    def close(self):
+        pass
+
+
+def test_a_take_in_which_sound_was_lost_is_asked_for_again_and_the_others_are_kept(monkeypatch, capsys):
+    from edgekws import cli
+    from edgekws.audio import opening
+
+    monkeypatch.setattr(Lossy, "opened", [], raising=False)
+    monkeypatch.setitem(opening.SCHEMES, "mic", Lossy)
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    recordings = cli._record("hey", "mic:x")
+
+    assert [one.tobytes() for one in recordings] == [read_recording(Path(take))[:40_000].tobytes() for take in TAKES]  # 2.5 s
+    assert "mic:x lost 1 ms of sound while recording; record again" in capsys.readouterr().err
+
+
+def test_takes_are_not_asked_for_on_standard_input(cli, tmp_path):
+    """What comes there was said before the prompt, and only the first take has arecord's header."""
+    (tmp_path / "edgekws.toml").write_text('[audio]\nsource = "stdin:"\n')
+    for where in (("--source", "stdin:"), ("--config", tmp_path / "edgekws.toml")):
+        (line,) = cli("enroll", "x", *where, code=2, input="").stderr.splitlines()
+        assert line.startswith("edgekws: enroll cannot ask for takes on stdin:") and 'edgekws enroll "x" a.wav b.wav c.wav' in line
+    assert not cli.root.exists()
+
+
+def test_only_enrolled_takes_two_recordings_and_promises_no_more_than_a_higher_threshold(cli):
+    assert "--only-enrolled" in cli("enroll", "open sesame", "--only-enrolled", TAKES[0], code=2).stderr
+    assert not cli.root.exists()
+
+    said = cli("enroll", "open sesame", "--only-enrolled", *TAKES).stdout
+    assert re.fullmatch(r'enrolled "open sesame" from 3 recordings, threshold \d\.\d\d; others wake it less, not never\n', said)
 
 
 def recording(path, samples, rate_hz=16000, channels=1):
@@ -638,3 +726,26 @@ except SystemExit:
     env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"} | given
     ended = subprocess.run([sys.executable, "-c", ask, "--version"], capture_output=True, text=True, env=env, check=True)
     assert ended.stdout.splitlines()[-1] == f"{taken} False"
+
+
+def test_a_round_that_is_held_to_watts_says_at_its_start_what_of(tmp_path, monkeypatch, capsys):
+    """On x86 only the processor is measured."""
+    pytest.importorskip("torch")
+    from edgekws import cli
+    from edgekws.errors import EdgekwsError
+    from edgekws.power import NoMeter
+    from edgekws.training import adaptation
+
+    class Package(NoMeter):
+        name, rail = "rapl", "package-0 + package-0/dram"
+
+    def run(*_, **__):
+        raise EdgekwsError("far enough")
+
+    monkeypatch.setattr("edgekws.power.load_meter", lambda: Package("no reading is needed"))
+    monkeypatch.setattr(adaptation, "run", run)
+    config = tmp_path / "edgekws.toml"
+    config.write_text(f'[store]\nroot = "{tmp_path / "state"}"\n[learning]\ntraining_max_w = 8\n')
+    assert cli.main(["adapt", "--dry-run", "--config", str(config)]) == 1
+
+    assert "held to 8 W of what rapl measures: package-0 + package-0/dram" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from edgekws.daemon import MUTE_S, ServiceManager, Status, closed_by_signals, li
 from edgekws.detector import Detector
 from edgekws.errors import AudioError
 from edgekws.pipeline import Pipeline
+from edgekws.pseudo_labels import PseudoLabels
 from edgekws.sinks import Delivery, StoreSink
 from edgekws.store import Store
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
@@ -102,6 +103,24 @@ def test_any_chunking_gives_the_same_events(size):
 
     assert events == wanted
     assert len(events) == 3
+
+
+def test_each_clip_of_a_wake_has_its_event_however_soon_the_keyword_wakes_again(tmp_path):
+    """A clip is complete 0.48 s after its wake; here the next wake comes 0.24 s after it."""
+    enrolled = [Enrolled("loud", "ann", ONE, 0.5)]
+    stored = StoreSink(Store(tmp_path))
+    delivery = Delivery([stored], keep=stored.keep)
+    rng = np.random.default_rng(0)
+    loud = np.tile(np.repeat([0, 3000, 0], [16_000, 6_400, 9_600]), 9)
+    source = Chunks(cut((rng.standard_normal(len(loud)) * loud).astype(np.int16), HOP_SAMPLES))
+    heard = listen(source, Pipeline(LoudIsOne(), Detector(enrolled, 0.2), PseudoLabels(enrolled)), delivery, "edge-1")
+    delivery.close()
+
+    store = Store(tmp_path)
+    wakes = {event.id: event.time_s for event in store.events() if event.kind == "wake"}
+    clips = [clip for clip in store.clips() if clip.label == "positive"]
+    assert len(wakes) == heard.wakes and len(clips) > 9
+    assert [wakes.get(clip.event) for clip in clips] == [clip.time_s for clip in clips]
 
 
 def test_a_gap_is_an_event_and_is_counted():
@@ -203,6 +222,17 @@ class Deaf(Chunks):
         yield first
         self.on_deaf("unplugged")
         yield from others
+
+
+def test_the_attempt_to_reopen_feeds_the_watchdog(manager, monkeypatch):
+    """Progress may have fed it half its time ago: what is left of that would not last until the microphone is given up."""
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    samples = seconds(0)
+    heard(Deaf([AudioChunk(samples, 0), AudioChunk(samples, 24_000, 8_000)]))
+    told = manager()
+
+    (at,) = [i for i, line in enumerate(told) if line == "WATCHDOG=1"]
+    assert told[at + 1].startswith("STATUS=deaf since ")
 
 
 def test_deafness_is_an_event_and_a_status_until_it_hears_again(manager):

@@ -130,6 +130,23 @@ def test_both_onnxruntimes_at_once_are_a_fault(settings, monkeypatch):
     assert "overwrite each other" in check.detail
 
 
+def no_name(number):
+    raise KeyError(number)
+
+
+def test_a_sound_device_of_a_group_without_a_name_is_told_by_its_number(monkeypatch, tmp_path):
+    """As in a container that was given the device: the group's name is the host's."""
+    device = tmp_path / "pcmC0D0c"
+    device.touch()
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    monkeypatch.setattr(doctor.grp, "getgrgid", no_name)
+    check = doctor._sound_devices(tmp_path)
+    group = device.stat().st_gid
+
+    assert check.detail == f"{device} is for the group {group} only"
+    assert check.mend.endswith(f"--group-add {group}")
+
+
 def test_the_exit_code_says_whether_it_can_listen(settings, capsys):
     assert doctor.run(replace(settings, model=ModelSettings(id="nowhere"))) == 1
     table = capsys.readouterr().out
@@ -216,6 +233,16 @@ def test_an_account_in_all_groups_is_well(jetson):
     assert on_jetson(jetson)["groups"].detail == "edgekws is in audio, video, render, jtop"
 
 
+def test_an_account_without_a_name_is_told(jetson, monkeypatch):
+    """As of a container's --user."""
+    (jetson / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    monkeypatch.setattr(doctor.pwd, "getpwuid", no_name)
+    check = on_jetson(jetson)["groups"]
+
+    assert f"account {os.getuid()} has no name" in check.detail
+    assert "--group-add" in check.mend
+
+
 def test_a_jtop_that_does_not_run_is_told_until_it_does(jetson):
     assert "systemctl enable --now jtop.service" in on_jetson(jetson)["jtop service"].mend
 
@@ -246,19 +273,28 @@ def test_the_torch_that_pip_finds_by_itself_is_told():
 
 
 @pytest.mark.parametrize(
-    ("said", "ok", "detail"),
+    ("architectures", "gpu", "ok", "detail"),
     [
-        ('["2.8.0", true, ["sm_87"]]', True, "2.8.0, with CUDA"),
-        ('["2.15.0", true, ["sm_80", "sm_90"]]', False, "no code for Orin's GPU (sm_87), only for sm_80, sm_90"),
-        ('["2.8.0", true, ["sm_72", "compute_80"]]', True, "with CUDA"),
+        (["sm_87"], (8, 7), True, "2.9.0, with CUDA"),
+        (["sm_80", "sm_90"], (8, 7), False, "no code for this GPU (sm_87), only for sm_80, sm_90"),
+        (["sm_72", "compute_80"], (8, 7), True, "with CUDA"),
+        (["sm_72", "compute_89"], (8, 7), False, "no code for this GPU (sm_87)"),
+        (["sm_110", "sm_121", "compute_121"], (11, 0), True, "with CUDA"),
+        (["sm_87", "compute_87"], (11, 0), False, "no code for this GPU (sm_110), only for sm_87, compute_87"),
+        ([], None, False, "made without CUDA"),
     ],
 )
-def test_a_torch_for_another_gpu_is_told(tmp_path, said, ok, detail):
-    """A Python that says what one on an Orin would: there is none here."""
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho '{said}'\n")
-    python.chmod(0o755)
-    (check,) = doctor._torch(str(python))
+def test_a_torch_for_another_gpu_is_told(tmp_path, monkeypatch, architectures, gpu, ok, detail):
+    """A torch that says what one on an Orin or a Thor would: there is none here."""
+    (tmp_path / "torch.py").write_text(f"""
+__version__ = "2.9.0"
+class cuda:
+    is_available = lambda: {gpu is not None}
+    get_arch_list = lambda: {architectures}
+    get_device_capability = lambda: {gpu}
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    (check,) = doctor._torch(sys.executable)
 
     assert check.ok == ok and detail in check.detail
 

@@ -96,6 +96,23 @@ def test_the_same_seed_draws_the_same_batches(lessons):
         assert not torch.equal(drawn[0][0], drawn[2][0])
 
 
+def test_what_is_wrong_for_one_keyword_pushes_no_other_down(model, lessons):
+    """A near miss of the one may be the other, said clearly."""
+    both = dataclasses.replace(lessons, keywords=[lessons.keywords[0], lessons.keywords[0]], replay=(), ambience=lessons.ambience[:1])
+    near = dataclasses.replace(lessons.ambience[0], hop=30, but=(1,))
+    *_, against = Batches(dataclasses.replace(both, hard=[near]), 0).draw()
+    assert against[:, 0].all() and 0 < int((~against[:, 1]).sum()) < len(against)
+
+    network, loss = load_network(model), Loss(both, 0.0)
+    positives, keywords, negatives, taught, _ = Batches(both, 0).draw()
+    all_of_them, none = torch.ones(len(negatives), 2, dtype=torch.bool), torch.zeros(len(negatives), 2, dtype=torch.bool)
+    pushed, one, spared = (
+        float(loss(network, (positives, keywords, negatives, taught, each)).detach())
+        for each in (all_of_them, torch.stack([all_of_them[:, 0], none[:, 1]], 1), none)
+    )
+    assert pushed >= one > spared
+
+
 def test_a_few_steps_lower_the_loss_and_the_same_seed_ends_in_the_same_weights(model, lessons):
     told = []
     networks = [load_network(model) for _ in range(2)]

@@ -53,9 +53,19 @@ def input_devices() -> list[InputDevice]:
     """All of them, as PortAudio found them when this process first asked.
 
     Raises:
-        AudioError: PortAudio is not installed, or does not start.
+        AudioError: PortAudio is not installed, or does not start, or the sound server hangs.
     """
-    return [device for _, device in _devices(_portaudio())]
+    return [device for _, device in _answered(lambda: _devices(_portaudio()))]
+
+
+def find_input(uri: str) -> InputDevice:
+    """The one that `mic:…` names, without opening it.
+
+    Raises:
+        AudioError: as `input_devices`, or it names none.
+    """
+    name, host_api, _ = _wanted(uri, uri.partition(":")[2])
+    return _answered(lambda: _choose(_portaudio(), uri, name, host_api))[1]
 
 
 def play(samples: np.ndarray) -> None:
@@ -84,9 +94,7 @@ class MicSource(Source):
 
     def __init__(self, uri: str, rest: str) -> None:
         self.uri = uri
-        self._name, options = split_options(uri, rest, OPTIONS)
-        self._host_api = str(options.get("host_api", ""))
-        self._wanted_rate_hz = int(options.get("rate", 0))
+        self._name, self._host_api, self._wanted_rate_hz = _wanted(uri, rest)
         self._closing = threading.Event()
 
         def attempt() -> _Capture:
@@ -96,10 +104,7 @@ class MicSource(Source):
                 _stop_portaudio()  # Whoever tries again sees the devices that are there by then.
                 raise
 
-        try:
-            self._queue, self._stream, self._rate_hz = _limited(OPEN_S, attempt, late=_shut)
-        except TooLate:
-            raise AudioError(f"cannot open {uri}: PulseAudio or PipeWire did not answer for {OPEN_S:.0f} s. Restart it") from None
+        self._queue, self._stream, self._rate_hz = _answered(attempt, f"cannot open {uri}: ", late=_shut)
 
     def chunks(self) -> Iterator[AudioChunk]:
         to_16k = To16k(self._rate_hz)
@@ -139,6 +144,7 @@ class MicSource(Source):
                 if not reopened:
                     # A stall is noticed after STALL_S: before that this process was itself stopped, when it could not try.
                     since_s = max(heard_s, time.monotonic() - STALL_S)
+                    self.on_deaf(self._why())
                 self._reopen(heard_s, since_s)
                 clock = SampleClock(self._rate_hz)
                 reopened = True
@@ -208,6 +214,9 @@ class MicSource(Source):
                 raise AudioError(f'cannot open {self.uri}: "{device.name}" {_reason(error, number, rate_hz, device)}') from error
         return _Capture(queue, stream, rate_hz)
 
+    def _why(self) -> str:
+        return "the stream stalled" if self._stream.active else "the stream stopped (unplugged, or the sound server ended)"
+
     def _reopen(self, heard_s: float, since_s: float) -> None:
         """Start again with the devices that are there now, sooner or later.
 
@@ -218,9 +227,8 @@ class MicSource(Source):
         Raises:
             AudioError: that was for too long.
         """
-        why = "the stream stalled" if self._stream.active else "the stream stopped (unplugged, or the sound server ended)"
+        why = self._why()
         log.warning("%s: %s; reopening it", self.uri, why)
-        self.on_deaf(why)
         _close(self._stream)
         sd = _portaudio()
 
@@ -307,11 +315,12 @@ def _portaudio() -> Any:
     if os.path.exists("/usr/share/alsa/alsa.conf") and not {" ", ":"} & set(alsa):  # these part one path from the next
         os.environ.setdefault("ALSA_CONFIG_PATH", alsa)
     try:
-        _load_sounddevice()
-        import sounddevice
+        with _starting():
+            _load_sounddevice()
+            import sounddevice
 
-        if not sounddevice._initialized:
-            sounddevice._initialize()
+            if not sounddevice._initialized:
+                sounddevice._initialize()
     except ImportError as error:
         raise AudioError("no microphone can be opened: the package sounddevice is not installed (pip install sounddevice)") from error
     except OSError as error:
@@ -346,6 +355,38 @@ def _not_started(error: Exception) -> AudioError:
         f"no microphone can be opened: PortAudio does not start here ({error}). Is the sound server reachable by this user? "
         "Try: edgekws doctor"
     )
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Around what starts PortAudio: meanwhile, which may be for ever, sounddevice has this process's stderr at /dev/null."""
+    global _starts, _stderr
+    with _of_stderr:
+        if not _starts:
+            with contextlib.suppress(OSError):  # it is closed
+                _stderr = os.dup(2)
+        _starts += 1
+    try:
+        yield
+    finally:
+        with _of_stderr:
+            _give_stderr_back()  # a start beside another puts back what it found, which may be /dev/null
+            _starts -= 1
+            if not _starts and _stderr is not None:
+                os.close(_stderr)
+                _stderr = None
+
+
+def _give_stderr_back() -> None:
+    with _of_stderr:
+        if _stderr is not None:
+            os.dup2(_stderr, 2)
+
+
+def _wanted(uri: str, rest: str) -> tuple[str, str, int]:
+    """(name, host API, rate in Hz or 0) of a URI."""
+    name, options = split_options(uri, rest, OPTIONS)
+    return name, str(options.get("host_api", "")), int(options.get("rate", 0))
 
 
 def _devices(sd: Any) -> list[tuple[int, InputDevice]]:
@@ -435,6 +476,9 @@ def _shut(made: _Capture) -> None:
 
 
 _importing = threading.Lock()
+_of_stderr = threading.RLock()  # again in a signal handler
+_starts = 0  # of PortAudio, that have not ended
+_stderr: int | None = None  # while there are any: a copy of what it was before them
 _hanging: list[threading.Thread] = []
 Made = TypeVar("Made")
 
@@ -475,6 +519,19 @@ def _limited(limit_s: float, action: Callable[[], Made], late: Callable[[Made], 
         if not call.cancel():  # it ended just now
             return call.result()
         _hanging[:] = [one for one in _hanging if one.is_alive()] + [thread]
+        _give_stderr_back()
         if "sounddevice" in sys.modules:
             atexit.unregister(sys.modules["sounddevice"]._exit_handler)  # It would hang too.
         raise
+
+
+def _answered(action: Callable[[], Made], doing: str = "", late: Callable[[Made], object] = lambda made: None) -> Made:
+    """What the sound system answers in time.
+
+    Raises:
+        AudioError: nothing, or what `action` raises.
+    """
+    try:
+        return _limited(OPEN_S, action, late)
+    except TooLate:
+        raise AudioError(f"{doing}PulseAudio or PipeWire did not answer for {OPEN_S:.0f} s. Restart it") from None

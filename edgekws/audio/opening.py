@@ -46,6 +46,10 @@ def open_source(uri: str) -> Source:
     return FileSource(uri, uri)
 
 
+class SoundLost(AudioError):
+    """Of a recording, which can be made again."""
+
+
 def record(uri: str, seconds: float) -> np.ndarray:
     """The next seconds of a source.
 
@@ -53,7 +57,8 @@ def record(uri: str, seconds: float) -> np.ndarray:
         int16, shape (seconds * 16000,), mono; shorter where the source ends earlier.
 
     Raises:
-        AudioError: it cannot be opened or read, or samples were lost within the recording.
+        AudioError: it cannot be opened or read.
+        SoundLost: samples were lost within the recording.
     """
     wanted = round(seconds * SAMPLE_RATE_HZ)
     if wanted < 1:
@@ -63,8 +68,8 @@ def record(uri: str, seconds: float) -> np.ndarray:
     with open_source(uri) as source:
         for chunk in source.chunks():
             if chunk.gap_samples and parts:
-                lost_ms = chunk.gap_samples * 1000 // SAMPLE_RATE_HZ
-                raise AudioError(f"{uri} lost {lost_ms} ms of sound while recording; record again")
+                lost_ms = max(1, chunk.gap_samples * 1000 // SAMPLE_RATE_HZ)
+                raise SoundLost(f"{uri} lost {lost_ms} ms of sound while recording; record again")
             parts.append(chunk.samples)
             count += len(chunk.samples)
             if count >= wanted:

@@ -18,7 +18,7 @@ class Source(ABC):
 
     uri: str
     live: bool
-    """True: the samples come as they are spoken (a microphone, standard input, a paced file). False: as fast as they are read."""
+    """True: the samples come as they are spoken (a microphone, a pipe on standard input, a paced file). False: as fast as they are read."""
     on_deaf: Callable[[str], object] = staticmethod(lambda why: None)
     """Called within `chunks()` when the samples stopped coming and are waited for. A chunk behind a gap says that they come again."""
 

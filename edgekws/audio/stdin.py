@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -41,8 +42,6 @@ class StdinSource(Source):
         clock: one that only goes forward.
     """
 
-    live = True
-
     def __init__(
         self, uri: str, rest: str, descriptor: int = 0, *, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -50,12 +49,13 @@ class StdinSource(Source):
         if name:
             raise AudioError(f'cannot open {uri}: standard input has no name, but here is "{name}". Accepted: stdin: or stdin:?rate=48000')
         try:
-            os.fstat(descriptor)
+            mode = os.fstat(descriptor).st_mode
         except OSError as error:
             raise AudioError(f"cannot open {uri}: standard input is closed") from error
         if os.isatty(descriptor):
             raise AudioError(f"cannot open {uri}: standard input is a terminal; pipe samples into it (arecord -f S16_LE -r 16000 | ...)")
         self.uri = uri
+        self.live = not stat.S_ISREG(mode)  # a file waits for whoever reads it
         self._descriptor = descriptor
         self._rate_hz, self._channels = int(options.get("rate", SAMPLE_RATE_HZ)), int(options.get("channels", 1))
         self._options = options

@@ -76,6 +76,8 @@ class Sound:
     """What the teacher says of it, hop by hop: (T // 4, step_dim)."""
     hop: int | None = None
     """Where it is most like a keyword; None = nowhere in particular."""
+    but: tuple[int, ...] = ()
+    """Lessons that it is nothing against: what is no "jarvis" may be somebody's "computer"."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +156,25 @@ def _between(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 class Batches:
-    """Draws batches of (positives, negatives, what the teacher hears of the negatives); the same seed draws the same."""
+    """Draws batches; the same seed draws the same."""
 
     def __init__(self, lessons: Lessons, seed: int) -> None:
         self.lessons = lessons
         self._rng = np.random.default_rng(seed)
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(POSITIVES, T, 40), their keywords (POSITIVES,), (NEGATIVES, T', 40), and what the teacher says of these."""
+    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(POSITIVES, T, 40), their keywords (POSITIVES,), (NEGATIVES, T', 40), what the teacher says of these, and which of the keywords
+        each of them is not: bool (NEGATIVES, K).
+        """
         rng, lessons = self._rng, self.lessons
         numbers = rng.integers(len(lessons.keywords), size=POSITIVES)
         positives = np.stack([self._positive(lessons.keywords[k]) for k in numbers])
-        heard, taught = zip(*(self._negative() for _ in range(NEGATIVES)), strict=True)
-        return torch.from_numpy(positives), torch.from_numpy(numbers), torch.from_numpy(np.stack(heard)), torch.from_numpy(np.stack(taught))
+        heard, taught, but = zip(*(self._negative() for _ in range(NEGATIVES)), strict=True)
+        against = np.ones((NEGATIVES, len(lessons.keywords)), bool)
+        for row, spared in zip(against, but, strict=True):
+            row[list(spared)] = False
+        positive, number, negative, said, other = map(torch.from_numpy, (positives, numbers, np.stack(heard), np.stack(taught), against))
+        return positive, number, negative, said, other
 
     def _positive(self, lesson: Lesson) -> np.ndarray:
         rng = self._rng
@@ -181,7 +189,7 @@ class Batches:
             piece = mix(piece, self._ambience(POSITIVE_HOPS), rng.uniform(*NOISE_DB) - 6 * pseudo)
         return piece + np.float32(rng.uniform(-GAIN, GAIN))
 
-    def _negative(self) -> tuple[np.ndarray, np.ndarray]:
+    def _negative(self) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         rng, lessons = self._rng, self.lessons
         kind = rng.random()
         clean = not lessons.ambience or (kind > 0.7 and bool(lessons.replay))
@@ -195,7 +203,7 @@ class Batches:
         if clean and lessons.ambience and rng.random() < 0.6:  # a room is quiet at times, and must not be forgotten
             piece = mix(piece, self._ambience(NEGATIVE_HOPS), rng.uniform(*NOISE_DB))
         rows = np.clip(np.arange(last + 1 - NEGATIVE_HOPS, last + 1), 0, len(one.taught) - 1)
-        return piece, one.taught[rows]
+        return piece, one.taught[rows], one.but
 
     def _ambience(self, hops: int) -> np.ndarray:
         one = self.lessons.ambience[int(self._rng.integers(len(self.lessons.ambience)))]
@@ -222,14 +230,15 @@ class Loss:
         self._cohort = torch.from_numpy(lessons.cohort)
         self._teacher_weight = teacher_weight
 
-    def __call__(self, network: Network, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def __call__(self, network: Network, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """A number with a graph."""
-        positives, keywords, negatives, taught = batch
+        positives, keywords, negatives, taught, against = batch
         said = embeddings(network, network.steps(positives))
         other, wanted = embeddings(network, network.steps(negatives)), embeddings(network, taught)
         right = similarity(said, self._prototypes, self._cohort)[torch.arange(len(said)), :, keywords]  # (N, LATE_HOPS)
         right = (right * torch.softmax(SHARPNESS * right, 1)).sum(1) - self._thresholds[keywords]
-        wrong = similarity(other, self._prototypes, self._cohort) - self._thresholds
+        wrong = similarity(other, self._prototypes, self._cohort) - self._thresholds  # (N, hops, K)
+        wrong = wrong.masked_fill(~against[:, None], -2.0)  # as far below a threshold as there is
         hardest = wrong.flatten().topk(max(8, int(wrong.numel() * HARDEST)))[0]
         above = functional.softplus(SHARPNESS * (MARGIN_ABOVE - right)).mean() / SHARPNESS
         below = functional.softplus(SHARPNESS * (hardest + MARGIN_BELOW)).mean() / SHARPNESS

@@ -407,7 +407,10 @@ class _Round:
             return Sound(frames, steps_of(teacher, frames))
 
         ambience, shipped = [sound(f) for f in self.train_ambience], [sound(f) for f in self.train_replay]
-        hard = [replace(sound(log_mel(m.samples)), hop=m.decided_sample // HOP_SAMPLES - 1) for m in self.wrong]
+        hard = []
+        for m in self.wrong:  # no word of its own keyword; of 34 near misses that two keywords' users made 31 were the other keyword
+            but = tuple(k for k, one in enumerate(self.enrolled) if one.keyword != m.keyword)
+            hard.append(replace(sound(log_mel(m.samples)), hop=m.decided_sample // HOP_SAMPLES - 1, but=but))
         for heard in (*ambience, *shipped):  # what of all this is most like a keyword
             embeddings = windows_of(teacher, heard.taught)
             for one in self.enrolled:
@@ -868,7 +871,7 @@ def adapt(
         worth = channel_scores(whole, criterion, drawn, seed=seed)
         whole.requires_grad_(False)
         heard = [batches.draw() for _ in range(4)]
-        frames = torch.cat([part[:, : own.shape[1]] for own, _, other, _ in heard for part in (own, other)])
+        frames = torch.cat([part[:, : own.shape[1]] for own, _, other, *_ in heard for part in (own, other)])
         network = prune(whole, worth, target.widths(whole, worth, factory), frames)
         if scratch:
             network = fresh(network.spec, seed)
