@@ -802,7 +802,7 @@ def evaluate(
     Args:
         keywords: labels in the manifest; None is all.
         shots: recordings that each user is enrolled from, the first ones; fewer where there are fewer.
-        only_enrolled: users enrol so that nobody else may wake their keyword.
+        only_enrolled: users enrol for themselves alone, which raises their thresholds.
         conditions: of CONDITIONS; clean is always among them. None is all, in the protocol `paper` clean alone.
         negatives: labels, folders, or how a path or source begins; None is all.
         progress: is given a line now and then.
