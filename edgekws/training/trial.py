@@ -265,7 +265,7 @@ def live(
                     life.snapshot,
                     Path(folder) / "candidate",
                     id="candidate",
-                    target=Target("params", 1 / compression),
+                    target=Target("params", round(factory.parameters / compression)),
                     starts=starts,
                     judge=judge,
                     seed=seed,
