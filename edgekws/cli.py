@@ -58,6 +58,7 @@ Shown = TypeVar("Shown")
 SHOTS = 3  # recordings that the microphone is asked for
 TAKE_S = 2.5
 TRIES = 3  # for each of them
+SAVED_EVERY = 32  # enrolments whose prototypes are made anew, at 0.16 s each (x86, measured): the unit cuts a start off after ten minutes
 KINDS = ("wake", "deaf", "gap", "model", "round", "reject", "start", "stop", "bench")  # of events
 FOLLOW_S = 0.5  # between two looks at the log
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -286,8 +287,18 @@ def _store(settings: Settings, *, read_only: bool = False) -> Store:
     return Store(settings.store.root, *caps, read_only=read_only)
 
 
+def _store_to_read(settings: Settings) -> Store:
+    """For who only looks: where nothing may be written nothing is, elsewhere a damaged database is put aside."""
+    return _store(settings, read_only=not os.access(settings.store.root, os.W_OK))
+
+
 def _as_owner(root: Path) -> None:
-    """From `sudo edgekws …` on nothing is root's: what it wrote in the state directory the service could not read."""
+    """From `sudo edgekws …` on nothing is root's: what it wrote in the state directory the service could not read.
+
+    Raises ConfigError: the directory is one here and another there, as only that of the environment can be.
+    """
+    if not root.is_absolute():
+        raise ConfigError(f'$STATE_DIRECTORY = "{root}". Accepted: an absolute path')
     with contextlib.suppress(OSError):
         owner = root.stat()
         if os.geteuid() == 0 and owner.st_uid:
@@ -325,9 +336,11 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
     # A version that was adapted here brings what it learned to listen for.
     with damage_told(model.path / ADAPTED):
         brought = load_enrolled(model.path / ADAPTED) if ADAPTED in model.raw["files"] else {}
+    chosen = _chosen(settings, [one.keyword for one in enrolments])
     found: dict[str, Enrolled] = {}
+    made = 0
     for one in enrolments:
-        only = settings.keyword.get(one.keyword, KeywordSettings()).for_enrolled(one.only_enrolled)
+        only = chosen.get(one.keyword, KeywordSettings()).for_enrolled(one.only_enrolled)
         key = f"{one.id} {only}"
         try:
             found[key] = (
@@ -339,6 +352,12 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
                 found[key] = enrolment.with_voice(found[key], one.recordings())
         except (EnrolmentError, StoreError) as error:
             log.warning("left out: %s", error)
+            continue
+        made += key not in kept and key not in brought
+        if made == SAVED_EVERY:  # a start that is cut off goes on from here
+            made = 0
+            with contextlib.suppress(StoreError):  # said below
+                store.save_prototypes(cached_for, found)
     if found.keys() - kept.keys() - brought.keys():
         try:
             store.save_prototypes(cached_for, found)
@@ -360,11 +379,12 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *,
 
     enrolments = store.enrolments()
     heard = enrolment.together(_prototypes(settings, store, enrolments, model, engine)) if enrolments else enrolment.bundled(model)
-    if unknown := sorted(set(settings.keyword) - {one.keyword for one in heard}):
+    of_keyword = _chosen(settings, [one.keyword for one in heard])
+    if unknown := sorted(of_keyword.keys() - {one.keyword for one in heard}):
         log.warning('[keyword."%s"] is configured but not enrolled. Enrolled: %s', unknown[0], _names(heard))
     tuned = []
     for one in heard:
-        chosen = settings.keyword.get(one.keyword)
+        chosen = of_keyword.get(one.keyword)
         if chosen is None or chosen.enabled:
             offset = settings.detector.threshold_offset + (chosen.threshold_offset if chosen else 0.0)
             tuned.append(dataclasses.replace(one, threshold=one.threshold + offset))
@@ -375,6 +395,14 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *,
             raise error
         log.warning("%s", error)
     return tuned
+
+
+def _chosen(settings: Settings, enrolled: Sequence[str]) -> dict[str, KeywordSettings]:
+    """The operator's choices by the keywords as they are enrolled; of two spellings the enrolled one's hold."""
+    from edgekws.enrolment import as_enrolled
+
+    given = sorted(settings.keyword.items(), key=lambda one: one[0] in enrolled)
+    return {as_enrolled(name, enrolled): chosen for name, chosen in given}
 
 
 def _configured(settings: Settings) -> Path:
@@ -494,6 +522,7 @@ def _control_socket(settings: Settings, status: Status) -> Sink:
 def _labels(settings: Settings, store: Store, enrolled: Sequence[Enrolled]) -> PseudoLabels | None:
     """What is kept while listening; None = nothing. Knows the clips of the last day, so that a new start is no new allowance."""
     from edgekws.pseudo_labels import RECENT, PseudoLabels
+    from edgekws.store import DAY_S
 
     if not settings.learning.keep_audio:
         return None
@@ -509,7 +538,9 @@ def _labels(settings: Settings, store: Store, enrolled: Sequence[Enrolled]) -> P
                 samples = store.clip_samples(clip)
             except StoreError as error:
                 log.warning("%s", error)
-        labels.remember(clip, samples, time.time() - clip.time_s)
+        age_s = time.time() - clip.time_s
+        # Of the future by more than a day: a clock is wrong. Counted as of just now, weeks of clips left a day nothing to keep.
+        labels.remember(clip, samples, age_s if age_s > -DAY_S else 2 * DAY_S)
     return labels
 
 
@@ -591,8 +622,8 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
 
         if metrics := _or_without(lambda: Metrics(settings.metrics.host, settings.metrics.port, status.report)):
             sinks.append(metrics)
-    if settings.sinks.socket:
-        sinks.append(_control_socket(settings, status))
+    if settings.sinks.socket and (control := _or_without(lambda: _control_socket(settings, status))):
+        sinks.append(control)
     if settings.web.port:
         from edgekws.web import LivePage
 
@@ -620,13 +651,15 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
     start_s = time.monotonic()
     heard = _listen(open_it, pipeline, updates.model, sinks, updates, status, stored.keep)
     if heard is not None:
-        gaps = f", {heard.gaps} gaps of {heard.lost_s:.1f} s in all" if heard.gaps else ""
+        gaps = f", {heard.gaps} gaps of {heard.lost_s:.2f} s in all" if heard.gaps else ""
         _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
     return 0
 
 
 def _or_without(start: Callable[[], Shown]) -> Shown | None:
-    """What shows the listener's state must not make it deaf: where another program took the port, it is said, and listened without."""
+    """What shows the listener's state must not make it deaf: where another program took the port, or the disk is read-only, it is said, and
+    listened without. With exit code 2 the unit would stay down for good.
+    """
     try:
         return start()
     except ConfigError as error:
@@ -807,8 +840,9 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
 
 def _as_enrolled(store: Store, keyword: str) -> str:
     """The same keyword in the spelling that is enrolled: under two it would wake twice."""
-    spellings = [one.keyword for one in store.enrolments() if one.keyword.casefold() == keyword.casefold()]
-    return keyword if keyword in spellings or not spellings else spellings[0]
+    from edgekws.enrolment import as_enrolled
+
+    return as_enrolled(keyword, [one.keyword for one in store.enrolments()])
 
 
 def _list_enrolments(enrolments: Sequence[Enrolment], as_json: bool) -> int:
@@ -874,14 +908,15 @@ def _log(options: argparse.Namespace) -> int:
     from edgekws.sinks import as_json, as_line
 
     since_s = _since(options.since, time.time()) if options.since else 0.0
-    store = _store(load_settings(options.config))
+    store = _store_to_read(load_settings(options.config))
+    keyword = options.keyword and _as_enrolled(store, options.keyword)
     after = shown = 0
     kinds = set(options.kind or ("wake", "deaf", "model", "round", "reject"))
     while True:
         events = store.events(since_s=since_s, after=after)
         for event in events:
             after = event.id
-            if (options.all or event.kind in kinds) and options.keyword in (None, event.keyword):
+            if (options.all or event.kind in kinds) and keyword in (None, event.keyword):
                 print(as_json(event) if options.json else as_line(event, date=True))
                 shown += 1
         if events:
@@ -889,7 +924,8 @@ def _log(options: argparse.Namespace) -> int:
         if not options.follow:
             if not shown:
                 known = sorted({one.keyword for one in store.enrolments()})
-                _say(f"no such event is stored. Enrolled: {', '.join(known) or 'nothing'}; --all shows gaps, starts and stops too")
+                more = "" if options.all or options.kind else "; --all shows gaps, starts and stops too"
+                _say(f"no such event is stored. Enrolled: {', '.join(known) or 'nothing'}{more}")
             return 0
         sys.stdout.flush()
         time.sleep(FOLLOW_S)
@@ -956,6 +992,9 @@ def _since(text: str, now_s: float, option: str = "--since") -> float:
 def _models(options: argparse.Namespace) -> int:
     from edgekws.promotion import model_event
 
+    if options.model is not None and options.action in ("list", "rollback"):
+        does, instead = ("lists all", "show") if options.action == "list" else ("goes to the version before", "promote")
+        raise UsageError(f"models {options.action} takes no model, it {does}. Try: edgekws models {instead} {options.model}")
     settings = load_settings(options.config)
     store = _store(settings)
     if options.action == "list":
@@ -1052,7 +1091,7 @@ def _layers(layers: Sequence[Any]) -> list[Any]:
 def _flat(value: object) -> str:
     """A manifest's value on one line: numbers short, two of them an interval."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items() if one is not None)
+        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items() if one not in (None, "", [], {}))
     if isinstance(value, list):
         numbers = len(value) == 2 and all(isinstance(one, (int, float)) for one in value)
         return f"({_flat(value[0])} to {_flat(value[1])})" if numbers else ", ".join(map(_flat, value))
@@ -1063,11 +1102,14 @@ def _list_models(settings: Settings, store: Store, as_json: bool) -> int:
     from edgekws.model import builtin_models, load_model
 
     current = store.current_model() or _configured(settings)
+    previous = (store.previous_model() or _configured(settings)) if store.current_model() else None
+    known = [*builtin_models().values(), *store.models().values()]
+    given = {path.name: path for path in (current, previous) if path is not None and path not in known}  # [model] id = a path
     rows: list[dict[str, Any]] = []
-    for where, versions in (("built in", builtin_models()), ("promoted", store.models())):
+    for where, versions in (("built in", builtin_models()), ("configured", given), ("promoted", store.models())):
         for name, path in versions.items():
             row: dict[str, Any] = {"name": name, "where": where, "path": str(path), "current": path == current}
-            row["previous"] = store.current_model() is not None and path == (store.previous_model() or _configured(settings))
+            row["previous"] = path == previous
             try:
                 model = load_model(path)
                 row |= {"id": model.id, "network": model.network, "parameters": model.parameters, "macs_per_s": model.macs_per_s}
@@ -1085,7 +1127,7 @@ def _list_models(settings: Settings, store: Store, as_json: bool) -> int:
         name = "  " * row["generation"] + row["name"]
         facts = str(row.get("error") or f"{row['network']:<10} {row['parameters']:>8} parameters  {row['macs_per_s'] / 1e6:5.2f} M MAC/s")
         size = f"{row['file_bytes'] / 1000:>6.0f} kB" if "file_bytes" in row else ""
-        print(f"{mark} {name:<20} {row['where']:<9} {row.get('id', ''):<16} {facts}  {size}".rstrip())
+        print(f"{mark} {name:<20} {row['where']:<10} {row.get('id', ''):<16} {facts}  {size}".rstrip())
     _say("* listens, - is what `edgekws models rollback` goes back to; a version stands below its parent")
     return 0
 
@@ -1118,25 +1160,27 @@ def _clips(options: argparse.Namespace) -> int:
 
 
 def _clips_of(options: argparse.Namespace, settings: Settings, write: Callable[[bytes], object]) -> int:
-    store = _store(settings)
+    store = (_store_to_read if options.action in ("list", "play") else _store)(settings)
     one = options.action in ("play", "confirm", "reject")
     if one == (options.clip is None and not options.last) or (options.clip is not None and options.last):
         raise UsageError(f"clips {options.action} takes {'an ID or --last' if one else 'no ID'}. Try: edgekws clips list")
     if not one:
         before_s = _since(options.older_than, time.time(), "--older-than") if options.older_than else None
+        keyword = options.keyword and _as_enrolled(store, options.keyword)
         if options.action == "purge":
-            gone = store.purge_clips(options.label, options.state, options.keyword, before_s=before_s)
+            gone = store.purge_clips(options.label, options.state, keyword, before_s=before_s)
             print(json.dumps({"deleted": gone}) if options.json else f"{gone} clips deleted, their audio overwritten")
             return 0
-        found = store.clips(options.label, options.state, options.keyword, before_s=before_s)
+        found = store.clips(options.label, options.state, keyword, before_s=before_s)
         _print_clips(found, options.json)
         if not found:
             _say("no such clip is kept")
         return 0
-    if options.action == "reject" and options.last:
-        wake, found_clip = store.reject_last()
+    if options.action in ("confirm", "reject") and options.last:
+        wake, found_clip = store.reject_last() if options.action == "reject" else store.confirm_last()
         if found_clip is None:
-            print(f'the last wake of "{wake.keyword}" is rejected; none of its audio was kept')
+            now = "rejected" if options.action == "reject" else "not rejected any more"
+            print(f'the last wake of "{wake.keyword}" is {now}; none of its audio was kept')
             return 0
         clip = found_clip
     else:
@@ -1212,8 +1256,7 @@ def _demo(options: argparse.Namespace) -> int:
         source = open_source(f"file:{folder / 'stream.flac'}")
         _say(f"listening to the bundled stream with {model.id} on {pipeline.engine.name}")
         start_s = time.monotonic()
-        heard = _listen(lambda *_: source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
-        assert heard is not None
+        heard = _listen_to_the_end(source, pipeline, model.id, [LineSink(sys.stdout), StoreSink(store)])
         took_s = time.monotonic() - start_s
         wakes = [event.stream_s for event in store.events() if event.kind == "wake"]
         store.close()
@@ -1236,6 +1279,22 @@ def _demo(options: argparse.Namespace) -> int:
         else:
             _say("stdout is no terminal, so this is the end; --listen goes on with the microphone")
         return 0 if hits == len(found) == len(wakes) else 1
+
+
+def _listen_to_the_end(
+    source: Source, pipeline: Pipeline, model: str, sinks: Sequence[Sink], keep: Callable[[Clip, np.ndarray], None] | None = None
+) -> Heard:
+    """Raises KeyboardInterrupt where a signal came before the end: what was heard of a part is no result."""
+    told: list[threading.Event] = []
+
+    def open_it(ended: threading.Event, delivery: Delivery) -> Source:
+        told.append(ended)
+        return source
+
+    heard = _listen(open_it, pipeline, model, sinks, keep=keep)
+    if heard is None or told[0].is_set():
+        raise KeyboardInterrupt
+    return heard
 
 
 def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bool:
@@ -1265,7 +1324,7 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
         stored = StoreSink(store)
         before = max((event.id for event in store.events()), default=0)
         source = open_source(f"file:{folder / f'room-{part}.opus'}")
-        _listen(lambda *_: source, pipeline, model.id, [stored], keep=stored.keep)
+        _listen_to_the_end(source, pipeline, model.id, [stored], stored.keep)
         wakes = [event.stream_s for event in _store(settings).events(after=before) if event.kind == "wake"]
         heard = sum(any(one["start_s"] < at <= one["end_s"] + 0.5 for at in wakes) for one in truth[part])
         return heard, len(wakes) - heard, model
@@ -1338,6 +1397,7 @@ def _adapt(options: argparse.Namespace) -> int:
             raise
         return _no_round(store, str(error), options.json)  # where the timer is on, and there was never a learner, nothing has failed
     target = Target.parse(options.target) if options.target else None
+    keywords = _chosen(settings, [one.keyword for one in store.enrolments()])
     asked_by = "by hand, to try it" if options.dry_run else "by hand"
     back = None
     if not options.dry_run:
@@ -1346,7 +1406,7 @@ def _adapt(options: argparse.Namespace) -> int:
             back = adaptation.look_back(
                 store,
                 settings.model.id,
-                keywords=settings.keyword,
+                keywords=keywords,
                 threshold_offset=settings.detector.threshold_offset,
                 say=lambda line: _say(f"edgekws: {line}"),
                 rest=pause,
@@ -1358,7 +1418,7 @@ def _adapt(options: argparse.Namespace) -> int:
         if back:
             _say(f"edgekws: {back}")
     if options.if_needed:
-        refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time(), settings.keyword)
+        refusal, asked_by = adaptation.why_not(store, adaptation.Board.now(), time.time(), keywords)
         if refusal:
             return _no_round(store, refusal, options.json, back)
     max_w = settings.learning.training_max_w or None
@@ -1378,7 +1438,7 @@ def _adapt(options: argparse.Namespace) -> int:
             outcome, live = adaptation.run(
                 store,
                 settings.model.id,
-                keywords=settings.keyword,
+                keywords=keywords,
                 threshold_offset=settings.detector.threshold_offset,
                 recipe=options.recipe,
                 criterion=options.criterion,
@@ -1541,8 +1601,9 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
 
 def _pretrain(options: argparse.Namespace) -> int:
     with _learner_for("pretrain"):
-        from edgekws.training.pretrain import pretrain
+        from edgekws.training.pretrain import check_numbers, pretrain
         from edgekws.training.teacher import fetch
+    check_numbers(options.spoken_minutes, options.steps, options.seed)  # before anything is fetched
     chosen = {"networks": options.network, "spoken_minutes": options.spoken_minutes, "steps": options.steps}
     models = pretrain(
         options.out,

@@ -190,7 +190,8 @@ def load_settings(path: Path | None = None) -> Settings:
     """Settings from `path`; without one from /etc/edgekws/edgekws.toml; without that the defaults.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or holds an unknown key or a bad value.
+        ConfigError: the file cannot be read, is not TOML, or holds an unknown key or a bad value. Where a disk failed, its exit code is 1:
+            another start may read it, and after 2 the unit does not try.
     """
     file = SYSTEM_FILE if path is None else path
     try:
@@ -202,7 +203,10 @@ def load_settings(path: Path | None = None) -> Settings:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}, so not TOML") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        refusal = ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})")
+        if isinstance(error, OSError):
+            refusal.exit_code = 1
+        raise refusal from error
     return parse_settings(text, str(file))
 
 

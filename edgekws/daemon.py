@@ -34,8 +34,10 @@ MUTED = (
     f"only digital silence for {MUTE_S:.0f} s: is it muted? Unmute it (alsamixer, or pactl set-source-mute @DEFAULT_SOURCE@ 0), "
     "or name another: edgekws devices"
 )
+AGAIN = "sound again"  # why there is a gap that took nothing
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 4.0  # between attempts to open a microphone that is not there: doubled each time
 LEVEL_HOPS = 12  # about a second
+SETTLE_S = 5.0  # at the end, for clips to be written: a disk that hangs must not keep the stop from being told
 WOKE = 100  # wakes whose clips are waited for: some never come, and none where no clips are kept
 
 
@@ -82,7 +84,7 @@ class Status:
 
     def level_dbfs(self) -> float | None:
         """Of the last second; None where there is no sample or digital silence."""
-        recent = list(self._recent)
+        recent = list(self._recent) if self._clock() - self._heard_s < DEAF_S else []
         samples = np.concatenate(recent) if recent else np.zeros(1, np.int16)
         rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
         return round(float(20 * np.log10(rms / 32768)), 1) if rms else None
@@ -99,7 +101,7 @@ class Status:
         heard = f"level {'silence' if level is None else f'{level} dBFS'}, {self.wakes} wakes{woke}"
         drops = {name: count for name, count in self.dropped().items() if count}
         where = f" ({', '.join(f'{name} {count}' for name, count in drops.items())})" if drops else ""
-        lost = f"{self.gaps} gaps of {self.lost_s:.1f} s in all, {sum(drops.values())} events dropped{where}"
+        lost = f"{self.gaps} gaps of {self.lost_s:.2f} s in all, {sum(drops.values())} events dropped{where}"
         return f"{'deaf on' if self.muted else 'listening to'} {self.source} with {self.model}, {heard}, {lost}"
 
     def report(self) -> dict[str, object]:
@@ -114,7 +116,7 @@ class Status:
             "audio_s": round(self.audio_s, 1),
             "wakes": self.wakes,
             "gaps": self.gaps,
-            "lost_s": round(self.lost_s, 1),
+            "lost_s": round(self.lost_s, 3),
             "dropped": sum(drops.values()),
             "dropped_by": drops,
             "clips_dropped": self.delivery.clips_dropped if self.delivery else 0,
@@ -182,17 +184,16 @@ def listen(
                 status.gaps, status.lost_s = gaps, lost / SAMPLE_RATE_HZ
                 status.muted = False  # the event tells that it hears: where that is silence as before, it is told anew
                 tell("gap", chunk.first_sample, lost_ms=round(chunk.gap_samples * 1000 / SAMPLE_RATE_HZ))
-                manager.tell(f"STATUS={status.line()}")
             # A long chunk goes in hop by hop, so that nobody waits for its end to hear of its beginning.
             for piece in _pieces(chunk):
                 status.heard(piece.samples)
                 if may_be_muted and status.muted != (status.silent >= MUTE_S * SAMPLE_RATE_HZ):
                     status.muted = not status.muted
-                    log.warning("%s: %s", source.uri, MUTED if status.muted else "sound again")
+                    log.warning("%s: %s", source.uri, MUTED if status.muted else AGAIN)
                     if status.muted:
                         tell("deaf", piece.first_sample, reason=MUTED)
                     else:
-                        tell("gap", piece.first_sample, lost_ms=0)  # as a microphone that comes back tells it
+                        tell("gap", piece.first_sample, lost_ms=0, reason=AGAIN)  # as a microphone that comes back tells it
                     manager.tell(f"STATUS={status.line()}")
                 for found in pipeline.feed(piece):
                     wakes += 1
@@ -210,6 +211,8 @@ def listen(
                         model = updates.model
                         status.model = model
                         manager.tell(f"STATUS={status.line()}")
+            if chunk.gap_samples:  # by now there is a level to be told
+                manager.tell(f"STATUS={status.line()}")
             audio += len(chunk.samples)
             at = chunk.first_sample + len(chunk.samples)
             status.hops, status.audio_s = pipeline.hops, audio / SAMPLE_RATE_HZ
@@ -218,6 +221,7 @@ def listen(
             manager.progress(pipeline.hops, status.line)
         if pipeline.labels is not None:
             keep(pipeline.labels.end(), at)
+            delivery.settle(SETTLE_S)  # else clips that the disk is about to refuse were told as kept
     except EdgekwsError as error:
         tell("stop", at, error=str(error))
         raise

@@ -55,27 +55,35 @@ class Detector:
         self._rows = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
         ends = np.cumsum([len(row) for row in rows])
         spans = [slice(int(end) - len(row), int(end)) for end, row in zip(ends, rows, strict=True)]
-        self._own = spans[: len(self.enrolled)]
-        self._cohorts = dict(zip(cohorts, spans[len(self.enrolled) :], strict=True))
+        self._own, self._cohorts = spans[: len(self.enrolled)], spans[len(self.enrolled) :]
+        self._begins = [span.start for span in self._own]
+        places = {key: place for place, key in enumerate(cohorts)}
+        self._each = [
+            ((one.keyword, one.speaker), places.get(id(one.cohort), len(places)), one.offset, one.scale, one.threshold)
+            for one in self.enrolled
+        ]
 
     def step(self, embedding: np.ndarray, end_sample: int) -> list[Detection]:
         """The wakes of this hop: at most one a keyword, by its best speaker; none within the refractory time after the last."""
         if not self.enrolled:
             return []
         similarities = self._rows @ embedding
-        common = {key: float(background(similarities[None, span])[0]) for key, span in self._cohorts.items()}
+        common = [*(float(background(similarities[None, span])[0]) for span in self._cohorts), 0.0]
+        # One maximum of them all, then plain numbers: a slice and a maximum of each cost 900 µs a hop for 500 of them, this 100. Arrays
+        # to the end would take 51, but 5 for one or two instead of 4.
+        nearest = np.maximum.reduceat(similarities[: self._own[-1].stop], self._begins).tolist()
         best: dict[str, Detection] = {}
-        self.margin = -np.inf
-        for one, span in zip(self.enrolled, self._own, strict=True):
-            score = (float(similarities[span].max()) - common.get(id(one.cohort), 0.0) - one.offset) * one.scale
-            self.latest[one.keyword, one.speaker] = score
-            self.margin = max(self.margin, score - one.threshold)
-            # Turned round, as a score that is no number is below nothing and would wake every two seconds.
-            if not score >= one.threshold or end_sample < self._quiet_until.get(one.keyword, 0):
-                continue
-            margin = score - one.threshold
-            if one.keyword not in best or margin > best[one.keyword].score - best[one.keyword].threshold:
-                best[one.keyword] = Detection(one.keyword, one.speaker, score, one.threshold, end_sample)
+        highest = -np.inf
+        for similarity, (key, cohort, offset, scale, threshold) in zip(nearest, self._each, strict=True):
+            self.latest[key] = score = (similarity - common[cohort] - offset) * scale
+            margin = score - threshold
+            if margin > highest:  # a score that is no number is above nothing, here and below: it would wake every two seconds
+                highest = margin
+            if score >= threshold and end_sample >= self._quiet_until.get(key[0], 0):
+                keyword = key[0]
+                if keyword not in best or margin > best[keyword].score - best[keyword].threshold:
+                    best[keyword] = Detection(*key, score, threshold, end_sample)
+        self.margin = highest
         for keyword in best:
             self._quiet_until[keyword] = end_sample + self._refractory_samples
         return list(best.values())

@@ -1,12 +1,13 @@
 """What can go wrong, in the user's words.
 
 EdgekwsError              anything that edgekws reports in one line (exit code 1)
-├── ConfigError           the TOML file: unknown key, wrong type, out of range (exit code 2)
+├── ConfigError           the TOML file: unknown key, wrong type, out of range (exit code 2; 1 where the file could not be read)
 ├── UsageError            the command line (exit code 2)
 ├── NotInstalled          an extra is wanted that this installation does not have
 ├── AudioError            a source cannot be opened or read
 ├── EnrolmentError        recordings that no keyword can be made from
 ├── ModelError            a model directory is missing something, altered, or from a later version
+│   └── ModelUnreadable   one may be whole: it cannot be read just now, or is from a later version
 ├── EngineUnavailable     no inference engine can run here, with each one's reason
 │   └── NotPrepared       one could, once what it needs is made, in minutes
 ├── PowerError            a power meter cannot be read, or a round outstayed its budget
@@ -56,6 +57,10 @@ class EnrolmentError(EdgekwsError):
 
 class ModelError(EdgekwsError):
     """A model directory misses a file, was altered, or comes from a later version."""
+
+
+class ModelUnreadable(ModelError):
+    """A model cannot be read just now, or comes from a later version: it may be whole, and listen after the next start or upgrade."""
 
 
 class EngineUnavailable(EdgekwsError):

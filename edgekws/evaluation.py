@@ -2,7 +2,8 @@
 
 A corpus is a folder with a manifest.csv (path, kind, label, speaker, take, split, duration_s). Each user, a keyword and a speaker, is
 enrolled from the takes marked `enrol`; those marked `test` are listened to by the user's own model, everything of kind `negative` by
-every user's. Splits may carry a prefix ("seenkw-test"). What the model was trained on is left out.
+every user's. Splits may carry a prefix ("seenkw-test"). What the model was trained on is left out, and of a keyword's negatives the
+utterances in which the reader says it (`SAID`, by segments.csv).
 
 protocol stream     As deployed: hop by hop, a score at or above the threshold is an event, none in the 2 s after one. A take lies between
                     1.5 s and 1 s of noise at -70 dBFS, and is recognised by an event between its start and 0.5 s after its end. Other
@@ -28,6 +29,7 @@ seeded by each file's path in the corpus, so the same command gives the same fig
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import math
 import time
@@ -63,6 +65,9 @@ WORD_GAP_FRAMES = 15  # 0.3 s
 SNIPPET_S, SNIPPET_EVERY_S = 6, 30  # other speech for `follow`
 LONG_TAKE_S = 6.0  # no single word
 SHOWN = 5  # of files that cannot be read
+PINK_BLOCK = 1 << 20  # samples, 66 s
+OFFSET_SHARE = 0.01
+LEAST_NOISE = SAMPLE_RATE_HZ // 10  # samples that can be heard: a recording with fewer is none
 CACHED_HOURS = 4.0  # of decoded negatives kept in memory between conditions, the first ones: 115 MB an hour
 
 
@@ -272,9 +277,31 @@ def _pcm(samples: np.ndarray) -> np.ndarray:
 
 
 def pink(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Made noise: float32, shape (count,)."""
-    spectrum = np.fft.rfft(rng.standard_normal(count))
-    return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)) + 1.0), count).astype(np.float32)
+    """Made noise: float32, shape (count,).
+
+    In blocks of a power of two, 66 s at most: one transform of as many samples as it takes took minutes and gigabytes for some numbers.
+    """
+    size = min(PINK_BLOCK, 1 << max(count - 1, 1).bit_length())
+    blocks = []
+    for _ in range(-(-count // size)):
+        spectrum = np.fft.rfft(rng.standard_normal(size)) / np.sqrt(np.arange(size // 2 + 1) + 1.0)
+        spectrum[0] = 0  # an offset would step from block to block, and counts as power that nobody hears
+        blocks.append(np.fft.irfft(spectrum, size).astype(np.float32))
+    return np.concatenate(blocks)[:count] if blocks else np.zeros(0, np.float32)
+
+
+def without_offset(samples: np.ndarray) -> np.ndarray:
+    """float32, centred where the offset of a recording is more than 1 % of its power, and as it is elsewhere.
+
+    Noise of -41 dBFS with an offset of 1 % of full scale was 3.4 dB softer than asked for. In the shared corpus the most is 0.02 %: what
+    was measured there stays.
+    """
+    samples = np.asarray(samples, np.float32)
+    if not len(samples):
+        return samples
+    offset = float(samples.mean(dtype=np.float64))
+    power = float(np.square(samples, dtype=np.float64).mean())
+    return samples - np.float32(offset) if offset**2 > OFFSET_SHARE * power else samples
 
 
 class _Noise:
@@ -282,26 +309,31 @@ class _Noise:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
-        self._read: dict[int, np.ndarray] = {}
+        self.silent = False
+        """There are recordings, and none can be heard."""
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """float32, shape (count,)."""
-        if not self._paths:
+        if not self._recordings:
             return pink(rng, count)
         parts: list[np.ndarray] = []
         while sum(map(len, parts)) < count:
-            one = self._one(int(rng.integers(len(self._paths))))
+            one = self._recordings[int(rng.integers(len(self._recordings)))]
             parts.append(np.roll(one, -int(rng.integers(len(one)))))
         return np.concatenate(parts)[:count] if parts else np.zeros(0, np.float32)
 
-    def _one(self, index: int) -> np.ndarray:
-        """Of unit power, without the silence that fills a short recording up."""
-        if index not in self._read:
-            samples = read_recording(self._paths[index]).astype(np.float32)
-            loud = np.flatnonzero(np.abs(samples) > 0.01 * np.sqrt((samples**2).mean())) if len(samples) else np.zeros(0)
-            samples = samples[int(loud[0]) : int(loud[-1]) + 1] if len(loud) else np.zeros(FRAME, np.float32)
-            self._read[index] = samples / max(float(np.sqrt((samples**2).mean())), 1e-3)
-        return self._read[index]
+    @functools.cached_property
+    def _recordings(self) -> list[np.ndarray]:
+        """Those that can be heard, of unit power, without the silence that fills a short one up."""
+        found = []
+        for path in self._paths:
+            samples = without_offset(read_recording(path))
+            loud = np.flatnonzero(np.abs(samples) > 0.01 * np.sqrt((samples**2).mean()))
+            samples = samples[int(loud[0]) : int(loud[-1]) + 1] if len(loud) else samples[:0]
+            if len(samples) >= LEAST_NOISE and np.abs(samples).max() > 1:
+                found.append(samples / np.float32(np.sqrt((samples**2).mean())))
+        self.silent = bool(self._paths) and not found
+        return found
 
 
 # One user against takes and negatives, as scores.
@@ -489,6 +521,44 @@ def _at(entry: Any, names: Sequence[str]) -> Any:
 
 # The corpus.
 
+# Readers of the shared corpus' negatives say these keywords themselves, and "seventeen", which begins with one: such an utterance is no
+# negative of it. By the texts of the CMU ARCTIC prompts; in the 61 LibriSpeech utterances that evaluate as far as pocketsphinx 5.1.1
+# transcribes them.
+SAID = {"digit-zero": ("arctic_b0358",), "digit-seven": ("arctic_a0342", "arctic_a0348", "arctic_b0391", "5393-19218", "6147-34605")}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An utterance inside a negative: one line of segments.csv."""
+
+    path: str
+    first: int
+    """Samples."""
+    end: int
+    source: str
+
+
+def read_segments(corpus: Path) -> list[Segment]:
+    """[] where there is no segments.csv. Raises EdgekwsError: it cannot be read."""
+    table = corpus / "segments.csv"
+    found: list[Segment] = []
+    if table.exists():
+        try:
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                for line in csv.DictReader(file):
+                    first = round(float(line["start_s"]) * SAMPLE_RATE_HZ)
+                    end = first + round(float(line["duration_s"]) * SAMPLE_RATE_HZ)
+                    found.append(Segment(line["path"], first, end, line.get("source_path") or ""))
+        except (OSError, KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
+            raise EdgekwsError(f"{table}: {type(error).__name__} {error}. Its columns are path, start_s, duration_s") from error
+    return found
+
+
+def said_in(segments: Sequence[Segment], path: str, keyword: str) -> list[tuple[int, int]]:
+    """The samples of a negative's utterances that hold the keyword; where there is no segments.csv, nothing is known to."""
+    names = SAID.get(keyword, ())
+    return [(one.first, one.end) for one in segments if one.path == path and any(name in one.source for name in names)]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -602,7 +672,7 @@ class _Corpus:
                 f"{root}: no negatives to count false accepts on ({len(wanted)} wanted, {len(left_out)} of them trained on)."
                 " Give a corpus with rows of kind negative that the model has not seen"
             )
-        self._segments = self._read_segments() if protocol == "paper" else {}  # nobody else wants them
+        self.segments = read_segments(root) if protocol == "paper" or SAID.keys() & set(self.keywords) else []  # nobody else wants them
 
     def _unseen(self, rows: Sequence[Row], model: Model) -> tuple[list[Row], list[Row]]:
         """Those that the model was not trained on, and those that it was."""
@@ -620,26 +690,13 @@ class _Corpus:
             path = self.root / row.path
             raise EdgekwsError(f"{path}: {error.strerror}, though manifest.csv lists it. Unpack the whole corpus") from error
 
-    def _read_segments(self) -> dict[str, list[tuple[int, int]]]:
-        table = self.root / "segments.csv"
-        found: dict[str, list[tuple[int, int]]] = {}
-        if table.exists():
-            try:
-                with table.open(encoding="utf-8-sig", newline="") as file:
-                    for line in csv.DictReader(file):
-                        first = round(float(line["start_s"]) * SAMPLE_RATE_HZ)
-                        found.setdefault(line["path"], []).append((first, first + round(float(line["duration_s"]) * SAMPLE_RATE_HZ)))
-            except (OSError, KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
-                raise EdgekwsError(f"{table}: {type(error).__name__} {error}. Its columns are path, start_s, duration_s") from error
-        return found
-
-    def pieces(self, row: Row, samples: np.ndarray) -> Iterator[np.ndarray]:
-        """The utterances of a negative, or pieces of 10 s where segments.csv does not name it."""
+    def pieces(self, row: Row, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The utterances of a negative and where they begin, or pieces of 10 s where segments.csv does not name it."""
         step = round(PAPER_PIECE_S * SAMPLE_RATE_HZ)
         even = [(first, first + step) for first in range(0, len(samples), step)]
-        for first, end in self._segments.get(row.path, even):
+        for first, end in [(one.first, one.end) for one in self.segments if one.path == row.path] or even:
             if len(piece := samples[first:end]):
-                yield piece
+                yield first, piece
 
 
 class _Progress:
@@ -660,6 +717,18 @@ class _Progress:
             self._say(f"{what}: {100 * share:.0f} % done, about {left_s:.0f} s left")
 
 
+def _unsaid(hops: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The hops at which an event would not be one of the words in the spans: bool, shape (hops,)."""
+    at = (np.arange(hops) + 1) * HOP_SAMPLES
+    return ~np.any([(at >= first) & (at <= end + round(TAIL_S * SAMPLE_RATE_HZ)) for first, end in spans], 0)
+
+
+def _runs(values: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
+    """The stretches that are kept, each a stream of its own."""
+    edges = np.flatnonzero(np.diff(kept)) + 1
+    return [run for run, whole in zip(np.split(values, edges), np.split(kept, edges), strict=True) if whole.any()]
+
+
 class _Listener:
     """The real engine on the corpus, condition by condition."""
 
@@ -669,16 +738,34 @@ class _Listener:
         self.corpus, self.users, self.engine, self.protocol, self.progress = corpus, users, engine, protocol, progress
         self._follow = follow
         self.hours = 0.0
+        self._said_hours: dict[str, float] = {}
+        self._said_count: dict[str, int] = {}
         self._noise = _Noise([corpus.root / row.path for row in corpus.noise])
         self.other_speech: list[np.ndarray] = []
         self._decoded: dict[str, np.ndarray] = {}
         self._room = round(CACHED_HOURS * 3600 * SAMPLE_RATE_HZ)  # samples that may be kept still
 
+    @property
+    def silent_noise(self) -> bool:
+        """The corpus' noise was wanted, and cannot be heard."""
+        return self._noise.silent
+
+    def hours_of(self, keyword: str) -> float:
+        """Of the negatives, less those utterances in which the reader says the keyword."""
+        return self.hours - self._said_hours.get(keyword, 0.0)
+
+    def left_out_notes(self) -> list[str]:
+        """Of which negatives' utterances a keyword is said in."""
+        return [
+            f"{keyword} is said in {count} of the utterances of the negatives: these are no negatives of it"
+            for keyword, count in self._said_count.items()
+        ]
+
     def listen(self, condition: str, strangers: bool) -> None:
         """Fill each user's scores. `clean` comes first: it finds the other speech for `follow`, whose negatives are its own."""
         everyone = [user for members in self.users.values() for user in members]
         if condition != "follow":
-            self.hours = 0.0
+            self.hours, self._said_hours, self._said_count = 0.0, {}, {}
             for user in everyone:
                 user.negatives = []
             for row in self.corpus.negatives:
@@ -696,17 +783,29 @@ class _Listener:
         if condition == "clean" and self._follow:
             self._keep_other_speech(row, samples)
         samples = self._heard_as(samples, samples, row, condition)
+        said = {keyword: spans for keyword in self.users if (spans := said_in(self.corpus.segments, row.path, keyword))}
+        for keyword, spans in said.items():
+            self._said_count[keyword] = self._said_count.get(keyword, 0) + len(spans)
         if self.protocol == "stream":
-            streams = [samples]
             self.hours += len(samples) / SAMPLE_RATE_HZ / 3600
+            kept = {keyword: _unsaid(len(samples) // HOP_SAMPLES, spans) for keyword, spans in said.items()}
+            for keyword, hops in kept.items():
+                self._leave_out(keyword, int((~hops).sum()) * HOP_SAMPLES)
+            for user, values in self._score(embed(samples, self.engine), everyone):
+                user.negatives += _runs(values, kept[user.keyword]) if user.keyword in kept else [values]
         else:
-            pieces = list(self.corpus.pieces(row, samples))
-            streams = [np.pad(piece, round(PAPER_PAD_S * SAMPLE_RATE_HZ)) for piece in pieces]
-            self.hours += sum(map(len, pieces)) / SAMPLE_RATE_HZ / 3600
-        for stream in streams:
-            for user, values in self._score(embed(stream, self.engine), everyone):
-                user.negatives.append(values)
+            for first, piece in self.corpus.pieces(row, samples):
+                self.hours += len(piece) / SAMPLE_RATE_HZ / 3600
+                out = [keyword for keyword, spans in said.items() if any(a < first + len(piece) and first < b for a, b in spans)]
+                for keyword in out:
+                    self._leave_out(keyword, len(piece))
+                listeners = [user for user in everyone if user.keyword not in out]
+                for user, values in self._score(embed(np.pad(piece, round(PAPER_PAD_S * SAMPLE_RATE_HZ)), self.engine), listeners):
+                    user.negatives.append(values)
         self.progress.add(row.duration_s, f"{condition}, {row.path}")
+
+    def _leave_out(self, keyword: str, samples: int) -> None:
+        self._said_hours[keyword] = self._said_hours.get(keyword, 0.0) + samples / SAMPLE_RATE_HZ / 3600
 
     def _score(self, embeddings: np.ndarray, users: Sequence[User]) -> Iterator[tuple[User, np.ndarray]]:
         """The scores of each user who is enrolled; in the protocol `paper` only the highest, so that it is one event at most."""
@@ -834,16 +933,19 @@ def evaluate(
     # After clean, so that it finds clean's scores of the negatives.
     for condition in sorted(heard, key=("clean", "follow").__contains__, reverse=True):
         listener.listen(condition, strangers=condition == "clean" and "others" in chosen)
-        if listener.hours * 3_600_000 < HOP_MS or ("follow" in heard and not listener.other_speech):
+        if min(map(listener.hours_of, users)) * 3_600_000 < HOP_MS or ("follow" in heard and not listener.other_speech):
             raise EdgekwsError(f"{corpus}: the negatives are too short to count false accepts on. Give some of a second or more")
         for keyword, members in users.items():
-            entry, others = measure(members, listener.hours, protocol)
+            entry, others = measure(members, listener.hours_of(keyword), protocol)
             report[condition]["keywords"][keyword] = entry
             if condition == "clean" and "others" in chosen:
                 report["others"]["keywords"][keyword] = others
     engine.close()
     for part in report.values():
         part["mean"] = _mean(part["keywords"])
+    if listener.silent_noise:
+        material.notes.append("the corpus has no noise that can be heard: pink noise was generated in its place")
+    material.notes += listener.left_out_notes()
     if refused:
         lost = sum(user.enrolled is None for members in users.values() for user in members)
         material.notes.append(
@@ -911,6 +1013,7 @@ def _enrol(
         splits = ", ".join(f'"{split}"' for split in corpus.splits)
         raise EdgekwsError(
             f"{corpus.root}: nobody has both a take marked enrol and one marked test, so there is nothing to measure."
+            " Accepted kinds are keyword, negative and noise; splits of a keyword enrol and test."
             f" The splits of its keywords: {splits or 'none'}"
         )
     if refusal and not any(user.enrolled for members in users.values() for user in members):

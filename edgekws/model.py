@@ -12,6 +12,7 @@ parity.npz           golden frames and embeddings: an engine must reproduce them
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgekws.errors import EdgekwsError, ModelError
+from edgekws.errors import EdgekwsError, ModelError, ModelUnreadable
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.values import HOP_MS, SAMPLE_RATE_HZ
 
@@ -107,19 +108,22 @@ def load_model(path: Path) -> Model:
     """Read a manifest and check every file that it names.
 
     Raises:
-        ModelError: a file is missing or altered, or the manifest is not one of ours or of a later version.
+        ModelError: a file is missing or altered, or the manifest is not one of ours.
+        ModelUnreadable: of it that a file cannot be read just now, or that the manifest is of a later version.
     """
     manifest_path = path / "manifest.json"
     try:
         raw = json.loads(manifest_path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{path}: no manifest.json. Its writing was cut short or it is no model; see: edgekws models list") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ModelUnreadable(f"{manifest_path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise ModelError(f"{manifest_path}: not readable as JSON ({error}). Try: edgekws models rollback") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
         raise ModelError(f'{manifest_path}: no "format" number, so not a manifest of edgekws')
     if raw["format"] > FORMAT:
-        raise ModelError(
+        raise ModelUnreadable(
             f"{manifest_path}: format {raw['format']}, this edgekws reads up to {FORMAT}. Upgrade edgekws or use another model"
         )
     try:
@@ -169,7 +173,7 @@ def check_file(path: Path, wanted_sha256: str) -> None:
     except FileNotFoundError:
         raise ModelError(f"{path}: missing, but the manifest lists it. Restore it or use another model: edgekws models list") from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ModelUnreadable(f"{path}: cannot be read ({error.strerror})") from error
     if found != wanted_sha256:
         raise ModelError(f"{path}: altered (sha256 {found[:12]}…, manifest {wanted_sha256[:12]}…). Restore it or use another model")
 
@@ -222,4 +226,6 @@ def damage_told(path: Path) -> Iterator[None]:
     except (EdgekwsError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise ModelUnreadable(f"{path}: cannot be read ({error.strerror})") from error
         raise ModelError(f"{path}: damaged ({type(error).__name__}: {str(error)[:200]}). Restore it or use another model") from error

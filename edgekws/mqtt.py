@@ -45,7 +45,7 @@ class MqttSink:
     """Connects, and connects again, on paho's own thread; `deliver` never waits.
 
     Raises:
-        ConfigError: the URL, the site or the CA file cannot be used.
+        ConfigError: the URL or the site cannot be used.
         NotInstalled: the package is not installed.
     """
 
@@ -84,19 +84,27 @@ class MqttSink:
         user, password = _credential("mqtt-username"), _credential("mqtt-password")
         if user:
             self._client.username_pw_set(user, password or None)
-        if tls:
-            try:
-                self._client.tls_set_context(ssl.create_default_context(cafile=ca_file or None))
-            except OSError as error:
-                raise ConfigError(f"mqtt.ca_file = {ca_file!a}: no certificates can be read from it ({error.strerror or error})") from error
-        elif password and self._host not in ("localhost", "127.0.0.1", "::1"):
+        self._port, self._tls, self._ca_file, self._begun = port, tls, ca_file, False
+        if not tls and password and self._host not in ("localhost", "127.0.0.1", "::1"):
             log.warning("mqtt: the password goes to %s unencrypted. Accepted is mqtts:// too", self._host)
         self._client.on_connect = self._connected
         self._client.on_connect_fail = self._failed
         self._client.on_disconnect = self._disconnected
         self._client.on_publish = self._published
         self._client.on_message = self._told
-        self._client.connect_async(self._host, port, KEEPALIVE_S)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Connect, once the certificates can be read: they may lie on what is mounted after the start. Until then wakes wait."""
+        try:
+            if self._tls:
+                self._client.tls_set_context(ssl.create_default_context(cafile=self._ca_file or None))
+        except OSError as error:
+            why = f"no certificates can be read from it ({error.strerror or error}); wakes wait for it"
+            self._complaints.say(f"mqtt.ca_file = {self._ca_file!a}: {why}", kind="certificates")
+            return
+        self._begun = True
+        self._client.connect_async(self._host, self._port, KEEPALIVE_S)
         self._client.loop_start()
 
     @property
@@ -109,6 +117,8 @@ class MqttSink:
 
     def deliver(self, event: Event) -> None:
         """Raises EdgekwsError when the broker was away for too long."""
+        if not self._begun:
+            self._begin()
         if self._deaf != (event.kind == "deaf") and event.kind in ("deaf", "start", "gap", "wake"):
             self._deaf = not self._deaf
             if self._client.is_connected():

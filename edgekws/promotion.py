@@ -22,7 +22,7 @@ import numpy as np
 
 from edgekws.detector import Detector
 from edgekws.engines import Engine, Preparation
-from edgekws.errors import ConfigError, EdgekwsError, EngineUnavailable, ModelError, StoreError
+from edgekws.errors import ConfigError, EdgekwsError, EngineUnavailable, ModelError, ModelUnreadable, StoreError
 from edgekws.frontend import LogMel
 from edgekws.model import Model, golden
 from edgekws.pipeline import Hop, Pipeline
@@ -44,10 +44,12 @@ AMBIENCE_HOPS = 50
 RESTLESS = 0.25  # of the compared hops above the threshold where the version in use is below: a word takes less
 COLLAPSED = 0.95  # mean cosine of a model's own golden embeddings; the packaged models have 0.1
 
-FAILED_STARTS = 3
+FAILED_STARTS = 3  # within one boot of the machine
+FAILED_BOOTS = 6  # more: who pulls the plug a few times, or a brown-out, ends a start as well
 STEADY_S = 60.0  # of listening, after which a start has not failed
 CHECK_S = 60.0  # between two looks at how a new version does, later a twentieth of the time that it has listened
 WATCHED_S = 7 * 86400.0  # a new version is watched for so long, and compared with so long before it
+LEAST_HEARD_H = 24.0  # in which; else the board was off
 # A better model wakes more often too: from a recall of one half to all of it is twice as often. Beyond that it is worse.
 MORE = 2.0
 WAKES, WAKES_P = 5, 0.001  # looked at again and again for a week, so a strict level
@@ -429,16 +431,16 @@ class Updates:
                 log.exception("a new version could not be loaded")
             of_model = stamp[0] != self._live_stamp[0] and not isinstance(error, (ConfigError, StoreError))
             name = path.name if of_model and path else self.model
-            return self._refuse(name, reason, stamp, engine)
+            return self._refuse(name, reason, stamp, engine, back=not isinstance(error, ModelUnreadable))
 
-    def _refuse(self, name: str, reason: str, stamp: tuple[object, object], engine: Engine | None) -> Event:
-        """Let go of it; where the promoted version is to blame go back from it as well."""
+    def _refuse(self, name: str, reason: str, stamp: tuple[object, object], engine: Engine | None, *, back: bool = True) -> Event:
+        """Let go of it; where the promoted version is to blame go back from it as well, but not from one that cannot be read now."""
         facts: dict[str, object] = {"version": name, "reason": reason}
         if engine is not None:
             _let_go(engine)
         if stamp[0] != self._live_stamp[0] and name != self.model:
             self._refused.add(stamp[0])
-            if stamp[0] is not None:
+            if stamp[0] is not None and back:
                 facts |= self._go_back(stamp[0])
         log.error("%s is refused, %s goes on: %s", name, self.model, reason)
         return model_event(self.model, "refused", self._now(), self._stream_s, **facts)
@@ -477,14 +479,20 @@ class Updates:
         if self._version_of is None or not keeps_clips or ADAPTED not in self._live.model.raw["files"]:
             return None
         try:
-            left_s = self._store.promoted_s() + WATCHED_S - self._now()
-            if left_s <= 0 or self._store.current_model() != self._live.model.path:
+            if self._store.current_model() != self._live.model.path:
                 return None
+            left_s = self._store.promoted_s() + WATCHED_S - self._now()
+            if left_s <= 0:
+                if not begins_anew(self._store, self.model, self._now(), self._stream_s):
+                    return None
+                left_s = WATCHED_S
             before = self._version_of(self._store.previous_model())
         except EdgekwsError as error:
             log.warning("the version before cannot listen along: %s", error)
             return None
-        self._before_until_s = self._clock() + left_s
+        finally:
+            self._store.close()
+        self._before_until_s = self._clock() + min(left_s, WATCHED_S)  # the wall's clock may be years behind
         return before
 
     def _check(self, stream_s: float) -> Event | None:
@@ -493,15 +501,23 @@ class Updates:
             path, last = self._store.current_model(), self._store.last_event()
             promoted_s = self._store.promoted_s()
             age_s = self._now() - promoted_s
-            self._check_pause_s = max(CHECK_S, age_s / 20)
-            if path is None or path != self._live.model.path or last == self._checked_event or age_s > WATCHED_S:
+            own = path is not None and path == self._live.model.path
+            if age_s > WATCHED_S and own and begins_anew(self._store, self.model, self._now(), stream_s):
+                age_s = 0.0
+                if self._before is None:
+                    self._steady_s = self._clock()  # and the one before listens along again
+                self._before_until_s = self._clock() + WATCHED_S
+            self._check_pause_s = max(CHECK_S, min(age_s, WATCHED_S) / 20)
+            if age_s > WATCHED_S:
+                self._before_until_s = 0.0  # it was behind, and was set
+            if not own or last == self._checked_event or age_s > WATCHED_S:
                 return None
             self._checked_event = last
             tally = self._store.tally(self.model, WATCHED_S)
             enrolled_s: dict[str, float] = {}
             for one in self._store.enrolments():  # a keyword's newest speaker
                 enrolled_s[one.keyword] = max(one.time_s, enrolled_s.get(one.keyword, 0.0))
-            reason = worse(tally, self._now(), stream_s, enrolled_s) if tally else None
+            reason = worse(tally, stream_s, enrolled_s) if tally else None
             if reason is None:
                 return None
             stamp = self._store.model_stamp()
@@ -527,7 +543,10 @@ def _let_go(engine: Engine) -> None:
 
 
 def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[], float] = time.time, *, counted: bool = True) -> Version:
-    """The promoted version; after three failed starts with it, or where it cannot be loaded, the one before it, and at last the default.
+    """The promoted version; after three failed starts with it, or six boots of failed ones, or where it cannot be loaded, the one before
+    it, and at last the default.
+
+    Of one that cannot be read, or is of a later edgekws, another takes the place this once: that may pass.
 
     Args:
         load: takes the directory of a promoted version, or None for the configured model.
@@ -548,10 +567,12 @@ def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[],
     current = store.current_model()
     if current is not None and counted:
         try:
-            if (failed := store.count_start()) >= FAILED_STARTS:
+            failed, boots = store.count_start(), store.failed_boots()
+            if failed >= FAILED_STARTS or boots >= FAILED_BOOTS:
                 back = store.rollback()
                 store.clear_starts()
-                note(current.name, back, f"{failed} starts in a row with it ended within {STEADY_S:.0f} s")
+                which = f"{failed} starts in a row" if failed >= FAILED_STARTS else f"all starts in {boots} boots of the machine in a row"
+                note(current.name, back, f"{which} with it ended within {STEADY_S:.0f} s")
                 current = back
         except StoreError as error:
             log.warning("%s", error)
@@ -566,6 +587,9 @@ def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[],
             errors.append((path, error))
             continue
         for (bad, reason), back in zip(errors, [*versions[1:]], strict=False):
+            if isinstance(reason, ModelUnreadable):
+                log.error("%s stays the promoted version, and another listens until the next start: %s", bad.name, reason)
+                break
             try:
                 store.rollback()
                 note(bad.name, back, str(reason))
@@ -580,7 +604,10 @@ def start_counted(store: Store) -> Iterator[None]:
     """A start that ends in order, or by a fault that is not the model's, has not failed."""
     try:
         yield
-    except (ModelError, EngineUnavailable):
+    except (ModelError, EngineUnavailable) as error:
+        if isinstance(error, ModelUnreadable):
+            with contextlib.suppress(StoreError):
+                store.clear_starts()
         raise
     except (EdgekwsError, KeyboardInterrupt, OSError):
         with contextlib.suppress(StoreError):
@@ -590,7 +617,23 @@ def start_counted(store: Store) -> Iterator[None]:
         store.clear_starts()
 
 
-def worse(tally: Tally, now_s: float, stream_s: float, enrolled_s: Mapping[str, float]) -> str | None:
+def begins_anew(store: Store, model: str, now_s: float, stream_s: float = 0.0) -> bool:
+    """Whether the week on trial of the version that listens does: it is over, and the board was off but for hours, or nobody was there.
+
+    Three times at most, so that it ends for whoever listens an hour a week too.
+    """
+    tally = store.tally(model, WATCHED_S)
+    if (tally and _heard_h(tally, stream_s) >= LEAST_HEARD_H) or not store.begin_trial_anew(now_s):
+        return False
+    log.warning("%s was heard for less than %.0f h in its week on trial, which begins anew", model, LEAST_HEARD_H)
+    return True
+
+
+def _heard_h(tally: Tally, stream_s: float) -> float:
+    return tally.hours[1] + max(0.0, stream_s - tally.stream_s) / 3600
+
+
+def worse(tally: Tally, stream_s: float, enrolled_s: Mapping[str, float]) -> str | None:
     """Why a version should give way to the one before it; None = it should not, or nothing is known.
 
     Its wakes, and the user's rejections, an hour of audio against those before it, by the exact test of two Poisson rates: given all of
@@ -601,9 +644,8 @@ def worse(tally: Tally, now_s: float, stream_s: float, enrolled_s: Mapping[str, 
         stream_s: seconds of the stream heard by now.
         enrolled_s: when each keyword was enrolled; the wakes of one that is newer than the version say nothing about it.
     """
-    hours_before, hours = tally.hours
-    hours += max(0.0, stream_s - tally.stream_s) / 3600
-    if now_s - tally.since_s > WATCHED_S or hours_before <= 0 or hours <= 0:
+    hours_before, hours = tally.hours[0], _heard_h(tally, stream_s)
+    if hours_before <= 0 or not 0 < hours <= WATCHED_S / 3600:
         return None
     wakes = {keyword: pair for keyword, pair in tally.wakes.items() if enrolled_s.get(keyword, 0.0) < tally.since_s}
     # All together, then each keyword by itself: a rare one that wakes at everything drowns beside a busy one.

@@ -9,8 +9,8 @@ import math
 import platform
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -29,7 +29,10 @@ EVENTS, CLIPS = 100_000, 20_000  # the newest ones: read and drawn in seconds
 DOTS = 2000  # in a picture, and a tenth of a rare kind: beyond that they cover each other, and a page grows by 100 bytes each
 ROWS = 40  # of a table
 SOME = 20  # wakes on either side, before a drift is told
+UNITS = (Path("/etc/systemd/system"), Path("/usr/local/lib/systemd/system"), Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
+LEAST = 6  # values, of which the least and the most hold the median in 95 of 100 cases
 DAY_S = 86_400
+LISTENER = ("start", "stop", "wake", "gap", "deaf", "model")  # kinds of events that say what it was at
 BINS_S = (60, 300, 900, 3600, 6 * 3600, DAY_S, 7 * DAY_S, 28 * DAY_S)  # widths of a bar, of which the first that gives at most `BINS` holds
 BINS = 60
 PICTURES = ("timeline", "timeline_narrow", "scores", "drift")
@@ -71,6 +74,8 @@ class History:
     """Events that are older than `EVENTS`."""
     unset_clock: int
     """Events from before the clock was set."""
+    earlier: Sequence[Event] = ()
+    """The listener's last run before these, where only those since a moment are asked for."""
 
     @property
     def wakes(self) -> list[Event]:
@@ -83,6 +88,14 @@ class History:
         """The listener's: the wake service's clients have streams of their own, and say nothing of its microphone."""
         return [event for event in self.of(*kinds) if "client" not in event.extra]
 
+    def runs(self) -> list[list[Event]]:
+        """The listener's events, by run: see `_runs_of`. One that began earlier is looked at from `from_s` on."""
+        begin = [replace(event, time_s=self.from_s) for event in self.earlier[-1:] if event.kind != "stop"]
+        return _runs_of([*begin, *self.own(*LISTENER)])
+
+    def began_earlier(self, run: Sequence[Event]) -> bool:
+        return bool(self.earlier) and run[0].id == self.earlier[-1].id
+
 
 def history(store: Store, now_s: float, since_s: float = 0.0) -> History:
     """At most the newest `EVENTS` events and `CLIPS` clips since then (epoch).
@@ -92,22 +105,74 @@ def history(store: Store, now_s: float, since_s: float = 0.0) -> History:
     """
     first = max(0, store.last_event() - EVENTS)
     events: list[Event] = []
+    before: list[Event] = []
     after = first
-    while found := store.events(since_s=since_s, after=after, limit=10_000):
-        events += found
+    while found := store.events(after=after, limit=10_000):
+        for event in found:
+            if event.time_s >= since_s:
+                events.append(event)
+            elif not events and event.kind in LISTENER and "client" not in event.extra and event.time_s >= CLOCK_SET_S:
+                before.append(event)
         after = found[-1].id
     dated = [event for event in events if CLOCK_SET_S <= event.time_s <= now_s + DAY_S]
+    earlier = (_runs_of(before) or [[]])[-1]
     wrong = frozenset(
         int(str(event.extra["wake"])) for event in dated if event.kind == "reject" and str(event.extra.get("wake", "")).isdigit()
     )
-    from_s = max(since_s, min((event.time_s for event in dated), default=now_s))
+    from_s = since_s if earlier else max(since_s, min((event.time_s for event in dated), default=now_s))
     near = [
         clip
         for clip in store.clips(newest=CLIPS)
         if clip.keyword and clip.score < clip.threshold and from_s <= clip.time_s <= now_s + DAY_S
     ]
     to_s = max([now_s, *(event.time_s for event in dated[-1:])])
-    return History(dated, near, wrong, from_s, to_s, first if not since_s else 0, len(events) - len(dated))
+    return History(dated, near, wrong, from_s, to_s, first if not since_s else 0, len(events) - len(dated), earlier)
+
+
+def _runs_of(events: Sequence[Event]) -> list[list[Event]]:
+    """By run of the listener; the last one may go on. What came before the first start is a run whose beginning is not known.
+
+    By the order that they came in: a clock may be set back.
+    """
+    runs: list[list[Event]] = []
+    run: list[Event] = []
+    beside: list[Event] = []  # of a file that is listened to beside a microphone: its events stand between those of that
+    for event in events:
+        if event.kind == "model" and event.extra.get("what") != "live":
+            continue
+        if event.kind == "start" and _is_file(event) and run and not _is_file(run[0]) and "before" not in event.extra:
+            beside = [event]
+        elif beside and event.kind in ("wake", "stop"):
+            beside.append(event)
+            if event.kind == "stop":
+                runs.append(beside)
+                beside = []
+        elif event.kind == "start" or (event.kind == "deaf" and run and event.stream_s < run[-1].stream_s):
+            if not all(one.kind == "deaf" and not one.stream_s for one in run):  # else it waited for its microphone
+                runs.append(run)
+            run, beside = [event], []
+        else:
+            run.append(event)
+            if event.kind == "stop":
+                runs.append(run)
+                run = []
+    return [*runs, run] if run else runs
+
+
+def _is_file(event: Event) -> bool:
+    return str(event.extra.get("source", "")).startswith("file:")
+
+
+def _heard(run: Sequence[Event]) -> Iterator[tuple[str, float]]:
+    """The version that listened, and seconds of audio, between each event of a run and the next."""
+    for before, event in pairwise(run):
+        # No audio lasts longer than it took: else two listeners wrote in turns. A place in the stream counts what gaps took.
+        step_s = min(event.stream_s - before.stream_s, event.time_s - before.time_s) - _lost_s(event)
+        yield before.model, max(0.0, step_s)
+
+
+def _lost_s(event: Event) -> float:
+    return (_number(event.extra.get("lost_ms")) or 0.0) / 1000 if event.kind == "gap" else 0.0
 
 
 # What it comes to.
@@ -118,10 +183,16 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
 
     configured: the directory of the model that listens where none was promoted.
     """
-    spans = list(_spans(seen))
-    wakes, lost_ms = seen.wakes, [_number(event.extra.get("lost_ms")) or 0.0 for event in seen.of("gap")]
-    hours = sum(span.audio_s for span in spans) / 3600
-    lost_s = sum(lost_ms) / 1000
+    runs = seen.runs()
+    state = _state(seen, runs, store.listens())
+    spans = list(_spans(seen, runs))
+    # A listener has nothing to tell for hours, and hears them all the same.
+    goes_on = state["state"] == "listens" and bool(runs) and runs[-1][-1].kind != "stop"
+    since_last_s = max(0.0, seen.to_s - runs[-1][-1].time_s) if goes_on else 0.0
+    # One with a reason took nothing: a microphone was unmuted.
+    wakes, gaps = seen.wakes, [event for event in seen.of("gap") if "reason" not in event.extra]
+    hours = (sum(span.audio_s for span in spans) + since_last_s) / 3600
+    lost_s = sum(map(_lost_s, gaps), 0.0)
     facts: dict[str, Any] = {
         "made_s": seen.to_s,
         "from_s": seen.from_s,
@@ -131,26 +202,26 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
         "older_left_out": seen.left_out,
         "unset_clock": seen.unset_clock,
         "listening": {
-            **_state(seen, spans, store.listens()),
+            **state,
             "hours": round(hours, 3),
-            "starts": len(seen.of("start")),
+            "starts": len(runs),
             "ended_untold": sum(span.ended is None for span in spans[:-1]),
             "broke": sum(bool(span.ended) for span in spans),
             "deaf": len(seen.of("deaf")),
-            "gaps": len(lost_ms),
+            "gaps": len(gaps),
             "lost_s": round(lost_s, 2),
             "lost_share": lost_s / (hours * 3600 + lost_s) if lost_s else 0.0,
         },
         "wakes": {
             "count": len(wakes),
-            "per_hour": round(len(seen.own("wake")) / hours, 3) if hours else None,
+            "per_hour": float(f"{len(seen.own('wake')) / hours:.3g}") if hours else None,
             "wrong": sum(event.id in seen.wrong for event in wakes),
             "near_misses": len(seen.near),
             "likely_missed": sum(_missed(clip) for clip in seen.near),
             "last_s": wakes[-1].time_s if wakes else None,
         },
         "keywords": _keywords(seen, store),
-        "models": _models(seen, store, configured),
+        "models": _models(seen, store, configured, _hours(runs, since_last_s)),
         "rounds": [
             {"time_s": event.time_s, "what": str(event.extra.get("what")), "model": event.model, "words": words(event)}
             for event in seen.of("round")
@@ -165,52 +236,47 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
     return facts
 
 
-def _spans(seen: History) -> Iterator[Span]:
-    """The runs of the listener. What came before the first start is a run whose beginning is not known."""
-    first: Event | None = None
-    last: Event | None = None
-    for event in seen.own("start", "stop", "wake", "gap", "deaf"):
-        if event.kind == "start":
-            if first is not None and last is not None:
-                yield Span(first.time_s, last.time_s, max(0.0, last.stream_s - first.stream_s), None)
-            first = last = event
-        elif event.kind == "stop":
-            first = first or event
-            audio_s = _number(event.extra.get("audio_s"))
-            audio_s = max(0.0, event.stream_s - first.stream_s) if audio_s is None or first.kind != "start" else audio_s
-            yield Span(first.time_s, event.time_s, audio_s, str(event.extra.get("error", "")))
-            first = last = None
-        else:
-            first, last = first or event, event
-    if first is not None and last is not None:
-        yield Span(first.time_s, last.time_s, max(0.0, last.stream_s - first.stream_s), None)
+def _spans(seen: History, runs: Sequence[Sequence[Event]]) -> Iterator[Span]:
+    for run in runs:
+        first, last = run[0], run[-1]
+        stopped = last.kind == "stop"
+        whole = stopped and first.kind == "start" and not seen.began_earlier(run)  # as what a stop tells is of
+        told_s = _number(last.extra.get("audio_s")) if whole else None
+        audio_s = sum(step_s for _, step_s in _heard(run)) if told_s is None else max(0.0, told_s)
+        yield Span(first.time_s, last.time_s, audio_s, str(last.extra.get("error", "")) if stopped else None)
 
 
-def _state(seen: History, spans: Sequence[Span], alive: bool) -> dict[str, Any]:
+def _state(seen: History, runs: Sequence[Sequence[Event]], alive: bool) -> dict[str, Any]:
     """How it is now: "never" started, "stopped", "broke", "gone" without a word, "deaf", or it "listens"."""
-    if not spans:
+    run = runs[-1] if runs else []
+    if not run or seen.began_earlier(run):
+        run = [*seen.earlier, *run[1:]]
+    if alive:
+        told = [event for event in run if event.kind != "model"][-1:]
+        if told and told[0].kind == "deaf":
+            return {"state": "deaf", "since_s": told[0].time_s, "why": str(told[0].extra.get("reason", ""))}
+        return {"state": "listens", "since_s": run[0].time_s if run else seen.from_s, "why": ""}
+    if not run:
         return {"state": "never", "since_s": None, "why": ""}
-    last = spans[-1]
-    if last.ended is not None:
-        return {"state": "broke" if last.ended else "stopped", "since_s": last.end_s, "why": last.ended}
-    if seen.of("start") and not alive:
-        return {"state": "gone", "since_s": last.end_s, "why": ""}
-    heard = [event for event in seen.own("start", "wake", "gap", "deaf") if event.time_s >= last.start_s]
-    if heard and heard[-1].kind == "deaf":
-        return {"state": "deaf", "since_s": heard[-1].time_s, "why": str(heard[-1].extra.get("reason", ""))}
-    return {"state": "listens", "since_s": last.start_s, "why": ""}
+    last = run[-1]
+    if last.kind != "stop":
+        return {"state": "gone", "since_s": last.time_s, "why": ""}
+    error = str(last.extra.get("error", ""))
+    return {"state": "broke" if error else "stopped", "since_s": last.time_s, "why": error}
 
 
 def _keywords(seen: History, store: Store) -> list[dict[str, Any]]:
-    """By keyword and speaker: the enrolled ones, then whatever else woke."""
+    """By keyword and speaker: the enrolled ones, then whatever else woke, or nearly did."""
     enrolled = {(one.keyword, one.speaker): one for one in store.enrolments()}
     heard: dict[tuple[str, str], list[Event]] = {}
     for event in seen.wakes:
         heard.setdefault((event.keyword, event.speaker), []).append(event)
     near = Counter((clip.keyword, clip.speaker) for clip in seen.near)
     missed = Counter((clip.keyword, clip.speaker) for clip in seen.near if _missed(clip))
+    told = [event for event in seen.own(*LISTENER) if event.kind != "model" or event.extra.get("what") == "live"]
+    listens = [event.model for event in told or seen.wakes][-1:]
     rows = []
-    for key in [*enrolled, *sorted(heard.keys() - enrolled.keys())][:ROWS]:
+    for key in [*enrolled, *sorted((heard.keys() | near.keys()) - enrolled.keys())][:ROWS]:
         wakes = heard.get(key, [])
         margins = [event.score - event.threshold for event in wakes]
         rows.append(
@@ -226,7 +292,8 @@ def _keywords(seen: History, store: Store) -> list[dict[str, Any]]:
                 "likely_missed": missed[key],
                 "last_s": wakes[-1].time_s if wakes else None,
                 "margin": _median(margins),
-                "drift": _drift(margins),
+                # Of the version that listens: another's scores and thresholds are others, and how far apart says nothing of the voice.
+                "drift": _drift([event.score - event.threshold for event in wakes if event.model in listens]),
             }
         )
     return rows
@@ -238,13 +305,14 @@ def _missed(clip: Clip) -> bool:
 
 
 def _median(values: Sequence[float]) -> dict[str, Any] | None:
-    """With its interval of 95 %, by order statistics; None where there is no value."""
+    """With its interval of 95 %, by order statistics, where there are enough values for one; None where there is no value."""
     if not values:
         return None
     ordered, n = sorted(values), len(values)
     lowest = max(0, math.floor(n / 2 - 0.98 * math.sqrt(n)))
     middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    return {"median": round(middle, 3), "low": round(ordered[lowest], 3), "high": round(ordered[n - 1 - lowest], 3), "n": n}
+    low, high = (round(ordered[lowest], 3), round(ordered[n - 1 - lowest], 3)) if n >= LEAST else (None, None)
+    return {"median": round(middle, 3), "low": low, "high": high, "n": n}
 
 
 def _drift(margins: Sequence[float]) -> dict[str, Any] | None:
@@ -257,13 +325,14 @@ def _drift(margins: Sequence[float]) -> dict[str, Any] | None:
     return {"before": before, "now": now, "moved": moved}
 
 
-def _models(seen: History, store: Store, configured: Path) -> list[dict[str, Any]]:
+def _models(seen: History, store: Store, configured: Path, hours: Mapping[str, float]) -> list[dict[str, Any]]:
     """The versions that listened, that are here to listen, and what these came from; the eldest first."""
     folders = {**builtin_models(), configured.name: configured, **store.models()}
     known = manifests(folders.values())
     current, previous = store.current_model() or configured, store.previous_model()
     wanted = [id for id, (path, _) in known.items() if path in (current, previous, configured) or path in store.models().values()]
-    hours, wakes, wrong = _by_model(seen)
+    wakes = Counter(event.model for event in seen.own("wake"))
+    wrong = Counter(event.model for event in seen.own("wake") if event.id in seen.wrong)
     wanted += [id for id in hours if id not in wanted]
     for id in wanted:  # grows while it is walked through
         parent = str(known[id][1].get("parent") or "") if id in known else ""
@@ -302,21 +371,13 @@ def _models(seen: History, store: Store, configured: Path) -> list[dict[str, Any
     return sorted(rows, key=lambda row: (row["created_s"] or 0.0, row["parent"] != "", str(row["id"])))
 
 
-def _by_model(seen: History) -> tuple[dict[str, float], Counter[str], Counter[str]]:
-    """Hours of audio, wakes, and wrong wakes of each version."""
-    hours: dict[str, float] = {}
-    listens, at_s, time_s = "", 0.0, 0.0
-    for event in seen.own("start", "stop", "wake", "gap", "deaf", "model"):
-        if event.kind == "model" and event.extra.get("what") != "live":
-            continue
-        if event.kind != "start" and listens:  # no audio lasts longer than it took: else two listeners wrote in turns
-            step_s = min(event.stream_s - at_s, event.time_s - time_s)
-            hours[listens] = hours.get(listens, 0.0) + max(0.0, step_s) / 3600
-        listens, at_s, time_s = "" if event.kind == "stop" else event.model, event.stream_s, event.time_s
-        if event.model:
-            hours.setdefault(event.model, 0.0)
-    wakes = seen.own("wake")
-    return hours, Counter(event.model for event in wakes), Counter(event.model for event in wakes if event.id in seen.wrong)
+def _hours(runs: Sequence[Sequence[Event]], since_last_s: float) -> dict[str, float]:
+    """Hours of audio of each version that listened."""
+    hours = {event.model: 0.0 for run in runs for event in run if event.model}
+    for model, step_s in [*(step for run in runs for step in _heard(run)), *((run[-1].model, since_last_s) for run in runs[-1:])]:
+        if model:
+            hours[model] += step_s / 3600
+    return hours
 
 
 def _held_out(part: object) -> dict[str, Any] | None:
@@ -340,7 +401,7 @@ def _recipe(value: object) -> str:
 
 
 def _energy(seen: History) -> list[dict[str, Any]]:
-    """What `edgekws bench` measured last, by model and engine."""
+    """What `edgekws bench` measured last, by model and engine; the newest at the end."""
     newest = {(event.model, str(event.extra.get("backend"))): event for event in seen.of("bench")}
     return [
         {
@@ -353,13 +414,15 @@ def _energy(seen: History) -> list[dict[str, Any]]:
             "p99_ms": _number(event.extra.get("p99_ms")),
             "rss_mb": _number(event.extra.get("rss_mb")),
         }
-        for (model, engine), event in newest.items()
+        for (model, engine), event in sorted(newest.items(), key=lambda item: item[1].time_s)
     ]
 
 
 def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]:
     """What somebody should look at, and what to do; the worst first. Nothing = it is well."""
     heard = facts["listening"]
+    by_systemd = any((folder / "edgekws.service").exists() for folder in UNITS)
+    start, journal = ("systemctl start edgekws", "journalctl -u edgekws") if by_systemd else ("edgekws run", "edgekws run")
 
     def one(level: str, text: str, todo: str) -> dict[str, str]:
         return {"level": level, "text": text, "todo": todo}
@@ -368,26 +431,27 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
         yield one("bad", f"Deaf since {_when(heard['since_s'])}: {heard['why']}", "edgekws doctor")
     if heard["state"] == "gone":
         text = f"Not listening: after {_when(heard['since_s'])} it ended without a word: killed, crashed, or the power went"
-        yield one("bad", text, "systemctl status edgekws")
+        yield one("bad", text, "systemctl status edgekws" if by_systemd else start)
     if heard["state"] == "broke":
-        yield one("bad", f"Ended by an error at {_when(heard['since_s'])}: {heard['why']}", "journalctl -u edgekws")
+        yield one("bad", f"Ended by an error at {_when(heard['since_s'])}: {heard['why']}", journal)
     if heard["state"] == "stopped":
-        yield one("warn", f"Not listening: it was ended at {_when(heard['since_s'])}", "systemctl start edgekws")
+        yield one("warn", f"Not listening: it was ended at {_when(heard['since_s'])}", start)
     if heard["state"] == "never":
         yield one("warn", "It has never listened with this state directory", "edgekws run")
     if heard["ended_untold"]:
         count = heard["ended_untold"]
-        yield one(
-            "warn", f"{count} of {heard['starts']} runs ended without a word: killed, crashed, or the power went", "journalctl -u edgekws"
-        )
+        text = f"{count} of {heard['starts']} runs ended without a word: killed, crashed, or the power went"
+        yield one("warn", text, journal if by_systemd else "edgekws log --kind start stop")
     if heard["lost_share"] > 0.001:
         text = f"{heard['lost_s']:.1f} s of audio were lost in {heard['gaps']} gaps, {heard['lost_share']:.2%} of all"
         yield one("warn", text, "edgekws doctor")
     for event in seen.of("model"):
-        if event.extra.get("what") in ("rolled back", "refused") and event.time_s > seen.to_s - 7 * DAY_S:
+        asked = event.extra.get("reason") == "by hand"
+        if event.extra.get("what") in ("rolled back", "refused") and not asked and event.time_s > seen.to_s - 7 * DAY_S:
             yield one("warn", f"{_when(event.time_s)} {words(event)}", "edgekws models list")
-    if facts["rounds"] and facts["rounds"][-1]["what"] in ("failed", "cut short"):
-        yield one("warn", f"{_when(facts['rounds'][-1]['time_s'])} {facts['rounds'][-1]['words']}", "edgekws adapt")
+    for event in [event for event in seen.of("round") if event.extra.get("what") not in ("started", "skipped")][-1:]:
+        if event.extra.get("what") in ("failed", "cut short"):
+            yield one("warn", f"{_when(event.time_s)} {words(event)}", "edgekws adapt")
     # What an earlier version missed is what the one that listens learned from.
     begun_s = max([0.0, *(time_s for time_s, _ in _changes(seen))])
     woke = [event for event in seen.wakes if event.time_s >= begun_s]
@@ -397,7 +461,8 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
         text = f"{wrong} of the {len(woke)} wakes of the version that listens were marked as wrong"
         yield one("warn", text, "edgekws adapt learns from them; a higher threshold_offset wakes less")
     if missed >= 3 and missed > 0.2 * len(woke):
-        text = f"{missed} near misses of the version that listens were the keyword, two networks say, and it woke {len(woke)} times"
+        text = f"{missed} near misses of the version that listens were the keyword, two networks or a person say,"
+        text += f" and it woke {len(woke)} times"
         yield one("warn", text, "edgekws adapt learns from them; a lower threshold_offset wakes more")
     for row in facts["keywords"]:
         if row["drift"] and row["drift"]["moved"] == "down":
@@ -441,7 +506,7 @@ def _pictures(seen: History) -> dict[str, str]:
     if seen.wakes or seen.near or seen.of("start"):
         text = f"{len(seen.wakes)} wakes and {len(seen.near)} near misses over time, by their distance from the threshold;"
         text += " the wakes in each stretch of time; and when it listened"
-        spans = list(_spans(seen))
+        spans = list(_spans(seen, seen.runs()))
         add("timeline", (1040, 420), text, partial(_draw_time, seen=seen, spans=spans, narrow=False))
         add("timeline_narrow", (360, 440), text, partial(_draw_time, seen=seen, spans=spans, narrow=True))
     if seen.wakes or seen.near:

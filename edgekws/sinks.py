@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from queue import Full, Queue
@@ -19,7 +20,7 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
-from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.errors import EdgekwsError
 from edgekws.store import Store
 from edgekws.values import Clip, Event
 
@@ -68,7 +69,7 @@ class Delivery:
         self._sinks = list(sinks)
         self._lost = {_name(sink): 0 for sink in sinks}
         self._on_failure = on_failure
-        self._queue: Queue[Event | tuple[Clip, np.ndarray] | None] = Queue(queue_events)
+        self._queue: Queue[Event | tuple[Clip, np.ndarray] | threading.Event | None] = Queue(queue_events)
         self._failure: BaseException | None = None
         self._complaints = Complaints()
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
@@ -95,6 +96,13 @@ class Delivery:
         self.clips_dropped += 1
         self._complaints.say(f"the disk is too slow: {self.clips_dropped} clips were not kept", kind="clips")
 
+    def settle(self, timeout_s: float) -> None:
+        """Wait until what was handed over so far was delivered or lost, but no longer than that."""
+        settled = threading.Event()
+        with contextlib.suppress(Full):
+            self._queue.put(settled, timeout=timeout_s)
+            settled.wait(timeout_s)
+
     def drops(self) -> dict[str, int]:
         """Events that did not arrive, by where: in the queue before all sinks, or in a sink that was full or broken. For any thread."""
         return {"queue": self.dropped, **self._lost}
@@ -111,6 +119,8 @@ class Delivery:
             if isinstance(item, Event):
                 for sink in list(self._sinks):
                     self._try(sink, sink.deliver, item)
+            elif isinstance(item, threading.Event):
+                item.set()
             elif self._keep is not None:
                 try:
                     self._keep(*item)
@@ -196,6 +206,8 @@ def words(event: Event) -> str:
         return _model_line(event)
     if event.kind == "round":
         return _round_line(event)
+    if event.kind == "gap" and not facts.get("lost_ms") and "reason" in facts:
+        return f"gap: {facts['reason']}"
     if event.kind == "gap" and facts.keys() == {"lost_ms"}:
         return f"gap: {facts['lost_ms'] or 'less than 1'} ms of audio were lost"
     if event.kind == "reject" and "wake" in facts:
@@ -205,7 +217,7 @@ def words(event: Event) -> str:
         return f"start: listening to {facts['source']} with {event.model}{before}"
     if event.kind == "stop" and "audio_s" in facts:
         clips = facts.get("clips")
-        kept = f", {clips.get('cut')} clips kept to learn from" if isinstance(clips, dict) else ""
+        kept = f", {_kept(clips)}" if isinstance(clips, dict) else ""
         return f"stop: after {facts['audio_s']} s of audio, {facts.get('wakes')} wakes{kept}"
     if event.kind == "bench" and "backend" in facts:
         energy = facts.get("energy_mj_per_hop")
@@ -213,6 +225,11 @@ def words(event: Event) -> str:
         return f"bench: {event.model} on {facts['backend']} takes {facts.get('cpu_s_per_audio_hour')} s of CPU time for an hour, {drawn}"
     told = ", ".join(str(value) if name in ("reason", "error") else f"{name} {value}" for name, value in facts.items())
     return f"{event.kind}: {told}".rstrip(": ")
+
+
+def _kept(clips: Mapping[str, object]) -> str:
+    cut, lost = (value if isinstance(value := clips.get(name), int) else 0 for name in ("cut", "lost"))
+    return f"{max(0, cut - lost)} clips kept to learn from" + (f", {lost} lost" if lost else "")
 
 
 def _model_line(event: Event) -> str:
@@ -311,15 +328,16 @@ class StoreSink:
 class CommandSink:
     """A program at each wake: without a shell, the event as one line of JSON on its stdin, its output on our stderr.
 
-    Nobody waits for it: at most `COMMANDS` run at once, a wake beyond that is not told, and each is killed after `timeout_s`.
-
-    Raises:
-        ConfigError: there is no such program.
+    Nobody waits for it: at most `COMMANDS` run at once, a wake beyond that is not told, and each is killed after `timeout_s`. One that is
+    not there is looked for again at each wake: its disk may be mounted after the start.
     """
 
     def __init__(self, command: Sequence[str], timeout_s: float) -> None:
         if shutil.which(command[0]) is None:
-            raise ConfigError(f'sinks.command: "{command[0]}" is no program here. Give the full path of one that may be executed, or []')
+            log.warning(
+                'sinks.command: "%s" is no program here; each wake looks again. Give the full path of one that may be executed, or []',
+                command[0],
+            )
         self._command = list(command)
         self._timeout_s = timeout_s
         self._waiting: list[threading.Thread] = []

@@ -23,6 +23,7 @@ import numpy as np
 from edgekws import __version__
 from edgekws.audio.resampling import To16k, mono
 from edgekws.engines import Engine
+from edgekws.enrolment import as_enrolled
 from edgekws.errors import EdgekwsError, NotInstalled
 from edgekws.pipeline import Pipeline
 from edgekws.promotion import CALM_HOPS, LOOK_AROUND_S, PATIENCE_HOPS, Newcomer, Version, flaw
@@ -300,11 +301,14 @@ class _Client:
             raise _Junk('"names" of detect must be a list of strings, or null')
         self._names = frozenset(names) if names else None
         self._context = context if isinstance(context, dict) else None
-        if self._names and not self._names & set(self._server.keywords):
+        if self._names and not any(map(self._wants, self._server.keywords)):
             known = ", ".join(f'"{one}"' for one in self._server.keywords)
             text = f"none of {sorted(self._names)} is enrolled, so nothing will wake. Enrolled: {known}"
             self._server.complaints.say(f"wyoming: {self.name}: {text}", kind="names")
             await self._tell("error", text=text)
+
+    def _wants(self, keyword: str) -> bool:
+        return self._names is None or any(as_enrolled(name, [keyword]) == keyword for name in self._names)
 
     async def _start(self, format: tuple[int, int, int]) -> None:
         self._stop()
@@ -381,7 +385,7 @@ class _Client:
             found = pipeline.feed(AudioChunk(samples, self._heard))
             self._heard += len(samples)
             for one in found:
-                if self._names is None or one.keyword in self._names:
+                if self._wants(one.keyword):
                     self._woke = True
                     self._remember(one, (time.perf_counter() - arrived_s) * 1000)
                     at = at_ms if at_ms is not None else one.end_sample * 1000 // SAMPLE_RATE_HZ

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from edgekws import bench
 from edgekws.cli import _flat, main
 from edgekws.config import KeywordSettings
 from edgekws.errors import EdgekwsError, PowerError, StoreError
@@ -219,9 +220,14 @@ def test_a_network_that_does_not_ship_is_adapted_too(config, store, quick, tmp_p
         (["--recipe", "onda3"], 'no recipe "onda3". Accepted: weights-only, onda1, onda2'),
         (["--criterion", "size"], 'no criterion "size". Accepted: hap, taylor, fisher, l1, bn, random'),
         (["--target", "bytes=3"], 'no target "bytes=3". Accepted: params='),
+        (["--recipe", "weights-only", "--target", "params=0.1"], "--target goes with a recipe that prunes, and weights-only does not"),
+        (["--recipe", "weights-only", "--criterion", "l1"], "--criterion goes with a recipe that prunes, and weights-only does not"),
+        (["--target", "energy_mj=0.1"], "no target in energy_mj here: no power meter. Give params=… or latency_ms=…"),
     ],
 )
-def test_wrong_usage_is_one_line_and_no_round(config, store, capsys, options, words):
+def test_wrong_usage_is_one_line_and_no_round(config, store, capsys, monkeypatch, options, words):
+    for where in ("edgekws.power", "edgekws.training.adaptation"):
+        monkeypatch.setattr(f"{where}.load_meter", lambda: NoMeter("no power meter"), raising=False)
     assert main(["adapt", *options, "--config", str(config)]) == 2
     shown = capsys.readouterr()
 
@@ -646,6 +652,13 @@ def promoted(store, name, threshold_above):
     return store.promote(made, name)
 
 
+def heard(store, hours=30.0):
+    """As the log says it: an hour of the packaged version, and then a day or so of the promoted one."""
+    for model, first_s, last_s in (("edge-small", 0.0, 3600.0), (store.current_model().name, 4000.0, 4000.0 + hours * 3600)):
+        for kind, at_s in (("start", first_s), ("stop", last_s)):
+            store.add_event(Event("", "", 0.0, 0.0, time.time() + at_s, at_s - first_s, 0.0, model, kind))
+
+
 def listening_since(store, threshold_above, words, others=0, after_s=0.0):
     """A promoted version, and clips that it kept of words and of other speech."""
     live = promoted(store, "0001-new", threshold_above)
@@ -653,6 +666,16 @@ def listening_since(store, threshold_above, words, others=0, after_s=0.0):
         clip = Clip("between", KEYWORD, SPEAKER, 0.0, one.decided_sample, 0.0, "", model="0001-new", time_s=time.time() + i + after_s)
         store.add_clip(clip, one.samples)
     return live
+
+
+def test_an_adapted_version_s_memory_is_measured_with_something_to_listen_for(store, tmp_path, null_sink, monkeypatch):
+    monkeypatch.setenv("PULSE_SERVER", null_sink.env["PULSE_SERVER"])
+    live = load_model(promoted(store, "0001-new", 0.0))
+    (live.path / "prototypes.npz").unlink(missing_ok=True)
+    rewrite_manifest(live.path)
+    found = bench._at_a_microphone(load_model(live.path), "onnxruntime", tmp_path)
+
+    assert found["why_no_microphone"] is None and 15 < found["rss_mb_microphone"] <= 80
 
 
 def test_a_version_that_hears_less_of_its_owner_than_the_one_before_is_gone_back_from(config, store, capsys):
@@ -685,6 +708,7 @@ def test_a_version_stays_where_nothing_shows_that_it_hears_less(config, store, t
 def test_when_the_week_is_over_three_words_of_it_are_enough(config, store, words, kept_after_s, back):
     """What was kept later does not count: the version before did not listen along then, so its words are not all there."""
     live = listening_since(store, 20.0, words, after_s=kept_after_s)
+    heard(store)
 
     assert adaptation.look_back(store, "edge-small") is None
     assert (adaptation.look_back(store, "edge-small", now=lambda: time.time() + WATCHED_S) is not None) == back
@@ -693,6 +717,7 @@ def test_when_the_week_is_over_three_words_of_it_are_enough(config, store, words
 
 def test_when_the_week_is_over_a_version_is_looked_at_once_and_then_stays(config, store, capsys):
     live = listening_since(store, 20.0, 2)
+    heard(store)
     after = {"now": lambda: time.time() + WATCHED_S}
     assert adaptation.look_back(store, "edge-small", **after) is None
     for i, one in enumerate(moments(SPOKEN_S, 4)[2:]):
@@ -706,9 +731,21 @@ def test_when_the_week_is_over_a_version_is_looked_at_once_and_then_stays(config
     assert capsys.readouterr().out.count(told) == 1
 
 
+def test_a_week_in_which_the_board_was_off_ends_no_trial(config, store):
+    live = listening_since(store, 20.0, 3)
+    heard(store, hours=1.0)
+    later_s = time.time() + 4 * WATCHED_S
+    store._now = lambda: later_s
+    assert adaptation.look_back(store, "edge-small", now=store._now) is None
+
+    assert adaptation.on_trial(store, load_model(live), later_s)
+    assert store.events()[-1].kind == "stop"  # and not that it stays
+
+
 def test_a_wake_that_a_later_round_rejected_still_counts_for_the_version_that_woke(config, store):
     promoted(store, "0000-deaf", 20.0)
     live = promoted(store, "0001-new", 0.0)
+    heard(store)
     for i, one in enumerate(moments(SPOKEN_S, 8)):
         clip = Clip("positive", KEYWORD, SPEAKER, 1.0, one.decided_sample, 0.0, "woke", model="0001-new", time_s=time.time() + i)
         store.add_clip(dataclasses.replace(clip, state="rejected"), one.samples)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekws.audio import StdinSource, open_source, read_recording, record
+from edgekws.audio import StdinSource, microphone, open_source, read_recording, record
 from edgekws.audio.microphone import SampleClock
 from edgekws.errors import AudioError
 from edgekws.values import SAMPLE_RATE_HZ
@@ -163,6 +163,28 @@ def test_a_file_that_is_no_recording_is_explained(tmp_path, name):
     with pytest.raises(AudioError, match=error), open_source(f"file:{tmp_path / name}") as source:
         heard(source)
     assert (tmp_path / name).read_bytes() == content
+
+
+def test_of_what_is_no_file_only_a_pipe_is_sent_to_standard_input(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(AudioError, match=r"is a directory, not a file\. Accepted: WAV, FLAC, Opus") as error:
+        read_recording(tmp_path)
+    assert "stdin" not in str(error.value)
+    with pytest.raises(AudioError, match="a pipe is read as stdin:"):
+        read_recording(tmp_path / "pipe")
+
+
+def test_where_nothing_can_be_played_the_advice_is_a_command_that_works(monkeypatch):
+    class Silent:
+        PortAudioError = OSError
+
+        def play(self, *_, **__):
+            raise self.PortAudioError("no output")
+
+    monkeypatch.setattr(microphone, "_portaudio", Silent)
+    with pytest.raises(AudioError, match="Write it to a file: edgekws clips play ID --out FILE"):
+        microphone.play(np.zeros(8, np.int16))
 
 
 def test_a_damaged_file_ends_in_an_error_or_early_but_never_in_noise(tmp_path):

@@ -53,6 +53,37 @@ def test_figures_are_in_order(rows):
     assert set(rows[0]["cpu_s_per_audio_hour_parts"]) == {"frontend", "network", "detector", "rest"}
 
 
+def test_each_pass_is_done_once_before_it_counts_and_memory_is_looked_at_first():
+    """What a pass needs is made when it is first asked for."""
+
+    class Asked:
+        def __init__(self):
+            self.facts, self.names = {}, []
+
+        def ask(self, name):
+            self.names.append(name)
+            return bench.Reading(audio_s=1, cpu_s=1, wall_s=1, rss_mb=len(self.names), torch_loaded=False, latency_ms=np.ones(1))
+
+    worker = Asked()
+    one = bench._Measured(worker)
+    one.warm_up()
+
+    assert set(worker.names) == set(one.passes) and not any(one.passes.values())
+    assert one.warm.rss_mb == 1
+
+
+def test_the_memory_is_the_listener_s_however_long_the_audio_of_a_pass(model, tmp_path):
+    pcm, found = tmp_path / "audio.pcm", []
+    for seconds in (60, 900):
+        pcm.write_bytes(bytes(2 * 16_000 * seconds))
+        with bench.listener(model, "onnxruntime", pcm) as worker:
+            found.append(worker.ask("pipeline"))
+    short, long = found
+
+    assert (short.audio_s, long.audio_s, len(long.latency_ms)) == (60, 900, 11_250)
+    assert long.rss_mb - short.rss_mb < 5
+
+
 def test_the_listener_is_small_though_torch_is_loaded_here(model):
     pytest.importorskip("torch")
     (row,) = bench.bench(model, seconds=1, repeats=1, paced_s=0)

@@ -26,7 +26,7 @@ from edgekws.audio import Source, read_recording
 from edgekws.errors import EnrolmentError
 from edgekws.model import find_model
 from edgekws.store import Store, load_enrolled, save_enrolled
-from edgekws.values import AudioChunk, Clip, Event
+from edgekws.values import AudioChunk, Clip, Enrolled, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -122,7 +122,7 @@ def test_the_log_shows_what_is_asked_for_in_words(cli):
         replace(wake, keyword="ho"),
         replace(start, kind="gap", extra={"lost_ms": 240}),
         replace(start, kind="deaf", extra={"reason": "no samples for 5 s"}),
-        replace(start, kind="stop", extra={"audio_s": 60.0, "wakes": 2, "clips": {"cut": 3}}),
+        replace(start, kind="stop", extra={"audio_s": 60.0, "wakes": 2, "clips": {"cut": 9, "lost": 6}}),
         replace(wake, kind="reject", extra={"wake": 2}),
         replace(start, kind="bench", extra={"backend": "onnxruntime", "cpu_s_per_audio_hour": 3.2, "energy_mj_per_hop": None}),
     ):
@@ -136,12 +136,72 @@ def test_the_log_shows_what_is_asked_for_in_words(cli):
     assert told("--kind", "gap", "stop", "start", "bench") == [
         "start: listening to mic:x with edge-1",
         "gap: 240 ms of audio were lost",
-        "stop: after 60.0 s of audio, 2 wakes, 3 clips kept to learn from",
+        "stop: after 60.0 s of audio, 2 wakes, 3 clips kept to learn from, 6 lost",
         "bench: edge-1 on onnxruntime takes 3.2 s of CPU time for an hour, energy not measured",
     ]
     assert told("--keyword", "ho") == woke[1:]
     assert len(told("--all")) == 8
     assert "invalid choice: 'sneeze'" in cli("log", "--kind", "sneeze", code=2).stderr
+
+
+def test_a_log_without_such_an_event_advises_what_shows_more(cli):
+    assert "--all shows gaps, starts and stops too" in cli("log").stderr
+    assert "--all" not in cli("log", "--kind", "gap").stderr + cli("log", "--all").stderr
+
+
+def test_a_keyword_s_events_are_found_in_any_spelling(enrolled, tmp_path):
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    Store(cli.root).add_event(Event("open sesame", "ann", 1.5, 0.7, 1e9, 9.0, 0.3, "edge-1"))
+
+    told = cli("log", "--keyword", "Open Sesame").stdout
+    assert "score 1.50 / 0.70" in told and told == cli("log", "--keyword", "open sesame").stdout
+
+
+def test_settings_are_a_keyword_s_in_any_spelling(enrolled, tmp_path):
+    (tmp_path / "off.toml").write_text('[keyword."Open Sesame"]\nenabled = false\n')
+    said = enrolled("run", "--source", STREAM, "--config", tmp_path / "off.toml", code=1).stderr
+
+    assert "every keyword is left out or disabled" in said and "configured but not enrolled" not in said
+
+
+def test_a_state_directory_that_may_not_be_written_is_read_all_the_same(cli):
+    store = Store(cli.root)
+    store.add_event(Event("hey", "ann", 1.5, 0.7, 1e9, 9.0, 0.3, "edge-1"))
+    store.add_clip(Clip("positive", "hey", "ann", 1.5, 0, 0.0, "woke", time_s=1e9), np.ones(16000, np.int16))
+    store.close()
+    with mounted_read_only(cli.root):
+        logged, listed = (cli(*arguments).stdout for arguments in (["log"], ["clips"]))
+    assert "hey (ann)  score 1.50" in logged and "woke" in listed
+
+
+@contextlib.contextmanager
+def mounted_read_only(folder):
+    for command in (["mount", "--bind", folder, folder], ["mount", "-o", "remount,ro,bind", folder]):
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_relative_state_directory_is_refused_as_a_relative_root_is(cli):
+    cli.env["STATE_DIRECTORY"] = here = os.path.relpath(cli.root)
+
+    for command in ("log", "doctor", "run"):
+        assert cli(command, code=2).stderr == f'edgekws: $STATE_DIRECTORY = "{here}". Accepted: an absolute path\n'
+    assert not cli.root.exists()
+
+
+def test_a_corpus_without_keywords_is_told_which_kinds_and_splits_are_accepted(cli, tmp_path):
+    samples = np.random.default_rng(0).normal(0, 300, 16000)
+    lines = ["path,kind,label,speaker,take,split"]
+    for name, kind in (("a", "keywords"), ("b", "negative"), ("c", "noise")):
+        lines.append(f"{recording(tmp_path / f'{name}.wav', samples).name},{kind},{name},ann,0,enrol")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+    said = cli("eval", "--corpus", tmp_path, code=1).stderr
+    assert "Accepted kinds are keyword, negative and noise; splits of a keyword enrol and test. The splits of its keywords: none" in said
 
 
 def test_the_log_follows_a_listener(enrolled, tmp_path):
@@ -274,6 +334,30 @@ def test_a_port_that_another_program_took_is_said_and_the_listener_goes_on(enrol
     assert len(re.findall(rf"cannot listen on 127.0.0.1 port {port} .*\. Listening goes on without it", done.stderr)) == 2
 
 
+def test_what_is_not_there_yet_at_the_start_is_said_and_the_listener_goes_on(enrolled, tmp_path, monkeypatch):
+    """A command on a stick, a directory that takes no socket: the unit would stay down for good."""
+    monkeypatch.setitem(enrolled.env, "RUNTIME_DIRECTORY", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    (tmp_path / "edgekws.toml").write_text('[sinks]\ncommand = ["/no/such/lamp.sh"]\nsocket = true\n')
+    done = enrolled("run", "--config", tmp_path / "edgekws.toml", "--source", STREAM)
+
+    assert len(done.stdout.splitlines()) == len(TRUTH["spoken"])
+    assert '"/no/such/lamp.sh" is no program here' in done.stderr
+    assert re.search(r"control\.sock cannot be made \(.*\)\. .* Listening goes on without it", done.stderr)
+
+
+def test_small_files_that_hold_junk_keep_nobody_from_listening(enrolled, tmp_path):
+    """As file systems of cards leave them when the power goes."""
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    cli("models", "promote", find_model("edge-small"))
+    (tmp_path / "edgekws.toml").write_text('[model]\nengine = "onnxruntime-cuda"\n')
+    for name in ("starts", "engine", "loading-onnxruntime-cuda", "listening"):
+        (cli.root / name).write_bytes(b"\xff\xfe")
+
+    assert len(cli.wakes("--source", STREAM)) == len(TRUTH["spoken"])
+    assert len(cli.wakes("--config", tmp_path / "edgekws.toml", "--source", STREAM)) == len(TRUTH["spoken"])
+
+
 @pytest.fixture
 def disk(enrolled, tmp_path):
     """The command with its state on a disk of 4 MB."""
@@ -349,6 +433,32 @@ def test_what_was_enrolled_once_no_later_model_refuses(tmp_path, caplog):
     made = cli._prototypes(Settings(store=StoreSettings(root=tmp_path)), store, store.enrolments(), model, engine)
 
     assert ([one.speaker for one in made], caplog.messages) == (["ann"], [])
+
+
+def test_a_start_that_is_cut_off_while_prototypes_are_made_anew_goes_on_where_it_was(tmp_path, monkeypatch):
+    """After an upgrade, with many enrolled on a slow board, the start would take longer than it may, again and again."""
+    from edgekws import cli, enrolment
+    from edgekws.config import Settings, StoreSettings
+    from edgekws.model import load_model
+
+    model, store = load_model(find_model()), Store(tmp_path)
+    for i in range(cli.SAVED_EVERY + 3):
+        store.save_enrolment("hey", f"s{i:02}", [np.full(16_000, i, np.int16)])
+    asked = []
+
+    def enrol(keyword, speaker, *_, **__):
+        asked.append(speaker)
+        if len(asked) == cli.SAVED_EVERY + 2:
+            raise KeyboardInterrupt
+        return Enrolled(keyword, speaker, np.ones((1, 4), np.float32), 0.5, voice=np.ones(50, np.float32))
+
+    monkeypatch.setattr(enrolment, "enrol", enrol)
+    prototypes = functools.partial(cli._prototypes, Settings(store=StoreSettings(root=tmp_path)), store, store.enrolments(), model, None)
+    with pytest.raises(KeyboardInterrupt):
+        prototypes()
+
+    assert len(prototypes()) == cli.SAVED_EVERY + 3
+    assert asked[cli.SAVED_EVERY + 2 :] == [f"s{cli.SAVED_EVERY + i:02}" for i in range(3)]
 
 
 def test_a_keyword_in_another_spelling_is_the_one_that_is_enrolled(cli):
@@ -463,6 +573,8 @@ WRONG = [
     (("enroll", "b.WAV", "c.wav"), 2, 'Try: edgekws enroll "hey kitchen" b.WAV c.wav'),
     (("enroll", "hey", TAKES[0], TAKES[1], TAKES[0]), 1, "enrol-1.flac: this is recording 1 again"),
     (("log", "--since", "yesterday"), 2, "accepted is"),
+    (("models", "rollback", "edge"), 2, "models rollback takes no model, it goes to the version before. Try: edgekws models promote edge"),
+    (("models", "list", "edge"), 2, "models list takes no model, it lists all. Try: edgekws models show edge"),
     (("log", "--config", "/no/such.toml"), 2, "no such file"),
     (("run", "--source", "file:/no/such.wav"), 1, "no such file"),
     (("run", "--source", f"file:{__file__}"), 1, "not audio"),
@@ -524,6 +636,26 @@ def test_a_model_that_is_not_whole_is_refused_and_the_one_in_use_stays(cli, tmp_
     listed = json.loads(cli("models", "list", "--json").stdout)
 
     assert [row["where"] for row in listed if row["current"]] == ["built in"]
+
+
+def test_a_model_that_the_settings_give_by_its_path_is_listed_as_what_listens(cli, tmp_path):
+    path = shutil.copytree(find_model("edge-small"), tmp_path / "mine")
+    (tmp_path / "edgekws.toml").write_text(f'[model]\nid = "{path}"\n')
+    asked = ("models", "list", "--config", tmp_path / "edgekws.toml")
+
+    (line,) = [line for line in cli(*asked).stdout.splitlines() if line.startswith("*")]
+    assert line.split()[:3] == ["*", "mine", "configured"]
+    cli("models", "promote", "edge-small", "--config", tmp_path / "edgekws.toml")
+    (row,) = [row for row in json.loads(cli(*asked, "--json").stdout) if row["previous"]]
+    assert (row["name"], row["path"]) == ("mine", str(path))
+
+
+def test_a_gate_that_was_passed_has_no_reasons_to_be_shown(cli, tmp_path):
+    path = shutil.copytree(find_model("edge-small"), tmp_path / "mine")
+    raw = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**raw, "gate": {"promoted": True, "reasons": []}}))
+
+    assert re.search(r"^gate +promoted True$", cli("models", "show", path).stdout, re.MULTILINE)
 
 
 def test_a_promoted_model_listens_until_it_is_rolled_back(cli):
@@ -606,6 +738,32 @@ def test_the_demo_hears_every_keyword_says_what_learning_needs_and_leaves_nothin
     assert "5 of 5 spoken keywords heard, 0 false wakes" in done.stderr and "--listen" in done.stderr
     assert "to learn from a noisy room, as the demo goes on, needs torch" in done.stderr and "pip install 'edgekws[train]'" in done.stderr
     assert not cli.root.exists()
+
+
+def test_a_demo_that_is_interrupted_while_it_listens_ends_there_and_tells_no_result(monkeypatch, capsys):
+    from edgekws import cli as cli_module
+
+    class Interrupted(Source):
+        live = False
+
+        def __init__(self, source):
+            self.uri, self.source = source.uri, source
+
+        def chunks(self):
+            for i, chunk in enumerate(self.source.chunks()):
+                if i == 20:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield chunk
+
+        def close(self):
+            self.source.close()
+
+    went_on = []
+    monkeypatch.setattr("edgekws.audio.open_source", lambda uri, real=edgekws.audio.open_source: Interrupted(real(uri)))
+    monkeypatch.setattr(cli_module, "_demo_life", lambda *_: went_on.append(1))
+
+    assert cli_module.main(["demo"]) == 130
+    assert not went_on and "spoken keywords heard" not in capsys.readouterr().err
 
 
 def test_the_demo_lives_in_a_room_and_what_hears_less_goes_not_live(enrolled, tmp_path, capsys):

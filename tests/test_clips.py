@@ -9,18 +9,23 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
+from edgekws import cli
 from edgekws import store as store_module
 from edgekws.cli import main
+from edgekws.config import Settings
 from edgekws.errors import StoreError
+from edgekws.pseudo_labels import MISSED
 from edgekws.sinks import QUEUE_CLIPS, Delivery
 from edgekws.store import BATCH, FEW, Store
-from edgekws.values import SAMPLE_RATE_HZ, Clip, Event
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Clip, Detection, Enrolled, Event
 
 DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
 SOUND = (np.sin(np.arange(56_320) / 7) * 9000).astype(np.int16)
@@ -112,6 +117,49 @@ def test_who_rejected_by_mistake_can_take_it_back(store):
 
     assert (taken_back.label, taken_back.state, taken_back.reason) == ("positive", "confirmed", "confirmed by the user")
     assert [event.kind for event in store.events()] == ["wake", "wake"]
+
+
+@pytest.mark.parametrize(("label", "becomes"), [("between", "positive"), ("positive", "positive"), ("negative", "negative")])
+def test_a_near_miss_whose_rejection_is_taken_back_is_what_it_was_taken_for(store, label, becomes):
+    near = store.add_clip(dataclasses.replace(CLIP, label=label), SOUND)
+    rejected = [store.reject_clip(near.id), store.reject_clip(near.id)]
+    taken_back = store.confirm_clip(near.id)
+
+    assert [one.label for one in rejected] == ["negative"] * 2 and rejected[0] == rejected[1]
+    assert (taken_back.label, taken_back.state) == (becomes, "confirmed")
+    assert taken_back.reason == ("confirmed as not the keyword" if label == "negative" else "confirmed by the user")
+
+
+def test_the_last_wake_is_played_confirmed_and_rejected_as_the_kept_clip_of_the_same_recording(store):
+    first, second = (store.add_event(dataclasses.replace(WAKE, time_s=time_s)) for time_s in (1.0, 2.0))
+    kept = store.add_clip(dataclasses.replace(CLIP, event=first.id), SOUND)
+    store.note_alike(second.id, kept.file)
+
+    assert store.last_clip() == kept
+    assert store.reject_last()[1].label == "negative"
+    wake, clip = store.confirm_last()
+    assert (wake.time_s, clip.id, clip.label) == (2.0, kept.id, "positive")
+    store.reject_last()  # which leaves the clip, as a person has confirmed it
+    store.confirm_last()
+    assert [one.kind for one in store.events()] == ["wake", "wake"]
+
+
+def test_a_wake_that_is_confirmed_makes_a_positive_of_the_near_miss_that_is_the_same_recording(store):
+    near = store.add_clip(dataclasses.replace(CLIP, label="negative"), SOUND)
+    store.note_alike(store.add_event(WAKE).id, near.file)
+    store.confirm_clip(near.id)
+
+    assert store.confirm_last()[1].label == store.clip(near.id).label == "positive"
+
+
+def test_the_rejection_of_a_last_wake_without_audio_can_be_taken_back_once(store):
+    wake = store.add_event(WAKE)
+    store.reject_last()
+
+    assert store.confirm_last() == (wake, None)
+    assert store.rejected(0) == set()
+    with pytest.raises(StoreError, match="none of the last wake's audio is kept"):
+        store.confirm_last()
 
 
 def test_rejecting_the_last_wake_makes_its_clip_a_hard_negative(store):
@@ -220,6 +268,25 @@ def test_the_room_crowds_out_no_wake_that_nobody_has_judged(tmp_path):
 
     assert [one.id for one in kept if one.keyword] == wakes
     assert [one.id for one in kept if not one.keyword] == list(range(41, 71))
+
+
+def test_near_misses_beside_a_television_crowd_out_no_wake_and_nothing_that_the_week_on_trial_needs(tmp_path, monkeypatch):
+    """Four keywords, one of them said twice a day: a tenth of the space, and of what comes beside the wakes."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    store = Store(tmp_path, clips_max_mb=20)
+    missed = store.add_clip(dataclasses.replace(CLIP, label="between", reason=f"0.3 below the threshold{MISSED}"), SOUND)
+    admitted = store.add_clip(dataclasses.replace(CLIP, label="between", state="admitted"), SOUND)
+    for _ in range(10):
+        for label in ("negative", "between") * 20:
+            store.add_clip(dataclasses.replace(CLIP, label=label), SOUND)
+        for _ in range(5):
+            store.add_clip(ROOM, SOUND[:16_000])
+        store.add_clip(CLIP, SOUND)
+        store.add_clip(CLIP, SOUND)
+
+    assert len(store.clips(label="positive")) == 20
+    assert store.clips(label="between")[:2] == [missed, admitted]
+    assert 20 <= len(store.clips(label="negative", keyword="hey")) <= 80 and 20 <= len(store.clips(label="between")) <= 80
 
 
 def test_the_size_holds_even_against_what_was_confirmed(tmp_path):
@@ -357,6 +424,68 @@ def test_one_event_of_a_wrong_year_decides_nothing_about_the_clock(tmp_path, fir
 
     assert [clip.time_s < 1.8e9 for clip in store.clips()] == [True]
     assert (store.clips() == [kept]) == (first_s < 1.79e9)
+
+
+def test_what_was_kept_before_the_clock_was_set_is_dated_anew_and_what_an_earlier_listener_kept_is_not(tmp_path):
+    """Two days without a network, then NTP: an hour later all of it was deleted as years old, the confirmed too."""
+    clocks = Clocks(1.79e9)
+    earlier = clocks.store(tmp_path)
+    earlier.add_event(dataclasses.replace(WAKE, time_s=clocks.wall_s))
+    earlier.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+    clocks.wall_s = 1.62e9
+    listener, ages = clocks.store(tmp_path), []
+    for _ in range(2):
+        listener.confirm_clip(listener.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND).id)
+        clocks.go(86_400)
+    clocks.wall_s += 1.8e8
+    for seconds in (0, 3700, 28 * 86_400):
+        clocks.go(seconds)
+        listener.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+        ages.append({clip.id: round((clocks.wall_s - clip.time_s) / 86_400) for clip in listener.clips()})
+
+    assert ages == [{1: 118, 2: 2, 3: 1, 4: 0}, {2: 2, 3: 1, 4: 0, 5: 0}, {3: 29, 4: 28, 5: 28, 6: 0}]
+
+
+def test_a_clip_is_dated_anew_once_whichever_store_sees_the_clock_leap(tmp_path):
+    clocks = Clocks(1.62e9)
+    listener, socket = clocks.store(tmp_path), clocks.store(tmp_path)
+    for one in (listener, socket):
+        one.add_event(WAKE)
+    listener.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+    clocks.wall_s += 1.8e8
+    for one in (socket, listener, socket):
+        one.add_event(WAKE)
+
+    assert [clip.time_s for clip in listener.clips()] == [clocks.wall_s]
+
+
+def test_a_machine_that_slept_for_days_makes_no_clip_younger(tmp_path, monkeypatch):
+    """The clock that only goes forward must go on in its sleep."""
+    clocks = Clocks(1.79e9)
+    monkeypatch.setattr(store_module.time, "clock_gettime", lambda id: clocks.steady_s if id == time.CLOCK_BOOTTIME else 0.0)
+    store = Store(tmp_path, now=lambda: clocks.wall_s)
+    store.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+    clocks.go(3 * 86_400)
+    store.add_event(WAKE)
+
+    assert [clocks.wall_s - clip.time_s for clip in store.clips()] == [3 * 86_400]
+
+
+@pytest.mark.parametrize(("ahead_s", "kept"), [(2e8, 1), (3600.0, 0)])
+def test_clips_that_an_unset_clock_takes_for_the_future_s_take_no_day_s_allowance(tmp_path, monkeypatch, ahead_s, kept):
+    """Weeks of them counted as of this hour, where a board has no battery; those of a clock that was set back a little still do."""
+    store = Store(tmp_path)
+    for _ in range(20):
+        store.add_clip(dataclasses.replace(CLIP, time_s=1.79e9), np.zeros(1280, np.int16))
+    monkeypatch.setattr(cli, "time", SimpleNamespace(time=lambda: 1.79e9 - ahead_s))
+    labels = cli._labels(Settings(), store, [Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.5)])
+    noise = np.random.default_rng(0).normal(0, 1000, (60, HOP_SAMPLES)).astype(np.int16)
+    cuts = []
+    for hop, samples in enumerate(noise, 1):
+        found = [Detection("hey", "ann", 2.0, 0.5, hop * HOP_SAMPLES)] if hop == 40 else []
+        cuts += labels.step(samples, hop * HOP_SAMPLES, {("hey", "ann"): 2.0 if found else -9.0}, found)
+
+    assert len(cuts) == kept and labels.counts["too_many"] == 1 - kept
 
 
 def test_a_purge_writes_over_the_audio_before_it_deletes(store):
@@ -691,6 +820,23 @@ def test_the_user_can_say_that_was_wrong_and_play_it_and_delete_it(config, recor
     assert {one["state"] for one in listed(config, capsys)} == {"quarantined"}
     main(["clips", "purge", "--config", str(config)])
     assert listed(config, capsys) == [] and list((tmp_path / "state" / "clips").glob("*")) == []
+
+
+def test_of_a_wake_without_audio_confirm_last_says_that_its_rejection_is_taken_back(config, capsys):
+    Store(config.parent / "state").add_event(WAKE)
+    assert main(["clips", "reject", "--last", "--config", str(config)]) == 0
+    assert main(["clips", "confirm", "--last", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.endswith('the last wake of "hey" is not rejected any more; none of its audio was kept\n')
+
+
+def test_a_keyword_s_clips_are_listed_and_purged_in_any_spelling(config, capsys):
+    store = Store(config.parent / "state")
+    for keyword in ("open sesame", "other"):
+        store.add_clip(dataclasses.replace(CLIP, keyword=keyword), SOUND)
+
+    assert [one["id"] for one in listed(config, capsys, "--keyword", "Open  Sesame")] == [1]
+    assert main(["clips", "purge", "--keyword", "OPEN SESAME", "--config", str(config)]) == 0
+    assert [one.keyword for one in store.clips()] == ["other"]
 
 
 def test_nothing_is_kept_where_that_is_not_wanted(config, recording, capsys, tmp_path):

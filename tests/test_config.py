@@ -149,6 +149,15 @@ def test_a_file_that_was_named_must_be_there(tmp_path):
         load_settings(tmp_path / "latin.toml")
 
 
+@pytest.mark.parametrize(("path", "code"), [("/proc/self/mem", 1), ("/no/such.toml", 2)])  # the first cannot be read: input/output error
+def test_what_another_start_may_read_is_no_reason_to_stay_down(path, code):
+    """The unit does not start again what ended with 2."""
+    with pytest.raises(ConfigError) as refused:
+        load_settings(Path(path))
+
+    assert refused.value.exit_code == code
+
+
 def test_the_state_directory_follows_systemd_then_the_home(monkeypatch):
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/edgekws:/var/lib/other")
     assert Settings().store.root == Path("/var/lib/edgekws")

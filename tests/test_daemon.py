@@ -3,17 +3,18 @@ import re
 import signal
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from edgekws.audio import Source
-from edgekws.daemon import MUTE_S, ServiceManager, Status, closed_by_signals, listen
+from edgekws.daemon import DEAF_S, MUTE_S, ServiceManager, Status, closed_by_signals, listen
 from edgekws.detector import Detector
-from edgekws.errors import AudioError
+from edgekws.errors import AudioError, StoreError
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import PseudoLabels
-from edgekws.sinks import Delivery, StoreSink
+from edgekws.sinks import Delivery, StoreSink, words
 from edgekws.store import Store
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 
@@ -121,6 +122,24 @@ def test_each_clip_of_a_wake_has_its_event_however_soon_the_keyword_wakes_again(
     clips = [clip for clip in store.clips() if clip.label == "positive"]
     assert len(wakes) == heard.wakes and len(clips) > 9
     assert [wakes.get(clip.event) for clip in clips] == [clip.time_s for clip in clips]
+
+
+def test_clips_that_were_lost_are_not_told_as_kept():
+    """Those too that the disk refuses while the stop is on its way."""
+
+    def keep(clip, samples):
+        time.sleep(0.02)
+        raise StoreError("the disk is full")
+
+    kept, enrolled = Kept(), [Enrolled("loud", "ann", ONE, 0.5)]
+    delivery = Delivery([kept], keep=keep)
+    source = Chunks(cut(seconds(*[0, 1, 0, 0] * 4), HOP_SAMPLES))
+    listen(source, Pipeline(LoudIsOne(), Detector(enrolled), PseudoLabels(enrolled)), delivery, "edge-1")
+    delivery.close()
+    stop = kept.events[-1]
+
+    assert stop.extra["clips"]["cut"] > 0 and stop.extra["clips"]["lost"] == delivery.clips_dropped
+    assert words(stop).endswith(f"0 clips kept to learn from, {delivery.clips_dropped} lost")
 
 
 def test_a_gap_is_an_event_and_is_counted():
@@ -245,7 +264,7 @@ def test_deafness_is_an_event_and_a_status_until_it_hears_again(manager):
         ("gap", 1.5, {"lost_ms": 500}),
     ]
     assert told[1].startswith("STATUS=deaf since ") and told[1].endswith(": unplugged")
-    assert told[2].startswith("STATUS=listening to chunks: with edge-1") and "1 gaps of 0.5 s in all" in told[2]
+    assert told[2].startswith("STATUS=listening to chunks: with edge-1") and "1 gaps of 0.50 s in all" in told[2]
 
 
 MUTE = [0] * (round(MUTE_S) + 1)
@@ -265,7 +284,8 @@ def test_minutes_of_digital_silence_are_deafness_until_the_first_sound_and_no_ha
 
     deaf, again = [event for event in events if event.kind in ("deaf", "gap")]
     assert (deaf.kind, round(deaf.stream_s)) == ("deaf", MUTE_S + 1) and "is it muted?" in deaf.extra["reason"]
-    assert (again.kind, again.stream_s, again.extra) == ("gap", MUTE_S + 2, {"lost_ms": 0})
+    assert (again.kind, again.stream_s, again.extra) == ("gap", MUTE_S + 2, {"lost_ms": 0, "reason": "sound again"})
+    assert words(again) == "gap: sound again"
     assert (summary.gaps, status.gaps, status.lost_s) == (0, 0, 0.0)
     assert hears.count(False) > 10 and status.listening()
     assert [*told, *manager()].count("WATCHDOG=1") == (MUTE_S + 4) * SAMPLE_RATE_HZ // HOP_SAMPLES  # a mute is no hang
@@ -296,8 +316,30 @@ def test_the_status_line_tells_level_and_last_wake():
     status = Status()
     heard(Chunks(cut(seconds(0, 1, 1), HOP_SAMPLES)), now=lambda: 0.0, status=status)
 
-    wanted = r"level -\d\d\.\d dBFS, 1 wakes, the last \"loud\" at \d\d:\d\d:\d\d, 0 gaps of 0.0 s in all, 0 events dropped"
+    wanted = r"level -\d\d\.\d dBFS, 1 wakes, the last \"loud\" at \d\d:\d\d:\d\d, 0 gaps of 0.00 s in all, 0 events dropped"
     assert re.search(wanted, status.line())
+
+
+def test_a_level_of_before_it_was_deaf_is_not_that_of_now():
+    clock = iter([0.0, DEAF_S - 0.1, DEAF_S])
+    status = Status(lambda: next(clock))
+    status.heard(np.full(1280, 3277, np.int16))
+
+    assert (status.level_dbfs(), status.level_dbfs()) == (-20.0, None)
+
+
+def test_after_deafness_the_service_manager_is_told_the_level_that_is_heard(manager):
+    clock = [0.0]
+
+    def chunks():
+        yield AudioChunk(seconds(1), 0)
+        clock[0] += 3600
+        yield AudioChunk(seconds(1), 24_000, 8_000)
+
+    heard(Chunks(chunks()), status=Status(lambda: clock[0]))
+    (line,) = [line for line in manager() if line.startswith("STATUS=listening to chunks: with")]
+
+    assert re.search(r"level -\d\d\.\d dBFS", line)
 
 
 def test_without_progress_the_watchdog_starves(manager):

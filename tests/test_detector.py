@@ -1,9 +1,11 @@
 """Scores to detections, on embeddings made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from edgekws.detector import COHORT_NEAREST, Detector, scores
+from edgekws.detector import COHORT_NEAREST, Detector, background, scores
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Detection, Enrolled
@@ -68,6 +70,53 @@ def test_step_by_step_scores_are_those_of_the_whole_stream():
         found.append(detector.latest["hey", "ann"])
 
     assert np.allclose(found, scores(rows, one), atol=1e-5)
+
+
+def one_by_one(enrolled, rows, refractory_s=2.0):
+    """What a plain loop over everybody hears: events, scores of each hop, margins."""
+    events, latest, margins, quiet_until = [], [], [], {}
+    for hop, row in enumerate(rows, 1):
+        scores, found = {}, {}
+        for one in enrolled:
+            similarity = float((one.prototypes @ row).max())
+            common = float(background((one.cohort @ row)[None])[0]) if len(one.cohort) else 0.0
+            score = (similarity - common - one.offset) * one.scale
+            scores[one.keyword, one.speaker] = score
+            if score >= one.threshold and hop * HOP_SAMPLES >= quiet_until.get(one.keyword, 0):
+                found.setdefault(one.keyword, []).append(Detection(one.keyword, one.speaker, score, one.threshold, hop * HOP_SAMPLES))
+        for keyword, heard in found.items():
+            quiet_until[keyword] = hop * HOP_SAMPLES + round(refractory_s * SAMPLE_RATE_HZ)
+            events.append(max(heard, key=lambda one: one.score - one.threshold))
+        latest.append(scores)
+        margins.append(max(scores[one.keyword, one.speaker] - one.threshold for one in enrolled))
+    return events, latest, margins
+
+
+@pytest.mark.parametrize("cohorts", [0, 1, 2])
+@pytest.mark.parametrize("many", [1, 2, 60])
+def test_everybody_at_once_is_heard_as_one_by_one(many, cohorts):
+    rng = np.random.default_rng(many)
+
+    def unit(count):
+        rows = rng.standard_normal((count, DIM)).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    common = [unit(COHORT_NEAREST * 3) for _ in range(cohorts)] + [np.zeros((0, DIM), np.float32)]  # the last takes nothing off
+    everybody = [
+        Enrolled(f"k{i % 20}", f"s{i // 20}", unit(1 + i % 3), rng.uniform(0.3, 0.8), rng.uniform(1, 3), 0.1, common[i % len(common)])
+        for i in range(many)
+    ]
+    rows = unit(400)
+    detector, latest, margins, events = Detector(everybody), [], [], []
+    for hop, row in enumerate(rows, 1):
+        events += detector.step(row, hop * HOP_SAMPLES)
+        latest.append(dict(detector.latest))
+        margins.append(detector.margin)
+    wanted_events, wanted_latest, wanted_margins = one_by_one(everybody, rows)
+
+    assert latest == [pytest.approx(scores, abs=1e-6) for scores in wanted_latest] and margins == pytest.approx(wanted_margins, abs=1e-6)
+    assert [replace(one, score=0.0) for one in events] == [replace(one, score=0.0) for one in wanted_events] != []
+    assert [one.score for one in events] == pytest.approx([one.score for one in wanted_events], abs=1e-6)
 
 
 def test_a_score_that_is_no_number_never_wakes_and_the_next_word_does():

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 from dataclasses import replace
@@ -203,6 +204,35 @@ def test_a_new_recording_that_is_too_long_is_refused_and_one_that_was_enrolled_o
 def test_a_recording_that_is_an_earlier_one_again_is_refused(takes):
     with pytest.raises(EnrolmentError, match="recording 3: this is recording 2 again"):
         enrolment.check(takes[1].copy(), "recording 3", takes[:2])
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda take: (take * 0.3).astype(np.int16),
+        lambda take: take[slice(*speech_span(take))],
+        lambda take: reencoded(take),
+    ],
+    ids=["softer", "trimmed", "re-encoded"],
+)
+def test_a_copy_of_an_earlier_recording_is_that_recording_again_and_another_take_is_not(takes, copy):
+    with pytest.raises(EnrolmentError, match="recording 3: this is recording 2 again"):
+        enrolment.check(copy(takes[1]), "recording 3", takes[:2])
+    enrolment.check(copy(takes[1]), "recording 2", [takes[0], takes[2]])
+
+
+def reencoded(take):
+    file = io.BytesIO()
+    soundfile.write(file, take, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS")
+    file.seek(0)
+    return soundfile.read(file, dtype="int16")[0]
+
+
+def test_a_name_in_another_spelling_is_the_enrolled_one_and_any_other_is_itself():
+    known = ["open sesame", "Café", "Hey", "hey"]
+
+    asked = ["Open  SESAME", "cafe\u0301", "hey", "Hey", "HEY", "other"]
+    assert [enrolment.as_enrolled(name, known) for name in asked] == ["open sesame", "Café", "hey", "Hey", "Hey", "other"]
 
 
 def test_one_recording_of_another_phrase_is_named(engine, model, takes):

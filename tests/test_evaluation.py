@@ -288,6 +288,39 @@ def test_noise_is_so_much_weaker_than_the_speech_while_it_is_active(demo, snr_db
     assert 10 * np.log10(in_frames / (added.astype(np.float64) ** 2).mean()) == pytest.approx(snr_db, abs=0.01)
 
 
+@pytest.mark.parametrize("minutes", [0.2, 5])
+def test_made_noise_of_any_length_takes_transforms_of_short_and_fast_ones(monkeypatch, minutes):
+    """Of a prime number of samples NumPy's transform took minutes and gigabytes."""
+    lengths = []
+    real = np.fft.rfft
+    monkeypatch.setattr(np.fft, "rfft", lambda samples, *given: lengths.append(len(samples)) or real(samples, *given))
+    count = {0.2: 192_007, 5: 4_800_007}[minutes]
+    noise = evaluation.pink(np.random.default_rng(0), count)
+
+    assert (noise.shape, noise.dtype) == ((count,), np.float32)
+    assert all(length & (length - 1) == 0 and length <= 1 << 20 for length in lengths)
+    assert len({float(part.std()) for part in np.array_split(noise, 4)}) == 4  # nothing is said again
+    assert abs(noise.mean()) < 0.1 * noise.std()
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_noise_is_as_strong_as_asked_whatever_its_offset(tmp_path, offset):
+    import soundfile
+
+    noise = np.random.default_rng(0).standard_normal(32_000) * 300
+    soundfile.write(tmp_path / "rain.wav", np.round(noise + offset).astype(np.int16), SAMPLE_RATE_HZ)
+    drawn = evaluation._Noise([tmp_path / "rain.wav"]).draw(np.random.default_rng(0), 80_000)
+
+    assert evaluation.add_noise(np.zeros(80_000, np.float32), 1e6, drawn, 0.0).std() == pytest.approx(1000, rel=0.01)
+
+
+def test_a_small_offset_stays_so_that_figures_stay():
+    noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) * 300 + 20
+
+    assert evaluation.without_offset(noise) is noise
+    assert abs(evaluation.without_offset(noise + 20).mean()) < 0.01
+
+
 def test_the_word_ends_where_its_energy_does(demo):
     stream, spoken = demo
     for first, end in spoken:
@@ -378,6 +411,42 @@ def test_noise_that_was_all_trained_on_or_is_missing_is_said(model, corpus, demo
 
     assert any("trained on all of the corpus' noise" in note for note in trained["notes"])
     assert any("pink noise" in note for note in without["notes"])
+
+
+@pytest.mark.parametrize("value", [0, 700])
+def test_noise_that_is_silent_is_made_instead_and_said(model, corpus, value):
+    import soundfile
+
+    soundfile.write(corpus / "noise/hum.wav", np.full(32_000, value, np.int16), SAMPLE_RATE_HZ)
+    clean, noisy = (evaluate(corpus, model, conditions=[condition])["notes"] for condition in ("clean", "noise10"))
+
+    note = "the corpus has no noise that can be heard: pink noise was generated in its place"
+    assert note in noisy and note not in clean
+
+
+@pytest.mark.parametrize("protocol", ["stream", "paper"])
+def test_an_utterance_in_which_a_reader_says_the_keyword_holds_no_false_accept_and_no_hours(model, corpus, demo, protocol):
+    import soundfile
+
+    stream, spoken = demo
+    first, end = spoken[0]
+    soundfile.write(corpus / "neg/a/0.wav", stream[: end + 32_000], SAMPLE_RATE_HZ)
+    rewritten(corpus, lambda row: row | {"label": "digit-zero"} if row["kind"] == "keyword" else row)
+    found = []
+    for source in ("arctic_b0357", "arctic_b0358"):
+        rows = [("neg/a/0.wav", first / SAMPLE_RATE_HZ, (end - first) / SAMPLE_RATE_HZ, f"data/{source}_7.wav")]
+        rows += [("neg/b/0.wav", 0, 2, "data/other.wav")]
+        with (corpus / "segments.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "start_s", "duration_s", "source_path"), *rows])
+        found.append(evaluate(corpus, model, conditions=["clean"], protocol=protocol))
+    (before, after), negatives = ([one["keywords"]["digit-zero"]["deployed"] for one in found], found[1]["negative_hours"])
+
+    assert before["false_accepts"] - after["false_accepts"] == 2  # one of each user
+    left_out_s = (end - first) / SAMPLE_RATE_HZ + (0.5 if protocol == "stream" else 0)
+    (interval,) = (one["fa_interval"] for one in [after])
+    assert interval[1] == pytest.approx(poisson(after["false_accepts"], 2 * (negatives - left_out_s / 3600))[1], rel=0.02)
+    assert "digit-zero is said in 1 of the utterances of the negatives: these are no negatives of it" in found[1]["notes"]
+    assert not any("is said in" in note for note in found[0]["notes"])
 
 
 @pytest.mark.parametrize("name", ["talk", "a", "neg/a"])

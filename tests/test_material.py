@@ -5,9 +5,11 @@ import hashlib
 
 import numpy as np
 import pytest
+import soundfile
 
+from edgekws.errors import EdgekwsError
 from edgekws.frontend import HOP_FRAMES, N_MELS
-from edgekws.training import material
+from edgekws.training import material, synthesis
 from edgekws.training.material import Stream, Word
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 
@@ -104,6 +106,28 @@ def test_a_manifest_as_a_spreadsheet_writes_it_is_read(tmp_path):
     (tmp_path / "manifest.csv").write_text("path,kind,split\nneg/nathalie/0.opus,negative,negative\n", encoding="utf-8-sig")
 
     assert material.train_files(tmp_path) == ([tmp_path / "neg/nathalie/0.opus"], [])
+
+
+def test_a_recording_of_any_rate_and_channels_is_heard_and_one_of_ours_bit_for_bit(tmp_path):
+    samples = np.random.default_rng(0).integers(-3000, 3000, 2 * 44_100).astype(np.int16)
+    soundfile.write(tmp_path / "ours.wav", samples, 16_000)
+    soundfile.write(tmp_path / "fast.wav", samples, 44_100)
+    soundfile.write(tmp_path / "both.wav", samples.reshape(-1, 2), 16_000)
+    ours, fast, both = (material.read_audio(tmp_path / f"{name}.wav") for name in ("ours", "fast", "both"))
+
+    assert ours.dtype == np.int16 and np.array_equal(ours, samples)
+    assert fast.shape == pytest.approx((32_000,), abs=2)
+    assert both.shape == (44_100,)
+
+
+def test_where_no_program_speaks_a_stream_is_an_error_and_no_endless_loop(monkeypatch):
+    asked = []
+    monkeypatch.setattr(synthesis, "words", lambda: ("about", "house", "visual") * 400)
+    monkeypatch.setattr(synthesis.shutil, "which", lambda name: None if len(asked) < 100 else pytest.fail("it tries again and again"))
+    monkeypatch.setattr(synthesis, "random_voice", lambda *given, **kinds: asked.append(1) or synthesis.Voice("flite", "slt"))
+
+    with pytest.raises(EdgekwsError, match="flite is not installed"):
+        material.spoken_stream(1, None)
 
 
 def test_files_are_named_by_what_is_in_them(tmp_path):

@@ -48,7 +48,7 @@ def scrape_soon(port):
 def test_wakes_gaps_and_level_are_there_for_prometheus():
     status = Status()
     status.heard(np.full(1280, 3277, np.int16))
-    status.source, status.model, status.gaps, status.lost_s, status.hops, status.busy_s = "mic:x", "edge-1", 2, 1.5, 100, 0.25
+    status.source, status.model, status.gaps, status.lost_s, status.hops, status.busy_s = "mic:x", "edge-1", 2, 0.04, 100, 0.25
     metrics = Metrics("127.0.0.1", 0, status.report)
     for keyword in ("alexa", 'quote " and\nline', "alexa"):
         metrics.deliver(wake(keyword))
@@ -61,7 +61,7 @@ def test_wakes_gaps_and_level_are_there_for_prometheus():
     assert found["edgekws_wake_latency_seconds_bucket", (("le", "0.005"),)] == 3
     assert (found["edgekws_listening", ()], found["edgekws_level_dbfs", ()]) == (1, -20.0)
     counters = {name: found[f"edgekws_{name}_total", ()] for name in ("gaps", "lost_seconds", "hops", "busy_seconds", "dropped_clips")}
-    assert counters == {"gaps": 2, "lost_seconds": 1.5, "hops": 100, "busy_seconds": 0.25, "dropped_clips": 0}
+    assert counters == {"gaps": 2, "lost_seconds": 0.04, "hops": 100, "busy_seconds": 0.25, "dropped_clips": 0}
     metrics.close()
     assert any(name == "edgekws_info" and ("model", "edge-1") in labels for name, labels in found)
 

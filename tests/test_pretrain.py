@@ -12,9 +12,11 @@ import pytest
 import soundfile
 
 from edgekws import enrolment
+from edgekws.cli import main
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError
-from edgekws.training import material, pretrain, synthesis
+from edgekws.model import find_model, load_model
+from edgekws.training import material, pretrain, synthesis, teacher
 from edgekws.training.datasets import Utterance, is_for_training, load
 from edgekws.training.teacher import Teacher
 
@@ -83,7 +85,9 @@ def test_pretrain_writes_a_model_that_listens_and_goes_on_where_it_was(tmp_path,
     (tiny,) = pretrain.pretrain(tmp_path, **{**recipe, "networks": ["edge-tiny"]})
 
     load_engine(model).close()
-    assert (tiny.raw["recipe"]["teacher"], model.raw["recipe"]["teacher"]) == ("edge", None)
+    packaged = {"id": "edge-1", "sha256": load_model(find_model("edge")).raw["files"]["model.onnx"]}
+    assert (tiny.raw["recipe"]["teacher"], tiny.raw["recipe"]["taught_by"]) == ("edge", packaged)
+    assert (model.raw["recipe"]["teacher"], model.raw["recipe"]["taught_by"]) == (None, None)
     assert [one.keyword for one in enrolment.bundled(model)] == [pretrain.BUNDLED_KEYWORD]
     assert model.raw["recipe"]["steps"] == 3
     assert "minutes spoken" not in capsys.readouterr().out  # progress is no data
@@ -93,6 +97,93 @@ def test_pretrain_writes_a_model_that_listens_and_goes_on_where_it_was(tmp_path,
     shutil.rmtree(tmp_path / "edge-small")
     pretrain.pretrain(tmp_path, **recipe)
     assert (tmp_path / "streams.npz").stat().st_mtime_ns == spoken_ns
+
+
+@pytest.mark.parametrize(
+    ("runs", "made_here"),
+    [([["edge", "edge-tiny"]], True), ([["edge-tiny", "edge"]], True), ([["edge"], ["edge-tiny"]], True), ([["edge-tiny"]], False)],
+)
+def test_edge_tiny_is_taught_by_the_edge_beside_it_in_whatever_order_they_are_made(tmp_path, monkeypatch, runs, made_here):
+    """Only who teaches is real: all that costs time is replaced."""
+    taught = []
+    nothing = types.SimpleNamespace(targets=np.zeros((1, 96)), frames=np.zeros((4, 4, 40)))
+    model = {"id": "edge-1", "network": "edge", "raw": {"files": {"model.onnx": "0" * 64}}}
+    monkeypatch.setattr(synthesis, "check", lambda: None, raising=False)
+    monkeypatch.setattr(pretrain, "_streams", lambda *given: [])
+    monkeypatch.setattr(pretrain, "_material", lambda *given: nothing)
+    monkeypatch.setattr(pretrain, "_negative_streams", lambda *given: [])
+    monkeypatch.setattr(pretrain, "write_replay", lambda *given: None)
+    monkeypatch.setattr(pretrain, "load_model", lambda path: types.SimpleNamespace(path=path, **model))
+    monkeypatch.setattr(pretrain, "_taught_by", lambda model, *given: taught.append(model.path) or (nothing, nothing))
+    monkeypatch.setattr(pretrain, "distil", lambda *given, **settings: [0.0])
+    monkeypatch.setattr(
+        pretrain,
+        "finish",
+        lambda _, path, name, *given: path.mkdir(parents=True) or types.SimpleNamespace(path=path, **model | {"network": name}),
+    )
+    for networks in runs:
+        pretrain.pretrain(tmp_path / "out", teacher_wheel=None, corpus=None, networks=networks, spoken_minutes=1, steps=1)
+
+    assert taught == [tmp_path / "out" / "edge" if made_here else find_model("edge")]
+
+
+@pytest.mark.parametrize("missing", ["espeak-ng", "flite", "text2wave"])
+def test_without_a_program_that_speaks_nothing_is_made(tmp_path, monkeypatch, missing):
+    """It would loop for ever, or train on the voices that are left."""
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}")
+
+    with pytest.raises(EdgekwsError, match=f"{missing} is not installed"):
+        pretrain.pretrain(tmp_path / "out", teacher_wheel=None, corpus=None, spoken_minutes=1, steps=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bundled_keyword_is_not_made_of_the_voices_that_are_left(tmp_path, monkeypatch):
+    shutil.copytree(find_model("edge-tiny"), tmp_path / "model")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+    with pytest.raises(EdgekwsError, match="is not installed"):
+        pretrain.add_keyword(tmp_path / "model", "hey jetson")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--spoken-minutes", "0", "--spoken-minutes 0: accepted is a whole number from 1 on"),
+        ("--steps", "0", "--steps 0: accepted is a whole number from 1 on"),
+        ("--seed", "-1", "--seed -1: accepted is a whole number from 0 on, but not 29"),
+        ("--seed", "29", "--seed 29: accepted is a whole number from 0 on, but not 29"),
+    ],
+)
+def test_a_number_that_cannot_be_is_wrong_usage_before_anything_is_fetched_or_made(tmp_path, monkeypatch, capsys, option, value, said):
+    monkeypatch.setattr(teacher, "fetch", pytest.fail)
+
+    assert main(["pretrain", "--out", str(tmp_path / "out"), option, value]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_without_a_training_side_is_refused_before_anything_is_made(tmp_path):
+    skip_without_the_programs()
+    corpus = our_corpus(tmp_path / "corpus", "nothing to learn from")
+    text = (corpus / "manifest.csv").read_text()
+    (corpus / "manifest.csv").write_text(text.replace("neg/nathalie/", "neg/ann/").replace("fold1", "train"))
+
+    with pytest.raises(EdgekwsError, match=r"corpus: none of its 2 recordings is on the training side.*neg/nathalie/.*fold1"):
+        pretrain.pretrain(tmp_path / "out", teacher_wheel=None, corpus=corpus, spoken_minutes=1, steps=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_called_noise_makes_no_noise_of_speech(tmp_path):
+    speech, noise = np.random.default_rng(0).integers(-3000, 3000, (2, 192_000)).astype(np.int16)
+    found = []
+    for root in (tmp_path / "corpus", tmp_path / "noise" / "corpus"):
+        root.mkdir(parents=True)
+        soundfile.write(root / "speech.wav", speech, 16_000)
+        soundfile.write(root / "rain.wav", noise, 16_000)
+        found.append(pretrain._negative_streams([], [root / "speech.wav"], [root / "rain.wav"]))
+
+    assert [len(samples) for samples in found[0]] == [len(samples) for samples in found[1]]
+    assert len(found[0]) == 3 and np.array_equal(found[0][1], noise)  # speech, noise, and where speech begins
 
 
 def test_an_unknown_network_is_refused_before_anything_is_made(tmp_path):
@@ -165,6 +256,7 @@ def test_what_was_made_with_other_settings_is_not_trained_on(made, tmp_path, set
 
 
 def test_streams_that_do_not_say_what_they_were_made_from_are_not_trained_on(tmp_path):
+    skip_without_the_programs()
     np.savez(tmp_path / "streams.npz", lengths=np.zeros((0, 4)))
 
     with pytest.raises(EdgekwsError, match=r"streams\.npz: made with other settings \(spoken_minutes not noted, now 6; .*remove it"):

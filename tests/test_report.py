@@ -21,7 +21,7 @@ from edgekws import report
 from edgekws.model import find_model
 from edgekws.pictures import new_figure, time_axis
 from edgekws.store import Store
-from edgekws.values import Event
+from edgekws.values import Clip, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -215,6 +215,42 @@ def test_what_needs_a_look_is_said_worst_first(filled):
         assert wanted in text
 
 
+def test_another_version_s_scores_are_no_drift(filled):
+    """Only those of the version that listens are compared, whatever the threshold of the one before."""
+    start = replace(WAKE, kind="start", keyword="", time_s=NOW_S - 2 * DAY_S, stream_s=0.0, extra={"source": "mic:default"})
+    wakes = [replace(WAKE, time_s=start.time_s + 60 * i, stream_s=60.0 * i, score=2.5 + i % 5 / 10) for i in range(1, 80)]
+    later = [replace(one, time_s=one.time_s + DAY_S, stream_s=one.stream_s + DAY_S, score=one.score - 1.5, model="1") for one in wakes]
+    live = replace(later[0], kind="model", keyword="", extra={"what": "live", "before": "edge-1"})
+    listener = filled([start, *wakes, live, *later])
+    listener.begin_listening()
+    facts = found(Store(listener.root, read_only=True))
+
+    assert facts["attention"] == []
+    assert facts["keywords"][0]["drift"]["moved"] == ""
+
+
+@pytest.mark.parametrize(("unit", "todo"), [(True, "systemctl start edgekws"), (False, "edgekws run")])
+def test_the_advice_is_for_what_started_it(told, monkeypatch, tmp_path, unit, todo):
+    (tmp_path / "units").mkdir()
+    if unit:
+        (tmp_path / "units" / "edgekws.service").touch()
+    monkeypatch.setattr(report, "UNITS", (tmp_path / "units",))
+
+    for last in (at(-1, "stop", 4), at(-1, place=4), at(-1, "stop", 4, error="x")):
+        (one,) = told([at(-5, "start"), last], alive=False)["attention"]
+        assert ("systemctl" in one["todo"] or "journalctl" in one["todo"]) == unit
+    assert told([at(-5, "start"), at(-1, "stop", 4)], alive=False)["attention"][0]["todo"] == todo
+    (one,) = told([at(-9, "start"), at(-5, "start"), at(-4, place=1)])["attention"]
+    assert one["todo"] == ("journalctl -u edgekws" if unit else "edgekws log --kind start stop")
+
+
+def test_a_version_that_was_gone_back_from_by_hand_needs_no_look(told):
+    back = at(-1, "model", 4, what="rolled back", back_to="edge-1", reason="by hand")
+
+    assert told([at(-5, "start"), back])["attention"] == []
+    assert len(told([at(-5, "start"), replace(back, extra={**back.extra, "reason": "20 wakes in an hour"})])["attention"]) == 1
+
+
 def test_a_listener_that_was_killed_is_not_said_to_listen(filled):
     start = replace(WAKE, kind="start", keyword="", time_s=NOW_S - DAY_S, stream_s=0.0, extra={"source": "mic:default"})
     facts = found(filled([start, replace(WAKE, time_s=NOW_S - 3600)]))
@@ -222,6 +258,128 @@ def test_a_listener_that_was_killed_is_not_said_to_listen(filled):
     assert facts["listening"]["state"] == "gone"
     ((level, text),) = levels(facts)
     assert level == "bad" and "ended without a word" in text
+
+
+HOUR_S = 3600
+START = Event("", "", 0.0, 0.0, NOW_S, 0.0, 0.0, "edge-1", "start", extra={"source": "mic:default"})
+
+
+def at(hours, kind="wake", place=None, **extra):
+    """An event so many hours from now, and so many into its stream."""
+    extra = extra or (START.extra if kind == "start" else {})
+    what = replace(WAKE, extra=extra) if kind == "wake" else replace(START, kind=kind, extra=extra)
+    return replace(what, time_s=NOW_S + hours * HOUR_S, stream_s=(place or 0.0) * HOUR_S)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """What is found where these events are stored, and the listener is alive or not."""
+
+    def tell(events, alive=True, since_h=None):
+        store = Store(tmp_path / str(len(list(tmp_path.iterdir()))))
+        if alive:
+            store.begin_listening()
+        for event in events:
+            store.add_event(event)
+        facts = found(Store(store.root, read_only=True), 0.0 if since_h is None else NOW_S + since_h * HOUR_S)
+        store.close()
+        return facts
+
+    return tell
+
+
+def test_hours_go_on_after_the_last_event_while_it_listens(told):
+    facts = told([at(-100, "start"), at(-99, place=1)])
+
+    assert facts["listening"]["hours"] == pytest.approx(100)
+    assert facts["wakes"]["per_hour"] == pytest.approx(0.01)
+    assert [(row["id"], row["hours"]) for row in facts["models"] if row["hours"]] == [("edge-1", pytest.approx(100))]
+
+
+def test_hours_since_a_moment_begin_at_that_moment_and_not_at_the_first_event_after_it(told):
+    events = [at(-100, "start"), at(-99, place=1), at(-3, place=97)]
+
+    assert told(events[:2], since_h=-24)["listening"]["hours"] == pytest.approx(24)
+    facts = told(events, since_h=-24)
+    assert (facts["listening"]["hours"], facts["from_s"]) == (pytest.approx(24), NOW_S - DAY_S)
+    assert [row["hours"] for row in facts["models"] if row["hours"]] == [pytest.approx(24)]
+    assert told([*events, at(-1, "stop", 99, audio_s=99 * HOUR_S)], alive=False, since_h=-24)["listening"]["hours"] == pytest.approx(23)
+
+
+def test_what_gaps_took_was_not_heard(told):
+    events = [at(-10, "start"), at(-9, "deaf", 1, reason="unplugged"), at(-2, "gap", 8, lost_ms=7 * HOUR_S * 1000), at(-1, place=9)]
+    facts = told(events)
+
+    assert (facts["listening"]["hours"], facts["listening"]["lost_share"]) == (pytest.approx(3), pytest.approx(0.7))
+    assert [row["hours"] for row in facts["models"] if row["hours"]] == [pytest.approx(3)]
+    assert told(events, alive=False)["listening"]["hours"] == pytest.approx(2)
+    assert told([*events, at(-1, "stop", 9, audio_s=2 * HOUR_S)], alive=False)["listening"]["hours"] == pytest.approx(2)
+    assert told(events, since_h=-5)["listening"]["hours"] == pytest.approx(2)  # within the gap
+
+
+def test_a_boot_whose_microphone_comes_late_is_no_crash_and_costs_the_run_before_it_no_hours(told):
+    before, boot = [at(-48, "start"), at(-38, place=10)], at(-20, "deaf", 0, reason="no microphone")
+    begin = at(-19.9, "start", 0, source="mic:default", before="ended without a word")
+
+    fresh = told([boot, begin, at(-9.9, place=10)])["listening"]
+    assert (fresh["starts"], fresh["ended_untold"], fresh["hours"]) == (1, 0, pytest.approx(19.9))
+    stopped = told([*before, at(-37, "stop", 11, audio_s=11 * HOUR_S), boot, begin])["listening"]
+    assert (stopped["ended_untold"], stopped["hours"]) == (0, pytest.approx(11 + 19.9))
+    killed = told([*before, boot, begin, at(-9.9, place=10)])["listening"]
+    assert (killed["ended_untold"], killed["hours"]) == (1, pytest.approx(10 + 19.9))
+    assert told([*before, boot])["listening"]["state"] == "deaf"
+
+
+def test_a_listener_that_began_before_the_stretch_looked_at_and_was_killed_is_gone(told):
+    assert told([at(-24, "start"), at(-0.5, place=23.5)], alive=False, since_h=-1)["listening"]["state"] == "gone"
+    assert told([at(-24, "start")], alive=False, since_h=-1)["listening"]["state"] == "gone"
+
+
+def test_where_nothing_happened_lately_the_state_is_what_came_of_what_was_before(told):
+    assert told([at(-24, "start")], since_h=-1)["listening"]["state"] == "listens"
+    assert told([at(-24, "start"), at(-5, "deaf", 19, reason="unplugged")], since_h=-1)["listening"]["state"] == "deaf"
+    facts = told([at(-24, "start"), at(-5, "stop", 19, audio_s=19 * HOUR_S)], alive=False, since_h=-1)
+    assert (facts["listening"]["state"], facts["listening"]["since_s"]) == ("stopped", NOW_S - 5 * HOUR_S)
+    assert facts["listening"]["hours"] == 0
+
+
+def test_a_file_that_was_listened_to_beside_the_microphone_ends_nothing(told):
+    file = [at(-2, "start", 0, source="file:a.wav"), replace(at(-1.99), stream_s=30.0), at(-1.9, "stop", 0.1, audio_s=360.0, wakes=1)]
+    facts = told([at(-10, "start"), *file])
+
+    assert (facts["listening"]["state"], facts["attention"]) == ("listens", [])
+    assert facts["listening"]["hours"] == pytest.approx(10.1)
+    assert told([at(-10, "start"), *file, at(-1, "deaf", 9, reason="unplugged")])["listening"]["state"] == "deaf"
+    assert told([at(-10, "start"), *file, at(-1, "stop", 9, audio_s=9 * HOUR_S)], alive=False)["listening"]["state"] == "stopped"
+    assert told([at(-10, "start"), *file], since_h=-1)["listening"]["hours"] == pytest.approx(1)
+
+
+def test_a_clock_that_was_set_back_hides_no_deafness(told):
+    """The order of events is theirs, whatever times they bear."""
+    facts = told([at(-1, "start"), at(-0.9, place=0.1), at(-26, "deaf", 0.5, reason="unplugged")])
+
+    assert facts["listening"]["state"] == "deaf"
+
+
+def test_a_microphone_that_is_unmuted_is_no_gap(told):
+    muted = [at(-5, "deaf", 5, reason="only digital silence"), at(-4, "gap", 6, lost_ms=0, reason="sound again")]
+    facts = told([at(-10, "start"), *muted, at(-3, "gap", 7, lost_ms=0)])
+
+    assert (facts["listening"]["gaps"], facts["listening"]["deaf"], facts["listening"]["state"]) == (1, 1, "listens")
+    assert [one["words"] for one in facts["hearing"]][2:] == ["gap: sound again", "gap: less than 1 ms of audio were lost"]
+
+
+def test_a_round_that_failed_needs_a_look_though_later_ones_were_skipped(told):
+    rounds = [at(-90, "round", what="failed", reason="the disk is full")]
+    rounds += [at(i - 80, "round", what="skipped", reason="on battery") for i in range(60)]  # more than the page has rows for
+    facts = told([at(-48, "start"), *rounds])
+
+    assert ["the disk is full" in text for _, text in levels(facts)] == [True]
+    assert levels(told([at(-48, "start"), *rounds, at(-1, "round", what="promoted", reason="better")])) == []
+
+
+def test_a_rate_of_a_rare_wake_is_not_rounded_away(told):
+    assert told([at(-3000, "start"), at(-2999, place=1)])["wakes"]["per_hour"] == pytest.approx(0.000333)
 
 
 def test_a_satellite_s_wakes_are_not_the_microphone_s(tmp_path):
@@ -281,6 +439,41 @@ def test_energy_is_what_bench_measured_and_else_the_reason(filled):
     facts, markup = made(filled([replace(bench, extra={"backend": "onnxruntime", "energy_mj_per_hop": 0.42, "why_no_energy": None})]))
     assert facts["energy"][0]["mj_per_hop"] == 0.42
     assert "0.42 mJ a hop" in Page(markup).text
+
+
+def test_the_energy_told_first_is_the_last_measured_of_the_version_that_listens(filled):
+    def bench(hours, backend, mj, model="edge-1"):
+        return replace(at(-hours, "bench", backend=backend, energy_mj_per_hop=mj), model=model)
+
+    other = bench(1, "tensorrt", 9.5, "edge-0")
+    facts, markup = made(filled([WAKE, bench(4, "onnxruntime", 0.5), bench(3, "tensorrt", 3.25), bench(2, "onnxruntime", 0.75), other]))
+
+    assert [one["mj_per_hop"] for one in facts["energy"]] == [3.25, 0.75, 9.5]
+    assert re.search(r"energy\s+0\.75 mJ a hop\s+on onnxruntime", Page(markup).text)
+
+
+def test_what_is_not_enrolled_and_only_nearly_woke_has_a_row_too_and_says_who_was_asked(filled):
+    store = filled([replace(START, time_s=NOW_S - DAY_S), replace(WAKE, time_s=NOW_S - HOUR_S)])
+    clip = Clip("between", "hey jetson", "", 1.0, 16_000, 1.0, "0.50 below the threshold", time_s=NOW_S - HOUR_S, threshold=1.5)
+    for i in range(4):
+        store.confirm_clip(store.add_clip(clip, np.full(16_000, i, np.int16)).id)
+    facts, markup = made(store)
+
+    assert [(row["keyword"], row["near_misses"], row["likely_missed"]) for row in facts["keywords"]] == [
+        ("hey jetson", 4, 4),
+        ("open sesame", 0, 0),
+    ]
+    assert any("were the keyword, two networks or a person say" in text for _, text in levels(facts))
+    assert "says a second network or a person" in markup
+
+
+def test_a_median_of_few_has_no_interval(told, filled):
+    """Of five the least and the most hold the median in 94 of 100 cases."""
+    for count in (1, 5, 6):
+        (row,) = told([at(-10, "start"), *(at(i - 9, place=1 + i) for i in range(count))])["keywords"]
+        assert (row["margin"]["median"], row["margin"]["n"]) == (1.0, count)
+        assert (row["margin"]["low"], row["margin"]["high"]) == ((1.0, 1.0) if count == 6 else (None, None))
+    assert "+1.00" in made(filled([WAKE]))[1]
 
 
 def test_a_version_that_was_made_here_has_its_gate_its_size_and_its_cost(tmp_path, lived):

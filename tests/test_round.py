@@ -22,6 +22,7 @@ from edgekws.values import HOP_SAMPLES
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 from edgekws.training import round as rounds  # noqa: E402
+from edgekws.training.quantise import version  # noqa: E402
 from edgekws.training.round import Heard, Moment, Snapshot, Target, Trial, Voice, adapt, second_opinion, verdict  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -191,13 +192,16 @@ def test_a_round_ends_in_a_model_directory_that_any_engine_can_step(outcome):
     assert list(load_enrolled(model.path / ADAPTED)) == ["a False"]
 
 
-def test_a_version_says_where_it_comes_from(outcome, factory, snapshot):
+def test_a_version_says_where_it_comes_from(outcome, factory, snapshot, tmp_path):
     raw = outcome.model.raw
+    small = version(outcome.model, tmp_path / "int8", id="0001-test", precision="int8", frames=golden(outcome.model)[0])
 
     assert (raw["parent"], raw["data_sha256"]) == (factory.id, snapshot.sha256())
     assert outcome.model.parameters <= 0.6 * factory.parameters
     assert raw["spec"]["layers"] != factory.raw["spec"]["layers"]
     assert outcome.model.dim == factory.dim
+    assert outcome.model.trained_on_sha256 >= factory.trained_on_sha256 != set()  # `edgekws eval` leaves those files out
+    assert small.trained_on_sha256 == outcome.model.trained_on_sha256
     assert raw["recipe"] == {"name": "onda2", "criterion": "l1", "start": "edge-small", "steps": 3, "seed": 0}
     assert raw["gate"]["promoted"] == outcome.passed == (not raw["gate"]["reasons"])
     assert raw["cost"]["cpu_us_per_hop"] > 0 and raw["cost"]["train_ms_per_step"] > 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgekws.errors import ConfigError, StoreError
+from edgekws.errors import EdgekwsError, StoreError
 from edgekws.sinks import COMMANDS, CUT_SHORT, CommandSink, Complaints, Delivery, LineSink, StoreSink, as_json, as_line
 from edgekws.store import Store
 from edgekws.values import Clip, Event
@@ -286,6 +286,16 @@ def test_a_command_that_fails_or_reads_nothing_is_said(caplog):
     assert "ended with 3" in caplog.text
 
 
-def test_a_command_that_is_not_there_is_a_configuration_error():
-    with pytest.raises(ConfigError, match='"no-such-program" is no program here'):
-        CommandSink(["no-such-program"], 1)
+def test_a_command_that_is_not_there_yet_is_said_and_called_from_when_it_is(tmp_path, caplog):
+    """On a stick that is mounted after the start."""
+    program = tmp_path / "lamp.sh"
+    sink = CommandSink([str(program), str(tmp_path / "out")], 30)
+    with pytest.raises(EdgekwsError, match=r"lamp\.sh: cannot be run \(No such file or directory\)"):
+        sink.deliver(WAKE)
+    program.write_text('#!/bin/sh\ncat > "$1"\n')
+    program.chmod(0o755)
+    sink.deliver(WAKE)
+    sink.close()
+
+    assert 'lamp.sh" is no program here' in caplog.text
+    assert (tmp_path / "out").read_text() == as_json(WAKE) + "\n"

@@ -6,13 +6,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edgekws.errors import StoreError
-from edgekws.store import Store
-from edgekws.values import Enrolled, Event
+from edgekws.store import CACHES, Store
+from edgekws.values import Clip, Enrolled, Event
 
 WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-1", extra={"room": "küche"})
 WORD = (np.sin(np.arange(8000) / 7) * 9000).astype(np.int16)
@@ -184,6 +185,28 @@ def test_damage_that_comes_later_is_found_when_it_is_met(tmp_path, caplog):
     assert store.events(limit=200_000) == []
     assert store.add_event(WAKE).id == 1
     assert len(list(tmp_path.glob("edgekws.db.damaged-*"))) == 1 and "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b'["wake": 2}', b'{"wa\xebe": 2}', b"[2]"], ids=["no JSON", "no UTF-8", "no object"])
+def test_a_flipped_bit_in_the_text_of_one_event_costs_that_text_and_nothing_else(store, damage):
+    """SQLite has no checksums: to its check such a page is whole."""
+    store.add_event(replace(WAKE, kind="start", model="edge-0"))
+    first, second = store.add_event(WAKE), store.add_event(WAKE)
+    store.reject_wake(first.id)
+    store.add_event(replace(WAKE, kind="gap"))
+    with sqlite3.connect(store.root / "edgekws.db") as db:
+        db.execute("UPDATE events SET extra = CAST(? AS TEXT) WHERE id > 3", (damage,))
+    db.close()
+
+    for looking in (store, Store(store.root), Store(store.root, read_only=True)):
+        assert [(e.id, e.kind) for e in looking.events()] == [(1, "start"), (2, "wake"), (3, "wake"), (4, "reject"), (5, "gap")]
+        assert looking.events(after=1, limit=1) == [first]
+        assert looking.rejected(0) == set()
+        assert looking.tally("edge-1", 60.0).rejects == {"hey": (0, 1)}
+    clip = store.add_clip(Clip("positive", "hey", "ann", 1.5, 4000, 0.5, "woke", event=second.id), WORD)
+    store.note_alike(4, clip.file)
+    assert store.reject_wake(second.id)[1].label == "negative" and store.rejected(4) == {second.id}
+    assert store.confirm_clip(clip.id).label == "positive" and store.rejected(0) == set()
 
 
 def test_an_event_is_written_where_the_database_should_be_after_it_was_moved(tmp_path):
@@ -370,6 +393,28 @@ def test_prototypes_come_back_bit_for_bit_and_share_their_cohort(store):
     assert store.prototypes("edge/2") == {}
 
 
+def test_prototypes_of_the_last_eight_models_are_kept(store):
+    one = {"1": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)}
+    (store.root / "prototypes" / ".new-killed").mkdir(parents=True)
+    for i in range(10):
+        store.save_prototypes(f"m-{i}", one)
+        for path in store.root.glob("prototypes/*.npz"):  # each is older than whatever comes next by the time that the clock was set back
+            os.utime(path, (path.stat().st_mtime + 1000,) * 2)
+
+    assert len(list(store.root.glob("prototypes/*"))) == CACHES == 8
+    assert store.prototypes("m-9")
+
+
+def test_prototypes_that_are_used_are_kept(store):
+    one = {"1": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)}
+    store.save_prototypes("factory", one)
+    for i in range(20):
+        store.save_prototypes(f"adapted-{i}", one)
+        assert store.prototypes("factory")
+
+    assert store.prototypes("adapted-19") and not store.prototypes("adapted-0")
+
+
 def test_prototypes_from_before_voices_were_kept_are_read(store):
     store.save_prototypes("m", {"x": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)})
     (path,) = store.root.glob("prototypes/*.npz")
@@ -410,6 +455,23 @@ def test_promotion_and_rollback_go_forth_and_back(store, tmp_path):
     assert store.promote(two, "m-2") == two == store.current_model()
 
 
+def test_a_state_that_was_copied_without_its_links_listens_with_the_promoted_version(store, tmp_path):
+    for id in ("m-1", "m-2"):
+        store.promote(a_model(tmp_path, id), id)
+    copies = [Store(shutil.copytree(store.root, tmp_path / name, symlinks=False)) for name in ("first", "second", "third")]
+    for copy in copies:
+        models = copy.root / "models"
+        assert (copy.current_model(), copy.previous_model()) == (models / "m-2", models / "m-1")
+        assert list(copy.models()) == ["m-1", "m-2"] and copy.promoted_s() > 0 and copy.model_stamp() is not None
+    first, second, third = copies
+
+    assert first.rollback() == first.root / "models" / "m-1" == first.current_model() and first.previous_model() is None
+    assert second.promote(a_model(tmp_path, "m-3"), "m-3") == second.current_model()
+    assert second.previous_model().name == "m-2" and list(second.models()) == ["m-1", "m-2", "m-3"]
+    assert third.begin_trial_anew(1e9) and third.promoted_s() == 1e9
+    assert [path for copy in copies for path in copy.root.glob("models/.*")] == []
+
+
 def test_a_version_never_changes(store, tmp_path):
     store.promote(a_model(tmp_path, "m-1"), "m-1")
 
@@ -424,3 +486,14 @@ def test_promoting_twice_keeps_the_way_back(store, tmp_path):
     store.promote(path, "m-1")
 
     assert store.rollback() is None
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfe", "²".encode(), b"9" * 5000, b""])
+def test_junk_in_the_small_files_counts_as_nothing(store, junk):
+    store.save_engine("tensorrt")
+    for name in ("starts", "engine", "loading-tensorrt"):
+        (store.root / name).write_bytes(junk)
+    with store.loading("tensorrt") as may:
+        assert may
+
+    assert [store.count_start(), store.count_start()] == [0, 1] and store.engine() != "tensorrt"

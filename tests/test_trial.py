@@ -13,7 +13,7 @@ import pytest
 
 from edgekws.cli import main
 from edgekws.errors import EdgekwsError, UsageError
-from edgekws.model import find_model, load_model
+from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.power import load_meter
 
 torch = pytest.importorskip("torch")
@@ -128,7 +128,7 @@ def test_in_a_household_all_are_enrolled_and_tested_and_guests_do_not_speak(tmp_
     assert (room["user"], room["takes_of"], room["takes"], room["spoken"]) == ("ann+bob (cy)", {"ann": 3, "bob": 3, "cy": 3}, 9, 6)
 
     alone = trial.people(corpus, ["open sesame"], 1)
-    (_, single) = trial._life((corpus, alone, 0, 10.0, load_model(find_model("edge-small")), (("before", 1.0),), False, 0))
+    (_, single) = trial._life((corpus, alone, 0, 10.0, load_model(find_model("edge-small")), (("before", 1.0),), False, 0, frozenset()))
     assert "takes_of" not in single and single["heard"] == clean["heard"][:3]
 
 
@@ -150,13 +150,13 @@ def test_a_round_has_the_energy_that_the_meter_counted_and_one_beside_others_say
     monkeypatch.setattr(trial, "load_meter", functools.partial(load_meter, "ina3221", sysfs=tree))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    rows = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), True, 0))
+    rows = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), True, 0, frozenset()))
     assert [row["energy_j"] for row in rows] == [pytest.approx(4.775 * rows[0]["round_s"], rel=0.02, abs=0.3)] * 2
     assert [row["why_no_energy"] for row in rows] == [None, None]
     table = [line.split() for line in trial.table(rows).splitlines()]
     assert [line[table[0].index("J")] for line in table[1:]] == [f"{rows[0]['energy_j']:.0f}"] * 2
 
-    (row, _) = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), False, 0))
+    (row, _) = trial._life((corpus, [person], 0, 10.0, factory, (("enrol-only", 1.0),), False, 0, frozenset()))
     assert (row["energy_j"], row["why_no_energy"]) == (None, "other lives ran beside it (--workers 1 runs them one by one)")
 
 
@@ -171,7 +171,9 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
     monkeypatch.setattr(trial, "by_engine", lambda engine: tested.append(engine.precision) or by_engine(engine))
     (person,), factory = trial.people(corpus, ["open sesame"], None), load_model(find_model("edge-small"))
 
-    whole, _, small, _ = trial._life((corpus, [person], 0, 10.0, factory, (("onda1-hap", 4.0), ("onda1-hap-int8", 4.0)), False, 0))
+    whole, _, small, _ = trial._life(
+        (corpus, [person], 0, 10.0, factory, (("onda1-hap", 4.0), ("onda1-hap-int8", 4.0)), False, 0, frozenset())
+    )
     assert tested == ["int8"]
     assert small["arm"] == "onda1-hap-int8" and small["parameters"] == whole["parameters"]
     assert small["file_kb"] < whole["file_kb"] / 2
@@ -253,6 +255,58 @@ def test_a_recording_of_silence_is_no_noise(corpus):
     assert lives._noises(corpus)[0] == {"hum": [corpus / "noise/1.wav"]}
     for part in ("live", "test"):
         assert lives.Room(corpus, 0, 5.0).hear(np.zeros(48_000, np.float32), part, 1).std() > 100
+
+
+def test_noise_with_an_offset_is_as_strong_as_the_same_without_and_an_offset_alone_is_no_noise(tmp_path):
+    heard = []
+    for offset in (0, 2000):
+        corpus = make_corpus(tmp_path / str(offset))
+        for path in (corpus / "noise").iterdir():
+            soundfile.write(path, lives.read_recording(path) + np.int16(offset), 16_000)
+        heard.append(lives.Room(corpus, 0, 5.0).hear(np.zeros(48_000, np.float32), "live", 1).std())
+    assert heard[1] == pytest.approx(heard[0], rel=0.01)
+
+    corpus = make_corpus(tmp_path / "constant")
+    for path in (corpus / "noise").iterdir():
+        soundfile.write(path, np.full(32_000, 700, np.int16), 16_000)
+    assert "the corpus has no noise that can be heard: pink noise is made in its place" in lives.look_over(corpus)
+
+
+def sha256_16(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def test_what_a_given_network_was_trained_on_is_left_out_of_its_lives_and_said(tmp_path, monkeypatch):
+    corpus = make_corpus(tmp_path / "corpus", sides=("neg/nathalie", "neg/a"), takes=7, noises=3)
+    with (corpus / "manifest.csv").open("a") as file:
+        file.write("neg/b/0.wav,negative,talk,,0,negative,12,\n")
+    (corpus / "neg/b").mkdir()
+    soundfile.write(corpus / "neg/b/0.wav", np.concatenate(ambience(3)), 16_000)
+    known = [corpus / name for name in ("neg/nathalie/0.wav", "neg/a/0.wav", "noise/0.wav", "kw/slt/t2.wav")]
+    shutil.copytree(find_model("edge-small"), tmp_path / "mine")
+    rewrite_manifest(tmp_path / "mine", {"trained_on_sha256": sorted(map(sha256_16, known))})
+    said, jobs = [], []
+    monkeypatch.setattr(trial, "ProcessPoolExecutor", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(map=map)))
+    monkeypatch.setattr(trial, "_life", lambda job: jobs.append(job) or [{"keyword": "", "network": "", "snr_db": 0}])
+    list(trial.run(corpus, arms=["before"], networks=[str(tmp_path / "mine")], keywords=["open sesame"], say=said.append))
+
+    seen = jobs[0][-1]
+    assert len(jobs[0][1][0].takes) == 6
+    assert lives._sides(corpus, seen)[:2] == (["neg/nathalie/0.wav"], ["neg/b/0.wav"])
+    assert lives._noises(corpus, seen)[0] == {"hum": [corpus / "noise/1.wav", corpus / "noise/2.wav"]}
+    assert "3 files of the corpus left out: a network that is tried was trained on them" in said
+    list(trial.run(corpus, arms=["before"], networks=["edge-small"], keywords=["open sesame"], say=said.append))
+    assert sum("a network that is tried" in line for line in said) == 1
+
+
+def test_an_arm_that_is_named_twice_is_tried_once(corpus, monkeypatch):
+    ran = []
+    monkeypatch.setattr(trial, "ProcessPoolExecutor", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(map=map)))
+    monkeypatch.setattr(trial, "_life", lambda job: ran.append(job[5]) or [{"keyword": "", "network": "", "snr_db": 0}])
+    twice = {"arms": ["before", "before", "onda1-hap"], "compressions": [4.0, 4.0]}
+    list(trial.run(corpus, **twice, networks=["edge-small"], keywords=["open sesame"]))
+
+    assert ran == [(("before", 1.0), ("onda1-hap", 4.0))]
 
 
 def test_a_corpus_that_nobody_can_live_in_is_said(tmp_path):

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgekws
@@ -327,6 +328,17 @@ def test_a_browser_shows_it_on_a_desktop_and_on_a_phone_and_names_are_text(serve
         assert complaints == []
         assert struct.unpack(">II", picture.read_bytes()[16:24]) == (width, height)
     page.close()
+
+
+def test_a_microphone_that_is_muted_is_shown_as_deaf_and_not_as_without_samples(served, chromium):
+    status = Status()
+    status.heard(np.zeros(1280, np.int16))
+    status.muted = True
+    page = LivePage("127.0.0.1", 0, status.report, served.pipeline, Store(served.store.root))
+    dump, _ = chromium(page.url, "--dump-dom")
+    page.close()
+
+    assert re.search(r'id="state" class="bad">Deaf<', dump)
 
 
 def test_a_browser_is_refused_under_a_name_that_was_made_to_point_here(served, chromium):

@@ -200,7 +200,7 @@ def test_names_are_each_connections_own(service):
         async with client(service) as one, client(service) as other:
             await one.write_event(Detect(names=["alexa"]).event())
             error = await answer(one)
-            await other.write_event(Detect(names=[KEYWORD, "alexa"], context={"room": 3}).event())
+            await other.write_event(Detect(names=[KEYWORD.upper(), "alexa"], context={"room": 3}).event())
             return error, await asyncio.gather(heard(one, ONCE), heard(other, ONCE))
 
     error, (none, all_of_it) = asyncio.run(talk())

@@ -88,8 +88,11 @@ def _open(path: Path) -> Any:
         if not path.exists():
             near = did_you_mean(path.name, (each.name for each in path.parent.iterdir())) if path.parent.is_dir() else ""
             raise AudioError(f"cannot read {path}: no such file{near}")
+        if path.is_dir():
+            raise AudioError(f"cannot read {path}: it is a directory, not a file. Accepted: WAV, FLAC, Opus")
         if not path.is_file():
-            raise AudioError(f"cannot read {path}: not a file; a pipe is read as stdin: (edgekws run --source stdin: < {path})")
+            pipe = f"; a pipe is read as stdin: (edgekws run --source stdin: < {path})" if path.is_fifo() else ". Accepted: WAV, FLAC, Opus"
+            raise AudioError(f"cannot read {path}: not a file{pipe}")
         with path.open("rb") as probe:
             if not probe.read(1):
                 raise AudioError(f"cannot read {path}: the file is empty")

@@ -79,7 +79,7 @@ def play(samples: np.ndarray) -> None:
         sd.play(samples, SAMPLE_RATE_HZ, blocking=True)
     except (sd.PortAudioError, ValueError) as error:
         raise AudioError(
-            f"cannot play: no output of sound works here ({error}). Write it to a file: edgekws clips play --out FILE"
+            f"cannot play: no output of sound works here ({error}). Write it to a file: edgekws clips play ID --out FILE"
         ) from error
 
 

@@ -38,17 +38,17 @@ function verdict(kind, state, detail) {
 
 function show(now) {
   const deaf = now.events.find((one) => one.kind === "deaf");
-  if (!now.listening) verdict("bad", "Deaf: no samples come", deaf ? `${when(deaf.time_s)} ${deaf.words}` : "edgekws doctor says what is missing");
+  if (!now.listening) verdict("bad", "Deaf", deaf ? `${when(deaf.time_s)} ${deaf.words}` : "edgekws doctor says what is missing");
   else if (now.level_dbfs === null) verdict("warn", "Listening, to digital silence", "Is the microphone muted?");
   else if (now.dropped || now.clips_dropped) verdict("warn", "Listening, and something is too slow", "Events or clips were dropped: journalctl -u edgekws");
   else verdict("ok", "Listening", now.gaps ? `with ${now.gaps} gaps since the start` : "no audio was lost since the start");
   document.title = `${at("state").textContent} – edgekws`;
   text("source", now.source);
-  text("level", now.level_dbfs === null ? "silence" : `${number(now.level_dbfs)} dBFS`);
+  text("level", now.level_dbfs === null ? (now.listening ? "silence" : "–") : `${number(now.level_dbfs)} dBFS`);
   at("meter").value = now.level_dbfs ?? -72;
   text("wakes", number(now.wakes));
   text("last", now.last_wake ? `last: ${now.last_wake.keyword}${now.last_wake.speaker ? ` (${now.last_wake.speaker})` : ""}, ${when(now.last_wake.time_s)}` : "none yet");
-  text("lost", `${number(now.lost_s, 1)} s`);
+  text("lost", `${number(now.lost_s, 2)} s`);
   text("gaps", `${number(now.gaps)} gaps`);
   text("dropped", number(now.dropped + now.clips_dropped));
   text("dropped-by", Object.entries({ ...now.dropped_by, clips: now.clips_dropped }).filter(([, count]) => count).map(([name, count]) => `${name} ${count}`).join(", ") || "none");

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from edgekws.config import KeywordSettings
-from edgekws.errors import EdgekwsError, EngineUnavailable, EnrolmentError, ModelError, StoreError
+from edgekws.errors import EdgekwsError, EngineUnavailable, EnrolmentError, ModelError, StoreError, UsageError
 from edgekws.evaluation import WORSE, sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
-from edgekws.power import Recording
+from edgekws.power import NoMeter, Recording, load_meter
 from edgekws.power.conditions import SYSFS, free_memory_mb, hottest_c, on_battery
-from edgekws.promotion import WATCHED_S, model_event
+from edgekws.promotion import WATCHED_S, begins_anew, model_event
 from edgekws.store import ADAPTED, Store
 from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of, told_apart
 from edgekws.values import Clip, Event
@@ -210,7 +210,7 @@ def look_back(
 
     Both are run on the clips of the week in which the one before listened along, which neither has learned from: what woke either, and
     what nearly woke. The gate had but what was heard before the round, and for one owner of twenty that did not tell. Each voice is looked
-    at by itself, and once the week is over a last time.
+    at by itself, and once the week is over a last time, unless it was hardly heard and the week begins anew.
 
     Args:
         model: the configured factory network, by name or path.
@@ -239,13 +239,13 @@ def look_back(
     except (ModelError, EngineUnavailable, EnrolmentError) as error:
         say(f"not looked back on: {error}")
         return None
-    over = now() >= until_s
     voice, (lost, gained) = min(found.items(), key=lambda one: sign_test(*one[1]), default=(("what was heard", ""), (0, 0)))
     differ = [pair for pair in found.values() if any(pair)]
     reason = f"of {_who(*voice)} since then the version before alone hears {lost}, it alone {gained}"
     with store.unchanged():
         if store.current_model() != current:
             return None
+        over = now() >= until_s and not begins_anew(store, live.id, now())
         if not fell(lost, gained, len(differ), at_last=over):
             if over:  # else chance would be asked again, night after night, while its clips are dropped one by one
                 _add_event(store, model_event(live.id, "kept", now(), reason=reason))
@@ -321,13 +321,21 @@ def run(
         recording, rest: as `adapt` has them.
 
     Raises:
-        UsageError: no such recipe or criterion, or a target out of reach.
+        UsageError: no such recipe or criterion, one of them or a target with a recipe that prunes nothing, or a target out of reach.
         StoreError: another round is under way, or the state directory cannot be read or written.
         EdgekwsError: nothing is enrolled, or training failed. Nothing was changed.
     """
     asked = recipe is not None or criterion is not None or target is not None
     recipes = [recipe or "onda1"] if asked else ["onda1", "weights-only"]
     criterion_of(recipes[0], criterion)
+    if recipe == "weights-only" and (criterion or target):
+        raise UsageError(
+            f"--{'target' if target else 'criterion'} goes with a recipe that prunes, and weights-only does not. Try: --recipe onda1"
+        )
+    if target and target.kind == "energy_mj":  # told by now, and not after minutes
+        with contextlib.closing(load_meter()) as meter:
+            if isinstance(meter, NoMeter):
+                raise UsageError(f"no target in energy_mj here: {meter.why}. Give params=… or latency_ms=…")
     factory = load_model(find_model(model))
     family = _family(factory)
     with store.round_folder() as folder:

@@ -13,7 +13,6 @@ half of what training never had speaks in each. No keyword was ever trained on.
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import itertools
@@ -33,6 +32,7 @@ from edgekws.engines import Engine, load_engine
 from edgekws.errors import EdgekwsError
 from edgekws.evaluation import (
     HIGHEST_RATE,
+    LEAST_NOISE,
     Row,
     Take,
     durations_s,
@@ -40,9 +40,12 @@ from edgekws.evaluation import (
     false_accept_steps,
     pink,
     read_manifest,
+    read_segments,
     reverberate,
     room_response,
+    said_in,
     wilson,
+    without_offset,
 )
 from edgekws.frontend import log_mel
 from edgekws.model import Model, builtin_models, find_model, load_model
@@ -56,7 +59,6 @@ from edgekws.values import HOP_MS, SAMPLE_RATE_HZ, AudioChunk, Enrolled
 LEAST_TAKES = 5  # beside the enrolment: fewer cannot be halved
 MOST_TAKES = 70
 LEAST_NEGATIVE_S = 1.0  # a shorter one holds no wake
-LEAST_NOISE = SAMPLE_RATE_HZ // 10  # samples that are not digital silence
 LIVE_MINUTES = 40.0
 ROOMS_DB = (10.0, 5.0, 0.0)
 SPOKEN_KEYWORDS = ("hey snips", "hey snapdragon")
@@ -84,9 +86,7 @@ CONFUSABLE = (
     "hey clips",
     "hey wagon",
 )
-# The readers of the test say these keywords themselves, and "seventeen", which begins with one: such an utterance is no negative. By the
-# texts of the CMU ARCTIC prompts; in the 61 LibriSpeech utterances as far as pocketsphinx 5.1.1 transcribes them.
-SAID = {"digit-zero": ("arctic_b0358",), "digit-seven": ("arctic_a0342", "arctic_a0348", "arctic_b0391", "5393-19218", "6147-34605")}
+NOTHING: frozenset[str] = frozenset()
 PER_LIFE = dict.fromkeys(PER_HOUR, 1000)  # a life is a week in forty minutes, so a day's caps do not hold
 
 
@@ -100,11 +100,15 @@ class Person:
     takes: Sequence[np.ndarray]
 
 
-def corpus_people(corpus: Path, keywords: Sequence[str] | None = None, least: int = LEAST_TAKES) -> list[Person]:
-    """Those with so many takes beside their enrolment; most takes first within a keyword."""
+def corpus_people(
+    corpus: Path, keywords: Sequence[str] | None = None, least: int = LEAST_TAKES, seen: frozenset[str] = NOTHING
+) -> list[Person]:
+    """Those with so many takes beside their enrolment, none of them `seen`; most takes first within a keyword."""
     found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in _rows(corpus):
         if row.kind == "keyword" and (not keywords or row.label in keywords) and row.split in ("enrol", "test"):
+            if seen and _sha256(corpus / row.path) in seen:
+                continue
             found.setdefault((row.label, row.speaker), {"enrol": [], "test": []})[row.split].append(row)
     people = []
     for (keyword, speaker), parts in found.items():
@@ -139,26 +143,49 @@ def _read(path: Path) -> np.ndarray:
 
 
 _rows = functools.cache(read_manifest)
+_segments = functools.cache(read_segments)
 
 
-def look_over(corpus: Path) -> list[str]:
+def look_over(corpus: Path, seen: frozenset[str] = NOTHING) -> list[str]:
     """What its lives will lack, for people.
+
+    Args:
+        seen: what the networks that are tried were trained on, as their manifests have it (`trained_on_sha256`).
 
     Raises:
         EdgekwsError: files that cannot be read, or nobody to live among or to be tested on.
     """
     durations_s(corpus, [row for row in _rows(corpus) if row.kind in ("negative", "noise") or row.split in ("enrol", "test")])
-    return [note for note in (_sides(corpus)[2], _noises(corpus)[1]) if note]
+    return [note for note in (_sides(corpus, seen)[2], _noises(corpus, seen)[1], _left_out(corpus, seen)) if note]
+
+
+def _left_out(corpus: Path, seen: frozenset[str]) -> str:
+    """What `seen` alone takes from lives, for people; the training side serves as it does for the packaged networks."""
+    new = seen - _packaged()
+    used = [row for row in _rows(corpus) if row.kind in ("negative", "noise") or row.split in ("enrol", "test")]
+    used = [row for row in used if row.split not in TRAIN_NOISE_FOLDS and not row.path.startswith(TRAIN_NEGATIVES)]
+    count = sum(_sha256(corpus / row.path) in new for row in used) if new else 0
+    return f"{count} files of the corpus left out: a network that is tried was trained on them" if count else ""
 
 
 @functools.cache
-def _sides(corpus: Path) -> tuple[list[str], list[str], str]:
+def _sha256(path: Path) -> str:
+    return sha256_16([path])[0]
+
+
+def _packaged() -> frozenset[str]:
+    """What the packaged networks were trained on."""
+    return frozenset[str]().union(*(load_model(find_model(name)).trained_on_sha256 for name in builtin_models()))
+
+
+@functools.cache
+def _sides(corpus: Path, seen: frozenset[str] = NOTHING) -> tuple[list[str], list[str], str]:
     """Paths of the negatives that speak in the stream and of those in the test, and a note; of one that is both, half of its time is."""
     rows = [row for row in _rows(corpus) if row.kind == "negative"]
     lasts_s = durations_s(corpus, rows)
     paths = [row.path for row in rows if lasts_s[row.path] >= LEAST_NEGATIVE_S]
-    trained = frozenset[str]().union(*(load_model(find_model(name)).trained_on_sha256 for name in builtin_models()))
-    unseen = [path for path in paths if sha256_16([corpus / path])[0] not in trained]
+    trained = seen | _packaged()
+    unseen = [path for path in paths if _sha256(corpus / path) not in trained]
     live = [path for path in paths if path.startswith(TRAIN_NEGATIVES)]
     test = [path for path in unseen if path not in live]
     if live and test:
@@ -177,10 +204,10 @@ def _sides(corpus: Path) -> tuple[list[str], list[str], str]:
 
 
 @functools.cache
-def _noises(corpus: Path) -> tuple[dict[str, list[Path]], str]:
+def _noises(corpus: Path, seen: frozenset[str] = NOTHING) -> tuple[dict[str, list[Path]], str]:
     """The kinds of noise to live under, those with two recordings if there are any; and a note."""
     every = [row for row in _rows(corpus) if row.kind == "noise"]
-    outside = [row for row in every if row.split not in TRAIN_NOISE_FOLDS]
+    outside = [row for row in every if row.split not in TRAIN_NOISE_FOLDS and not (seen and _sha256(corpus / row.path) in seen)]
     folds = " and ".join(TRAIN_NOISE_FOLDS)
     for rows, least, note in (
         (outside, 2, ""),
@@ -199,9 +226,9 @@ def _noises(corpus: Path) -> tuple[dict[str, list[Path]], str]:
 class Room:
     """Where a user lives: a response, one kind of noise, and how loud that is."""
 
-    def __init__(self, corpus: Path, seed: int, snr_db: float | None) -> None:
+    def __init__(self, corpus: Path, seed: int, snr_db: float | None, seen: frozenset[str] = NOTHING) -> None:
         rng = np.random.default_rng([31, seed])
-        kinds = _noises(corpus)[0]
+        kinds = _noises(corpus, seen)[0]
         self.noise = sorted(kinds)[int(rng.integers(len(kinds)))] if kinds else "pink"
         paths = sorted(kinds.get(self.noise, []))
         self.snr_db = snr_db
@@ -241,12 +268,13 @@ class Room:
 
 def _unit(samples: np.ndarray) -> np.ndarray:
     """Of unit power, without the digital silence that fills a short recording up."""
-    kept = _loud(samples).astype(np.float32)
+    kept = _loud(samples)
     return np.asarray(kept / np.sqrt((kept**2).mean()), np.float32)
 
 
 def _loud(samples: np.ndarray) -> np.ndarray:
-    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 1)
+    samples = without_offset(samples)
+    loud = np.flatnonzero(np.abs(samples) > 1)
     return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
 
 
@@ -283,10 +311,15 @@ def lead(
     snr_db: float | None,
     clean_negatives: list[np.ndarray],
     guests: int = 0,
+    seen: frozenset[str] = NOTHING,
 ) -> Life:
-    """Let the deployed listener live with people of one keyword, so many of whom, the last, are guests; then make the test."""
+    """Let the deployed listener live with people of one keyword, so many of whom, the last, are guests; then make the test.
+
+    Args:
+        seen: as in `look_over`, and `clean_negatives` made with it.
+    """
     rng = np.random.default_rng([37, seed])
-    room = Room(corpus, seed, snr_db)
+    room = Room(corpus, seed, snr_db, seen)
     live: list[np.ndarray] = []
     test: list[np.ndarray] = []
     takes_of = {}
@@ -300,14 +333,14 @@ def lead(
         live = [live[i] for i in rng.permutation(len(live))]
     with closing(load_engine(factory)) as engine:
         enrolled = enrolled_as(people, engine, factory)
-        snapshot = hear(people, live, corpus, engine, enrolled, room, rng, seed)
+        snapshot = hear(people, live, corpus, engine, enrolled, room, rng, seed, seen=seen)
     takes: dict[str, list[tuple[np.ndarray, int]]] = {"room": [], "clean": []}
     for i, take in enumerate(test):
         padded = enrolment.pad(to_int16(at_level(take, LEVEL_DBFS)))
         end = enrolment.PAD_BEFORE + len(take)
         takes["clean"].append((log_mel(padded), end))
         takes["room"].append((log_mel(room.hear(padded, "test", 1000 * seed + i)), end))
-    noisy = [log_mel(room.hear(samples, "test", 500_000 + i)) for i, samples in enumerate(test_speech(corpus, people[0].keyword))]
+    noisy = [log_mel(room.hear(samples, "test", 500_000 + i)) for i, samples in enumerate(test_speech(corpus, people[0].keyword, seen))]
     return Life(people, room, snapshot, len(live), test, takes_of, takes, {"room": noisy, "clean": clean_negatives})
 
 
@@ -326,12 +359,13 @@ def hear(
     rng: np.random.Generator,
     seed: int,
     witness: tuple[Engine, Sequence[Enrolled]] | None = None,
+    seen: frozenset[str] = NOTHING,
 ) -> Snapshot:
     """What a listener keeps of these takes among read speech; without a room in quiet.
 
     The id of a moment is 1 where it is the keyword, else 0: nobody who learns looks at it.
     """
-    stream, spans = _stream(takes, corpus, rng)
+    stream, spans = _stream(takes, corpus, rng, seen)
     heard = room.hear(stream, "live", seed) if room else to_int16(stream)
     labels = PseudoLabels(enrolled, per_hour=PER_LIFE, per_day=PER_LIFE, room_growth=1.0)
     pipeline = Pipeline(engine, Detector(enrolled), labels)
@@ -356,10 +390,12 @@ def hear(
     )
 
 
-def _stream(live: Sequence[np.ndarray], corpus: Path, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def _stream(
+    live: Sequence[np.ndarray], corpus: Path, rng: np.random.Generator, seen: frozenset[str] = NOTHING
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Takes among read speech at `LEVEL_DBFS`, and where they are."""
     pieces: list[np.ndarray] = []
-    paths, test, _ = _sides(corpus)
+    paths, test, _ = _sides(corpus, seen)
     for path in paths:
         samples = at_level(_read(corpus / path), LEVEL_DBFS)
         samples = _half(samples, "live") if paths == test else samples
@@ -384,33 +420,17 @@ def _stream(live: Sequence[np.ndarray], corpus: Path, rng: np.random.Generator) 
     return np.concatenate(out), spans
 
 
-def test_speech(corpus: Path, keyword: str) -> Iterator[np.ndarray]:
+def test_speech(corpus: Path, keyword: str, seen: frozenset[str] = NOTHING) -> Iterator[np.ndarray]:
     """Speech without the keyword that no network and no stream had, at `LEVEL_DBFS`; for text-to-speech keywords with phrases like them."""
-    live, paths, _ = _sides(corpus)
+    live, paths, _ = _sides(corpus, seen)
     for path in paths:
         samples = at_level(_read(corpus / path), LEVEL_DBFS)
         kept = np.ones(len(samples), bool)
-        for first, end in _said(corpus, path, keyword):
+        for first, end in said_in(_segments(corpus), path, keyword):
             kept[first:end] = False
         yield _half(samples, "test")[_half(kept, "test")] if paths == live else samples[kept]
     if keyword in SPOKEN_KEYWORDS:
         yield confusable()
-
-
-def _said(corpus: Path, path: str, keyword: str) -> list[tuple[int, int]]:
-    """The samples of a negative's utterances that hold the keyword, by segments.csv; where there is none, nothing is known to."""
-    if keyword not in SAID or not (corpus / "segments.csv").exists():
-        return []
-    rows = _segments(corpus)
-    holding = [row for row in rows if row["path"] == path and any(name in row.get("source_path", "") for name in SAID[keyword])]
-    times = [(float(row["start_s"]), float(row["duration_s"])) for row in holding]
-    return [(round(start_s * SAMPLE_RATE_HZ), round((start_s + long_s) * SAMPLE_RATE_HZ)) for start_s, long_s in times]
-
-
-@functools.cache
-def _segments(corpus: Path) -> list[dict[str, str]]:
-    with open(corpus / "segments.csv", newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
 
 
 def confusable() -> np.ndarray:

@@ -21,7 +21,8 @@ import torch
 
 from edgekws import enrolment
 from edgekws.engines import load_engine
-from edgekws.errors import EdgekwsError
+from edgekws.errors import EdgekwsError, UsageError
+from edgekws.evaluation import read_manifest
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, find_model, load_model, rewrite_manifest
 from edgekws.training import material as material_module
@@ -30,7 +31,18 @@ from edgekws.training.datasets import Utterance, is_for_training, layout, load
 from edgekws.training.distil import Projection, distil
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import steps_of
-from edgekws.training.material import Material, Stream, Word, at_level, read_audio, sha256_16, to_int16, train_files
+from edgekws.training.material import (
+    TRAIN_NEGATIVES,
+    TRAIN_NOISE_FOLDS,
+    Material,
+    Stream,
+    Word,
+    at_level,
+    read_audio,
+    sha256_16,
+    to_int16,
+    train_files,
+)
 from edgekws.training.networks import Network, spec
 from edgekws.training.teacher import Teacher
 from edgekws.training.voices import write_voices
@@ -40,6 +52,7 @@ BUNDLED_KEYWORD = "hey jetson"
 TEACHER = "google speech_embedding"
 NEGATIVE_SPOKEN_MINUTES = 60
 REPLAY_MINUTES = 60
+REPLAY_SEED = 29
 REPLAY_STEP = 0.06  # 1 dB
 STEPS = {"edge": 16_600, "edge-small": 28_300, "edge-tiny": 31_400}  # what 24, 19 and 22 minutes gave on one loaded core
 TAUGHT_BY = {"edge-tiny": "edge"}  # pruning of the second starts from the first, so their embeddings must be the same
@@ -68,9 +81,11 @@ def pretrain(
         steps: of each network; None takes the recipe's own.
 
     Raises:
+        UsageError: a number that cannot be.
         EdgekwsError: a program, a folder or the wheel is missing, a model is there already, `out` holds streams of other settings,
-            or a folder of `data` has nothing for training.
+            or `corpus` or a folder of `data` has nothing for training.
     """
+    check_numbers(spoken_minutes, steps, seed)
     for name in networks:
         try:
             spec(name)
@@ -78,7 +93,14 @@ def pretrain(
             raise EdgekwsError(str(error.args[0])) from None
         if (out / name).exists():
             raise EdgekwsError(f"{out / name}: already there, and a model version never changes. Remove it or give another --out")
+    networks = sorted(dict.fromkeys(networks), key=TAUGHT_BY.__contains__)  # whoever teaches another one comes before it
+    synthesis.check()
     speech, noise = train_files(corpus) if corpus else ([], [])
+    if corpus and not (speech or noise):
+        raise EdgekwsError(
+            f"{corpus}: none of its {len(read_manifest(corpus))} recordings is on the training side: negatives whose path begins with"
+            f" {', '.join(TRAIN_NEGATIVES)}, noise of split {' or '.join(TRAIN_NOISE_FOLDS)}. Leave --corpus out, or mark some so"
+        )
     recorded, counts = _recordings(data)
     corpus_sha256, data_sha256 = sha256_16([*speech, *noise]), sha256_16({one.path for one in recorded})
     made_from = {
@@ -95,7 +117,7 @@ def pretrain(
     material = _material(out / "material.npz", streams, noise, made_from, seed)
     step_dim = int(spec(networks[0])["step_dim"])
     projection = Projection.fit(material, step_dim) if teacher_wheel else None
-    negatives = _negative_streams(streams, [*speech, *noise], seed)
+    negatives = _negative_streams(streams, speech, noise)
     write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
     if corpus is not None and not write_voices(out / "voices.npz", corpus):
         print(f"pretrain: {corpus}: too few readers to learn voices from, the packaged ones stay", file=sys.stderr, flush=True)
@@ -103,13 +125,13 @@ def pretrain(
     for name in networks:
         torch.manual_seed(seed)
         network = Network(spec(name))
-        count = steps or STEPS.get(name, STEPS_OTHERS)
+        count = steps if steps is not None else STEPS.get(name, STEPS_OTHERS)
         batch = BATCH.get(name, 16)
         start = time.monotonic()
         lessons, mapped = material, projection
-        if name in TAUGHT_BY:
-            made = {model.network: model for model in models}
-            lessons, mapped = _taught_by(made.get(TAUGHT_BY[name]) or load_model(find_model(TAUGHT_BY[name])), streams, material)
+        teacher = _teacher_of(name, models, out) if name in TAUGHT_BY else None
+        if teacher:
+            lessons, mapped = _taught_by(teacher, streams, material)
         history = distil(network, lessons, mapped, steps=count, batch=batch, seed=seed, word_weight=0.0 if mapped else 1.0)
         recipe = {
             "spoken_minutes": spoken_minutes,
@@ -119,6 +141,7 @@ def pretrain(
             "batch": batch,
             "seed": seed,
             "teacher": TAUGHT_BY.get(name) or made_from["teacher"],
+            "taught_by": {"id": teacher.id, "sha256": teacher.raw["files"]["model.onnx"]} if teacher else None,
             "loss": [round(value, 4) for value in history[-1:]],
             "train_s": round(time.monotonic() - start),
             "data": counts,
@@ -126,6 +149,23 @@ def pretrain(
         models.append(finish(network, out / name, name, negatives, sorted({*corpus_sha256, *data_sha256}), recipe))
         print(f"pretrain: {out / name} written, {network.parameter_count()} parameters", file=sys.stderr, flush=True)
     return models
+
+
+def check_numbers(spoken_minutes: int | None, steps: int | None, seed: int) -> None:
+    """None is the recipe's own. Raises UsageError."""
+    for option, number in (("--spoken-minutes", spoken_minutes), ("--steps", steps)):
+        if number is not None and number < 1:
+            raise UsageError(f"{option} {number}: accepted is a whole number from 1 on")
+    if seed < 0 or seed == REPLAY_SEED:
+        reason = f"{REPLAY_SEED}: of that one is the speech that adaptation is tested on"
+        raise UsageError(f"--seed {seed}: accepted is a whole number from 0 on, but not {reason}")
+
+
+def _teacher_of(name: str, models: Sequence[Model], out: Path) -> Model:
+    """Of this run, or of an earlier one in `out`, or as it is packaged."""
+    made = {model.network: model for model in models}
+    other = TAUGHT_BY[name]
+    return made.get(other) or load_model(out / other if (out / other).exists() else find_model(other))
 
 
 def _taught_by(model: Model, streams: Sequence[Stream], material: Material) -> tuple[Material, Projection]:
@@ -150,7 +190,7 @@ def finish(
     return load_model(path)
 
 
-def write_replay(path: Path, minutes: int = REPLAY_MINUTES, seed: int = 29) -> None:
+def write_replay(path: Path, minutes: int = REPLAY_MINUTES, seed: int = REPLAY_SEED) -> None:
     """Speech that adaptation trains beside the owner's, as log-mel frames in steps of 1 dB: text-to-speech, our own making."""
     frames = [log_mel(stream.samples) for stream in material_module.make_streams(None, None, minutes, seed)]
     levels = [np.round(one[: len(one) // HOP_FRAMES * HOP_FRAMES] / REPLAY_STEP).clip(-127, 127).astype(np.int8) for one in frames]
@@ -171,6 +211,8 @@ def add_keyword(path: Path, keyword: str) -> None:
         try:
             said = synthesis.say(keyword, synthesis.random_voice(rng))
             one = enrolment.enrol(keyword, "", [to_int16(at_level(said, -25))], engine, model, plain=True)
+        except synthesis.Missing:
+            raise
         except EdgekwsError:
             continue
         rows.append(one.prototypes[0])
@@ -273,14 +315,14 @@ def _material(path: Path, streams: Sequence[Stream], noise: Sequence[Path], made
         return Material(data["frames"], data["targets"], data["starts"], data["real"], data["words"])
 
 
-def _negative_streams(streams: Sequence[Stream], heard: Sequence[Path], seed: int) -> list[np.ndarray]:
+def _negative_streams(streams: Sequence[Stream], speech_files: Sequence[Path], noise_files: Sequence[Path]) -> list[np.ndarray]:
     """What thresholds are calibrated on: text-to-speech, the corpus' training speech, its training noise, and people who begin to speak.
 
     A keyword is mostly said into silence, so what is most like it in life is any speech that begins after silence.
     """
     spoken = [s.samples for s in streams if not s.real][:NEGATIVE_SPOKEN_MINUTES]
-    speech = [to_int16(at_level(read_audio(p), -25)) for p in heard if "noise" not in p.parts]
-    noise = [read_audio(p) for p in heard if "noise" in p.parts]
+    speech = [to_int16(at_level(read_audio(path), -25)) for path in speech_files]
+    noise = [read_audio(path) for path in noise_files]
     beginnings = [snippet for samples in [*speech, *spoken[::4]] for snippet in _beginnings(samples)]
     return [*spoken, *speech, *(np.concatenate(some) for some in (noise, beginnings) if some)]
 

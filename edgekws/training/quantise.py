@@ -57,7 +57,8 @@ def quantise(model_onnx: Path, states: Sequence[State], frames: np.ndarray, out:
     """Products of matrices and dense convolutions in INT8; the rest, with few of the weights, stays float32.
 
     Args:
-        frames: float32, shape (n, 4, 40): a stream to calibrate the activations on, as varied as what will be heard.
+        frames: float32, shape (n, 4, 40): a stream to calibrate the activations on, of which the first `CALIBRATION_HOPS` count. What
+            is louder than all of these is cut off.
 
     Raises:
         ModelError: there is nothing to calibrate on.

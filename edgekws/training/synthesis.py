@@ -36,6 +36,10 @@ FLITE_VOICES = ("awb", "kal16", "rms", "slt")
 FESTIVAL_VOICES = ("cmu_us_slt_arctic_hts", "kal_diphone", "ked_diphone")
 
 
+class Missing(EdgekwsError):
+    """What speech is made with is not installed: no other voice or text helps, as it does where a program refuses one."""
+
+
 @dataclass(frozen=True)
 class Voice:
     """One way of speaking."""
@@ -73,7 +77,8 @@ def say(text: str, voice: Voice) -> np.ndarray:
         int16, shape (n,), mono at 16 kHz, as loud as the program made it.
 
     Raises:
-        EdgekwsError: the program is not installed or refused.
+        Missing: the program is not installed.
+        EdgekwsError: it refused.
     """
     if voice.program == "espeak-ng":
         pitch = int(np.clip(50 * voice.pitch, 0, 99))
@@ -102,9 +107,20 @@ def say(text: str, voice: Voice) -> np.ndarray:
     return _resample(samples, rate_hz)
 
 
+def check() -> None:
+    """Raises Missing: one of the programs, or the words, are not there."""
+    for program in ("espeak-ng", "flite", "text2wave"):
+        _find(program)
+    words()
+
+
+def _find(program: str) -> None:
+    if shutil.which(program) is None:
+        raise Missing(f"{program} is not installed. Try: apt-get install espeak-ng flite festival festvox-us-slt-hts wamerican")
+
+
 def _run(command: list[str], text: bytes | None = None) -> bytes:
-    if shutil.which(command[0]) is None:
-        raise EdgekwsError(f"{command[0]} is not installed. Try: apt-get install espeak-ng flite festival festvox-us-slt-hts wamerican")
+    _find(command[0])
     done = subprocess.run(command, input=text, capture_output=True, check=False)
     if done.returncode != 0:
         raise EdgekwsError(f"{command[0]} failed with {done.returncode}: {done.stderr.decode(errors='replace').strip()[:200]}")
@@ -132,8 +148,8 @@ def sentences() -> tuple[str, ...]:
 
 @functools.cache
 def words() -> tuple[str, ...]:
-    """Plain English words of 4 to 12 letters, held-out ones taken out."""
+    """Plain English words of 4 to 12 letters, held-out ones taken out. Raises Missing."""
     path = Path("/usr/share/dict/words")
     if not path.exists():
-        raise EdgekwsError(f"{path} is missing. Try: apt-get install wamerican")
+        raise Missing(f"{path} is missing. Try: apt-get install wamerican")
     return tuple(w for w in path.read_text().split() if re.fullmatch(r"[a-z]{4,12}", w) and not HELD_OUT.search(w))

@@ -27,6 +27,7 @@ from edgekws.training.adaptation import JUDGE, STARTS
 from edgekws.training.export import load_network
 from edgekws.training.lives import (
     LEAST_TAKES,
+    NOTHING,
     ROOMS_DB,
     SPOKEN_KEYWORDS,
     Life,
@@ -74,7 +75,11 @@ def room_db(condition: str) -> float:
 
 
 def people(
-    corpus: Path, keywords: Sequence[str] | None, count: int | None, say: Callable[[str], object] = lambda line: None
+    corpus: Path,
+    keywords: Sequence[str] | None,
+    count: int | None,
+    say: Callable[[str], object] = lambda line: None,
+    seen: frozenset[str] = NOTHING,
 ) -> list[Person]:
     """Users of the corpus and of text-to-speech in turns over the keywords, so that a few are already a mixture.
 
@@ -83,7 +88,7 @@ def people(
         EdgekwsError: no user of the corpus has enough takes, and no keyword of text-to-speech was asked for.
     """
     spoken = {(row.label, row.speaker) for row in read_manifest(corpus) if row.kind == "keyword"}
-    everyone = corpus_people(corpus)
+    everyone = corpus_people(corpus, seen=seen)
     wanted = f"3 takes of split enrol and {LEAST_TAKES} of split test"
     if not everyone and not set(keywords or ()) & set(SPOKEN_KEYWORDS):
         raise EdgekwsError(f"{corpus}: none of its {len(spoken)} users has {wanted}. Give a corpus as `edgekws eval` wants it")
@@ -172,11 +177,12 @@ def run(
         raise UsageError(f"{wrong[0]}: accepted is a whole number from 1 on")
     if guests < 0:
         raise UsageError(f"--guests {guests}: accepted is a whole number from 0 on")
-    for note in look_over(corpus):
+    seen = NOTHING.union(*(factory.trained_on_sha256 for factory in factories.values()))
+    for note in look_over(corpus, seen):
         say(note)
     together = household + guests
-    chosen = households(people(corpus, keywords, users if together == 1 else None, say), together, say)[:users]
-    tried = [(arm, compression) for arm in arms for compression in (compressions if arm in PRUNED else (1.0,))]
+    chosen = households(people(corpus, keywords, users if together == 1 else None, say, seen), together, say)[:users]
+    tried = list(dict.fromkeys((arm, compression) for arm in arms for compression in (compressions if arm in PRUNED else (1.0,))))
     jobs = []
     for seed in range(first_seed, first_seed + seeds):
         for number, living in enumerate(chosen):
@@ -185,7 +191,7 @@ def run(
                 life = (*named(living, guests), factory.network, seed, snr_db)
                 left = tuple(each for each in tried if (*life, *each) not in done)
                 if left and (*life, *REFUSED) not in done:
-                    jobs.append((corpus, living, seed, snr_db, factory, left, workers == 1, guests))
+                    jobs.append((corpus, living, seed, snr_db, factory, left, workers == 1, guests, seen))
     start_s = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -198,7 +204,8 @@ def run(
             raise EdgekwsError(f"a life's process was ended from outside, most likely as memory ran out. {hint}") from error
 
 
-_clean: dict[str, list[Any]] = {}  # frames of the test speech as it was recorded, the same for all users of a keyword
+# Frames of the test speech as it was recorded, the same for all users of a keyword.
+_clean: dict[tuple[Path, str, frozenset[str]], list[Any]] = {}
 
 
 def named(people: Sequence[Person], guests: int) -> tuple[str, str]:
@@ -207,18 +214,22 @@ def named(people: Sequence[Person], guests: int) -> tuple[str, str]:
     return household_name(names[: len(names) - guests], names[len(names) - guests :]), people[0].keyword
 
 
-def _life(job: tuple[Path, Sequence[Person], int, float, Model, tuple[tuple[str, float], ...], bool, int]) -> list[dict[str, Any]]:
-    corpus, people, seed, snr_db, factory, tried, alone, guests = job
+Job = tuple[Path, Sequence[Person], int, float, Model, tuple[tuple[str, float], ...], bool, int, frozenset[str]]
+
+
+def _life(job: Job) -> list[dict[str, Any]]:
+    corpus, people, seed, snr_db, factory, tried, alone, guests, seen = job
     name = factory.network
     judge = load_model(find_model(JUDGE[name]))
     starts = [load_model(find_model(other)) for other in STARTS.get(name, ())]
     user, keyword = named(people, guests)
-    if keyword not in _clean:
-        _clean[keyword] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, keyword)]
+    if (corpus, keyword, seen) not in _clean:
+        _clean[corpus, keyword, seen] = [log_mel(to_int16(samples)) for samples in test_speech(corpus, keyword, seen)]
+    clean = _clean[corpus, keyword, seen]
     common = {"user": user, "keyword": keyword, "network": name, "seed": seed, "snr_db": snr_db}
     number = number_of(people[0], seed)
     try:
-        life = lead(people, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=_clean[keyword], guests=guests)
+        life = lead(people, corpus, factory, seed=number, snr_db=snr_db, clean_negatives=clean, guests=guests, seen=seen)
     except EnrolmentError as error:
         return [{**common, "arm": "before", "refused": str(error)}]
     positives = life.snapshot.positives
