@@ -41,7 +41,7 @@ from edgekws.engines import Engine
 from edgekws.errors import EnrolmentError
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, damage_told
-from edgekws.pseudo_labels import _likeness, _print
+from edgekws.pseudo_labels import likeness, print_of
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 from edgekws.voice import TAIL_HOPS, centred, profile, speech_span, word_at
 
@@ -153,7 +153,7 @@ def check(samples: np.ndarray, name: str, earlier: Sequence[np.ndarray] | None =
             " Lower the microphone's gain (alsamixer) or step back"
         )
     for i, one in enumerate(earlier or (), 1):
-        if _likeness(_print(samples, end), _print(one, speech_span(one)[1])) > COPY:
+        if likeness(print_of(samples, end), print_of(one, speech_span(one)[1])) > COPY:
             raise EnrolmentError(f"{name}: this is recording {i} again. Say it anew for each: three that differ are best")
     return start, end
 

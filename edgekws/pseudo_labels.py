@@ -128,7 +128,7 @@ class PseudoLabels:
         self._taken.setdefault((kind, clip.keyword), deque()).append(at)
         self._room_from = 0
         if clip.keyword and samples is not None:
-            self._prints.setdefault(clip.keyword, deque(maxlen=RECENT)).append((_print(samples, clip.decided_sample), clip.file))
+            self._prints.setdefault(clip.keyword, deque(maxlen=RECENT)).append((print_of(samples, clip.decided_sample), clip.file))
 
     def step(
         self,
@@ -216,10 +216,10 @@ class PseudoLabels:
             first = max(self._first, one.hop + 1 - BEFORE_HOPS)
             samples = self._audio(first, min(one.hop + 1 + AFTER_HOPS, self._hops))
             decided = (one.hop + 1 - first) * HOP_SAMPLES
-            mark = _print(samples, decided)
+            mark = print_of(samples, decided)
             known = self._prints.setdefault(one.keyword, deque(maxlen=RECENT))
             threshold = one.score - one.margin
-            like = next((name for other, name in reversed(known) if _likeness(mark, other) > ALIKE), None)
+            like = next((name for other, name in reversed(known) if likeness(mark, other) > ALIKE), None)
             if like is not None:
                 self.counts["alike"] += 1
                 if one.label == "positive":
@@ -270,7 +270,7 @@ class PseudoLabels:
         return np.concatenate([hop for hop, _ in islice(self._ring, first - before, end - before)])
 
 
-def _print(samples: np.ndarray, decided_sample: int) -> np.ndarray:
+def print_of(samples: np.ndarray, decided_sample: int) -> np.ndarray:
     """What tells one recording from another: spectrum and phases of the sound before the decision. float16 (bins, 2), of norm 100."""
     end = decided_sample + PRINT_AFTER
     spectrum = np.fft.rfft(samples[max(0, end - PRINT_SAMPLES) : end], PRINT_SAMPLES)[PRINT_BINS]
@@ -278,7 +278,7 @@ def _print(samples: np.ndarray, decided_sample: int) -> np.ndarray:
     return np.stack([spectrum.real, spectrum.imag], 1).astype(np.float16)
 
 
-def _likeness(one: np.ndarray, other: np.ndarray) -> float:
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
     """The highest correlation of two prints over all shifts in time, whatever their sign: 0 to 1."""
     a, b = (mark.astype(np.float32).view(np.complex64)[:, 0] / 100 for mark in (one, other))
     shifted = np.zeros(2 * PRINT_BINS.stop, np.complex64)
