@@ -264,7 +264,11 @@ def test_mqtt_and_metrics_work_from_the_package_once_the_network_is_allowed(mach
 
     machine.wait_for(page, 60, lambda said: 'edgekws_wakes_total{keyword="open sesame"}' in said)
     assert 'edgekws_dropped_events_total{by="mqtt"} 0.0' in machine.do(page)
-    machine.wait_for("journalctl -u edgekws -o cat", 30, lambda said: "mqtt: 127.0.0.1 cannot be reached; wakes wait for it" in said)
+    machine.wait_for(
+        "journalctl -u edgekws -o cat",
+        30,
+        lambda said: "mqtt: 127.0.0.1 cannot be reached ([Errno 111] Connection refused); wakes wait for it" in said,
+    )
     file.write_text(before)
     machine.drop_in("edgekws.service", "")
     machine.do("systemctl restart edgekws")

@@ -293,7 +293,7 @@ class cuda:
     get_arch_list = lambda: {architectures}
     get_device_capability = lambda: {gpu}
 """)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "environment", lambda: {**os.environ, "PYTHONPATH": str(tmp_path)})
     (check,) = doctor._torch(sys.executable)
 
     assert check.ok == ok and detail in check.detail
