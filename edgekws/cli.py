@@ -35,6 +35,7 @@ from edgekws.errors import (
     NotInstalled,
     PowerError,
     StoreError,
+    Taken,
     UsageError,
 )
 
@@ -298,7 +299,7 @@ def _as_owner(root: Path) -> None:
     Raises ConfigError: the directory is one here and another there, as only that of the environment can be.
     """
     if not root.is_absolute():
-        raise ConfigError(f'$STATE_DIRECTORY = "{root}". Accepted: an absolute path')
+        raise ConfigError(f'the state directory "{root}", by $STATE_DIRECTORY or $HOME. Accepted: an absolute path')
     with contextlib.suppress(OSError):
         owner = root.stat()
         if os.geteuid() == 0 and owner.st_uid:
@@ -357,7 +358,8 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
         if made == SAVED_EVERY:  # a start that is cut off goes on from here
             made = 0
             with contextlib.suppress(StoreError):  # said below
-                store.save_prototypes(cached_for, found)
+                still = {f"{other.id} {only}" for other in enrolments for only in (False, True)}
+                store.save_prototypes(cached_for, {**{key: old for key, old in kept.items() if key in still}, **found})
     if found.keys() - kept.keys() - brought.keys():
         try:
             store.save_prototypes(cached_for, found)
@@ -662,6 +664,8 @@ def _or_without(start: Callable[[], Shown]) -> Shown | None:
     """
     try:
         return start()
+    except Taken:  # two listeners would keep and tell everything twice
+        raise
     except ConfigError as error:
         _say(f"{error}. Listening goes on without it")
         return None
@@ -905,18 +909,18 @@ def _record(keyword: str, uri: str) -> list[np.ndarray]:
 
 
 def _log(options: argparse.Namespace) -> int:
+    from edgekws.enrolment import same_keyword
     from edgekws.sinks import as_json, as_line
 
     since_s = _since(options.since, time.time()) if options.since else 0.0
     store = _store_to_read(load_settings(options.config))
-    keyword = options.keyword and _as_enrolled(store, options.keyword)
     after = shown = 0
     kinds = set(options.kind or ("wake", "deaf", "model", "round", "reject"))
     while True:
         events = store.events(since_s=since_s, after=after)
         for event in events:
             after = event.id
-            if (options.all or event.kind in kinds) and keyword in (None, event.keyword):
+            if (options.all or event.kind in kinds) and (options.keyword is None or same_keyword(options.keyword, event.keyword)):
                 print(as_json(event) if options.json else as_line(event, date=True))
                 shown += 1
         if events:
@@ -1160,13 +1164,15 @@ def _clips(options: argparse.Namespace) -> int:
 
 
 def _clips_of(options: argparse.Namespace, settings: Settings, write: Callable[[bytes], object]) -> int:
+    from edgekws.enrolment import as_enrolled
+
     store = (_store_to_read if options.action in ("list", "play") else _store)(settings)
     one = options.action in ("play", "confirm", "reject")
     if one == (options.clip is None and not options.last) or (options.clip is not None and options.last):
         raise UsageError(f"clips {options.action} takes {'an ID or --last' if one else 'no ID'}. Try: edgekws clips list")
     if not one:
         before_s = _since(options.older_than, time.time(), "--older-than") if options.older_than else None
-        keyword = options.keyword and _as_enrolled(store, options.keyword)
+        keyword = options.keyword and as_enrolled(options.keyword, {clip.keyword for clip in store.clips()})
         if options.action == "purge":
             gone = store.purge_clips(options.label, options.state, keyword, before_s=before_s)
             print(json.dumps({"deleted": gone}) if options.json else f"{gone} clips deleted, their audio overwritten")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import errno
 import json
 import math
 import os
@@ -204,7 +205,7 @@ def load_settings(path: Path | None = None) -> Settings:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}, so not TOML") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         refusal = ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})")
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO):
             refusal.exit_code = 1
         raise refusal from error
     return parse_settings(text, str(file))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgekws.errors import ConfigError, EdgekwsError
+from edgekws.errors import ConfigError, EdgekwsError, Taken
 from edgekws.sinks import Complaints, as_json
 from edgekws.values import Event
 
@@ -147,7 +147,7 @@ def _bind(path: Path) -> socket.socket:
         path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.connect(str(path))
-            raise ConfigError(f"[sinks] socket: another edgekws has {path}. End that, or set socket = false for this one")
+            raise Taken(f"[sinks] socket: another edgekws has {path}. End that, or set socket = false for this one")
         path.unlink(missing_ok=True)  # of one that was killed
         ear.bind(str(path))
         path.chmod(0o660)

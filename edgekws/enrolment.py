@@ -161,7 +161,12 @@ def check(samples: np.ndarray, name: str, earlier: Sequence[np.ndarray] | None =
 def as_enrolled(name: str, keywords: Iterable[str]) -> str:
     """The keyword that is meant by a name: the one of that spelling, else one that differs in case or spaces, else the name itself."""
     known = list(keywords)
-    return name if name in known else next((one for one in known if _folded(one) == _folded(name)), name)
+    return name if name in known else next((one for one in known if same_keyword(one, name)), name)
+
+
+def same_keyword(one: str, other: str) -> bool:
+    """Whatever the case and the spaces."""
+    return _folded(one) == _folded(other)
 
 
 def _folded(name: str) -> str:

@@ -2,6 +2,7 @@
 
 EdgekwsError              anything that edgekws reports in one line (exit code 1)
 ├── ConfigError           the TOML file: unknown key, wrong type, out of range (exit code 2; 1 where the file could not be read)
+│   └── Taken             another edgekws has what this one was told to have
 ├── UsageError            the command line (exit code 2)
 ├── NotInstalled          an extra is wanted that this installation does not have
 ├── AudioError            a source cannot be opened or read
@@ -32,6 +33,10 @@ class ConfigError(EdgekwsError):
     """The TOML file holds an unknown key, a wrong type or a value out of range."""
 
     exit_code = 2
+
+
+class Taken(ConfigError):
+    """Another edgekws has what this one was told to have."""
 
 
 class UsageError(EdgekwsError):

@@ -12,7 +12,6 @@ parity.npz           golden frames and embeddings: an engine must reproduce them
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -117,7 +116,7 @@ def load_model(path: Path) -> Model:
     except FileNotFoundError:
         raise ModelError(f"{path}: no manifest.json. Its writing was cut short or it is no model; see: edgekws models list") from None
     except OSError as error:
-        raise ModelUnreadable(f"{manifest_path}: cannot be read ({error.strerror})") from error
+        raise _unreadable(error)(f"{manifest_path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ModelError(f"{manifest_path}: not readable as JSON ({error}). Try: edgekws models rollback") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
@@ -166,6 +165,11 @@ def manifests(folders: Iterable[Path]) -> dict[str, tuple[Path, dict[str, Any]]]
     return found
 
 
+def _unreadable(error: OSError) -> type[ModelError]:
+    """Who may not read it yet may later; what a bad sector holds is gone."""
+    return ModelUnreadable if isinstance(error, PermissionError) else ModelError
+
+
 def check_file(path: Path, wanted_sha256: str) -> None:
     """Raises ModelError unless the file is there and unaltered."""
     try:
@@ -173,7 +177,7 @@ def check_file(path: Path, wanted_sha256: str) -> None:
     except FileNotFoundError:
         raise ModelError(f"{path}: missing, but the manifest lists it. Restore it or use another model: edgekws models list") from None
     except OSError as error:
-        raise ModelUnreadable(f"{path}: cannot be read ({error.strerror})") from error
+        raise _unreadable(error)(f"{path}: cannot be read ({error.strerror})") from error
     if found != wanted_sha256:
         raise ModelError(f"{path}: altered (sha256 {found[:12]}…, manifest {wanted_sha256[:12]}…). Restore it or use another model")
 
@@ -226,6 +230,6 @@ def damage_told(path: Path) -> Iterator[None]:
     except (EdgekwsError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        if isinstance(error, PermissionError):
             raise ModelUnreadable(f"{path}: cannot be read ({error.strerror})") from error
         raise ModelError(f"{path}: damaged ({type(error).__name__}: {str(error)[:200]}). Restore it or use another model") from error

@@ -37,6 +37,7 @@ QUEUE_WAKES = 1000
 KEEPALIVE_S = 30
 RETRY_S = (1, 10)  # between attempts to connect: the first, the longest
 CLOSE_S = 3.0  # for what waits to go out
+LOOK_S = 2.0  # between looks for certificates that cannot be read yet
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 TOGGLES = ("hermes/hotword/toggleOff", "hermes/hotword/toggleOn")
 
@@ -92,7 +93,14 @@ class MqttSink:
         self._client.on_disconnect = self._disconnected
         self._client.on_publish = self._published
         self._client.on_message = self._told
+        self._closed = threading.Event()
         self._begin()
+        if not self._begun:
+            threading.Thread(target=self._begin_later, name="mqtt certificates", daemon=True).start()
+
+    def _begin_later(self) -> None:
+        while not self._begun and not self._closed.wait(LOOK_S):
+            self._begin()
 
     def _begin(self) -> None:
         """Connect, once the certificates can be read: they may lie on what is mounted after the start. Until then wakes wait."""
@@ -117,8 +125,6 @@ class MqttSink:
 
     def deliver(self, event: Event) -> None:
         """Raises EdgekwsError when the broker was away for too long."""
-        if not self._begun:
-            self._begin()
         if self._deaf != (event.kind == "deaf") and event.kind in ("deaf", "start", "gap", "wake"):
             self._deaf = not self._deaf
             if self._client.is_connected():
@@ -152,6 +158,7 @@ class MqttSink:
     def close(self) -> None:
         """What waits goes out if the broker is there; what does not is said."""
         self._deaf = True  # for good
+        self._closed.set()
         if self._client.is_connected():
             self._tell_status()
         end_s = time.monotonic() + CLOSE_S

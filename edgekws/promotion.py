@@ -49,7 +49,6 @@ FAILED_BOOTS = 6  # more: who pulls the plug a few times, or a brown-out, ends a
 STEADY_S = 60.0  # of listening, after which a start has not failed
 CHECK_S = 60.0  # between two looks at how a new version does, later a twentieth of the time that it has listened
 WATCHED_S = 7 * 86400.0  # a new version is watched for so long, and compared with so long before it
-LEAST_HEARD_H = 24.0  # in which; else the board was off
 # A better model wakes more often too: from a recall of one half to all of it is twice as often. Beyond that it is worse.
 MORE = 2.0
 WAKES, WAKES_P = 5, 0.001  # looked at again and again for a week, so a strict level
@@ -402,7 +401,13 @@ class Updates:
         stamp = (self._store.model_stamp() if self._follows else None, stamp[1])  # of what is loaded now, not of what was noticed
         engine: Engine | None = None
         try:
-            version = self._load(reread)
+            try:
+                version = self._load(reread)
+            except ModelUnreadable:  # but who was removed, or is new, is so for the version that listens too
+                if self._version_of is None or (not reread and stamp[1] == self._live_stamp[1]):
+                    raise
+                here = self._live.model.path
+                version = self._version_of(here if here.parent == self._store.root / "models" else None)
             engine = version.engine
             other = version.model.path != self._live.model.path
             reason = flaw(version) if other else None
@@ -483,9 +488,7 @@ class Updates:
                 return None
             left_s = self._store.promoted_s() + WATCHED_S - self._now()
             if left_s <= 0:
-                if not begins_anew(self._store, self.model, self._now(), self._stream_s):
-                    return None
-                left_s = WATCHED_S
+                return None
             before = self._version_of(self._store.previous_model())
         except EdgekwsError as error:
             log.warning("the version before cannot listen along: %s", error)
@@ -502,11 +505,6 @@ class Updates:
             promoted_s = self._store.promoted_s()
             age_s = self._now() - promoted_s
             own = path is not None and path == self._live.model.path
-            if age_s > WATCHED_S and own and begins_anew(self._store, self.model, self._now(), stream_s):
-                age_s = 0.0
-                if self._before is None:
-                    self._steady_s = self._clock()  # and the one before listens along again
-                self._before_until_s = self._clock() + WATCHED_S
             self._check_pause_s = max(CHECK_S, min(age_s, WATCHED_S) / 20)
             if age_s > WATCHED_S:
                 self._before_until_s = 0.0  # it was behind, and was set
@@ -617,22 +615,6 @@ def start_counted(store: Store) -> Iterator[None]:
         store.clear_starts()
 
 
-def begins_anew(store: Store, model: str, now_s: float, stream_s: float = 0.0) -> bool:
-    """Whether the week on trial of the version that listens does: it is over, and the board was off but for hours, or nobody was there.
-
-    Three times at most, so that it ends for whoever listens an hour a week too.
-    """
-    tally = store.tally(model, WATCHED_S)
-    if (tally and _heard_h(tally, stream_s) >= LEAST_HEARD_H) or not store.begin_trial_anew(now_s):
-        return False
-    log.warning("%s was heard for less than %.0f h in its week on trial, which begins anew", model, LEAST_HEARD_H)
-    return True
-
-
-def _heard_h(tally: Tally, stream_s: float) -> float:
-    return tally.hours[1] + max(0.0, stream_s - tally.stream_s) / 3600
-
-
 def worse(tally: Tally, stream_s: float, enrolled_s: Mapping[str, float]) -> str | None:
     """Why a version should give way to the one before it; None = it should not, or nothing is known.
 
@@ -644,7 +626,8 @@ def worse(tally: Tally, stream_s: float, enrolled_s: Mapping[str, float]) -> str
         stream_s: seconds of the stream heard by now.
         enrolled_s: when each keyword was enrolled; the wakes of one that is newer than the version say nothing about it.
     """
-    hours_before, hours = tally.hours[0], _heard_h(tally, stream_s)
+    hours_before, hours = tally.hours
+    hours += max(0.0, stream_s - tally.stream_s) / 3600
     if hours_before <= 0 or not 0 < hours <= WATCHED_S / 3600:
         return None
     wakes = {keyword: pair for keyword, pair in tally.wakes.items() if enrolled_s.get(keyword, 0.0) < tally.since_s}

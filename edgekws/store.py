@@ -6,7 +6,6 @@
     prototypes/MODEL.npz                    those takes as a model hears them: a cache, made again from the takes
     models/ID/, current → ID, previous → ID model versions that were promoted here, the last few of them
     starts                                  how many starts with the current version failed in a row, of each boot of the machine
-    trials                                  how many times its week on trial began anew
     listening                               held by a listener, and not empty until it ends in order
     lock                                    held for the moment of a change
 
@@ -46,7 +45,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # of enrolment.json
 GENERATIONS = 5  # model versions that are kept: the current one, the previous one, and the newest of the others
 LINKS = ("current", "previous")
-TRIALS = 3  # more, of a version that was hardly heard in its week
 CACHES = GENERATIONS + 3  # prototypes of as many models are kept: of those, and the packaged ones
 BUSY_S = 5.0  # to wait for another process that is writing
 STATES = ("quarantined", "admitted", "confirmed", "rejected")
@@ -201,6 +199,7 @@ class Store:
         self._told_before: int | None = None  # the newest event when this one began to tell
         self._first_kept: int | None = None  # the first clip that this one kept
         self._clock_offset_s = now() - clock()
+        self._shifted_s = 0.0  # by which the clips that this one kept were dated anew
         # By `clock`: from when on the age of a clip is trusted. No event vouches for the wall's clock, as it may be dated by the wrong one.
         self._believed_from_s = clock() + STEADY_S
 
@@ -584,6 +583,11 @@ class Store:
         if leap_s > DAY_S and self._first_kept:  # What it kept is dated by a clock that nobody had set, and would be years old in an hour.
             kept = "id >= ? AND time_s <= ?"  # the time: not what came since the leap, nor what another listener has dated anew
             self._execute(f"UPDATE clips SET time_s = time_s + ? WHERE {kept}", leap_s, self._first_kept, now_s - leap_s)
+            self._shifted_s += leap_s
+        if leap_s < -DAY_S and self._shifted_s:  # it was the leap that was wrong
+            kept = "id >= ? AND time_s > ?"
+            self._execute(f"UPDATE clips SET time_s = time_s - ? WHERE {kept}", self._shifted_s, self._first_kept, now_s + DAY_S)
+            self._shifted_s = 0.0
         if abs(leap_s) > 60:
             self._clock_offset_s = now_s - clock_s
             self._believed_from_s = clock_s + STEADY_S
@@ -716,7 +720,8 @@ class Store:
     def models(self) -> dict[str, Path]:
         """The versions that were promoted here: name of the directory → directory."""
         folders = sorted(self.root.glob("models/*/manifest.json"))
-        return {path.parent.name: path.parent for path in folders if path.parent.name not in LINKS and path.parent.name[0] != "."}
+        own = [path.parent for path in folders if not path.parent.is_symlink() and path.parent.name[0] != "."]
+        return {path.name: path for path in own if path.name not in LINKS}  # copies of what they pointed at, where links were followed
 
     def current_model(self) -> Path | None:
         """The promoted version; None = none is, so the packaged default listens."""
@@ -737,17 +742,6 @@ class Store:
                 os.utime(link, (now_s, now_s), follow_symlinks=False)
                 return now_s
             return then_s
-
-    def begin_trial_anew(self, now_s: float) -> bool:
-        """The current version counts as promoted only now, since it was hardly heard; three times at most. Whether it does."""
-        link, told = self.root / "models" / "current", self.root / "trials"
-        with _told(link), self._lock():
-            times = _number(told)
-            if times >= TRIALS or self._model("current") is None:
-                return False
-            _write(told, str(times + 1).encode())
-            os.utime(link, (now_s, now_s), follow_symlinks=False)
-        return True
 
     def models_touched(self) -> int:
         """Differs after a promotion or rollback, but for two within one tick of the kernel's clock. One system call, 2 µs."""
@@ -804,7 +798,7 @@ class Store:
                 if not keeps_previous:
                     self._link("previous", old)
                 self._link("current", target)
-                self._forget_trial()
+                (self.root / "starts").unlink(missing_ok=True)
             kept = (target, self.previous_model())
             others = [one for one in self.models().values() if one not in kept]
             others.sort(key=lambda one: (one / "manifest.json").stat().st_ctime_ns)  # when it came here; mtime was copied
@@ -846,12 +840,8 @@ class Store:
             old = self.previous_model()
             self._link("current", old)
             self._link("previous", None)
-            self._forget_trial()
+            (self.root / "starts").unlink(missing_ok=True)
         return old
-
-    def _forget_trial(self) -> None:
-        for name in ("starts", "trials"):
-            (self.root / name).unlink(missing_ok=True)
 
     def count_start(self) -> int:
         """A start of the listener begins; how many before it failed in a row since the machine booted: all until `clear_starts`."""

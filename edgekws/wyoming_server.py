@@ -308,7 +308,7 @@ class _Client:
             await self._tell("error", text=text)
 
     def _wants(self, keyword: str) -> bool:
-        return self._names is None or any(as_enrolled(name, [keyword]) == keyword for name in self._names)
+        return self._names is None or any(as_enrolled(name, self._server.keywords) == keyword for name in self._names)
 
     async def _start(self, format: tuple[int, int, int]) -> None:
         self._stop()

@@ -731,17 +731,6 @@ def test_when_the_week_is_over_a_version_is_looked_at_once_and_then_stays(config
     assert capsys.readouterr().out.count(told) == 1
 
 
-def test_a_week_in_which_the_board_was_off_ends_no_trial(config, store):
-    live = listening_since(store, 20.0, 3)
-    heard(store, hours=1.0)
-    later_s = time.time() + 4 * WATCHED_S
-    store._now = lambda: later_s
-    assert adaptation.look_back(store, "edge-small", now=store._now) is None
-
-    assert adaptation.on_trial(store, load_model(live), later_s)
-    assert store.events()[-1].kind == "stop"  # and not that it stays
-
-
 def test_a_wake_that_a_later_round_rejected_still_counts_for_the_version_that_woke(config, store):
     promoted(store, "0000-deaf", 20.0)
     live = promoted(store, "0001-new", 0.0)

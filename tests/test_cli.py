@@ -189,7 +189,10 @@ def test_a_relative_state_directory_is_refused_as_a_relative_root_is(cli):
     cli.env["STATE_DIRECTORY"] = here = os.path.relpath(cli.root)
 
     for command in ("log", "doctor", "run"):
-        assert cli(command, code=2).stderr == f'edgekws: $STATE_DIRECTORY = "{here}". Accepted: an absolute path\n'
+        assert (
+            cli(command, code=2).stderr
+            == f'edgekws: the state directory "{here}", by $STATE_DIRECTORY or $HOME. Accepted: an absolute path\n'
+        )
     assert not cli.root.exists()
 
 
@@ -346,6 +349,21 @@ def test_what_is_not_there_yet_at_the_start_is_said_and_the_listener_goes_on(enr
     assert re.search(r"control\.sock cannot be made \(.*\)\. .* Listening goes on without it", done.stderr)
 
 
+def test_a_second_listener_does_not_share_the_first_one_s_socket(enrolled, tmp_path):
+    """Both would keep every clip, and run every command."""
+    (tmp_path / "edgekws.toml").write_text("[sinks]\nsocket = true\n")
+    command = ["run", "--config", tmp_path / "edgekws.toml", "--source", "stdin:"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "edgekws", *command], env=enrolled.env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while "listening to" not in first.stderr.readline():
+            assert first.poll() is None
+        assert "another edgekws has" in enrolled(*command, code=2).stderr
+    finally:
+        first.communicate(timeout=30)
+
+
 def test_small_files_that_hold_junk_keep_nobody_from_listening(enrolled, tmp_path):
     """As file systems of cards leave them when the power goes."""
     cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
@@ -459,6 +477,15 @@ def test_a_start_that_is_cut_off_while_prototypes_are_made_anew_goes_on_where_it
 
     assert len(prototypes()) == cli.SAVED_EVERY + 3
     assert asked[cli.SAVED_EVERY + 2 :] == [f"s{cli.SAVED_EVERY + i:02}" for i in range(3)]
+
+    for i in range(cli.SAVED_EVERY + 2):  # before the others in order: what was made stays made
+        store.save_enrolment("a word", f"a{i:02}", [np.full(16_000, 1000 + i, np.int16)])
+    more = functools.partial(cli._prototypes, prototypes.args[0], store, store.enrolments(), model, None)
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        more()
+    more()
+    assert asked == [f"a{i:02}" for i in [*range(cli.SAVED_EVERY + 2), cli.SAVED_EVERY, cli.SAVED_EVERY + 1]]
 
 
 def test_a_keyword_in_another_spelling_is_the_one_that_is_enrolled(cli):

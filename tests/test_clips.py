@@ -1,5 +1,6 @@
 """Clips in the store, and the whole way from samples to them."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -457,6 +458,35 @@ def test_a_clip_is_dated_anew_once_whichever_store_sees_the_clock_leap(tmp_path)
         one.add_event(WAKE)
 
     assert [clip.time_s for clip in listener.clips()] == [clocks.wall_s]
+
+
+def test_of_two_spellings_of_a_keyword_the_named_one_s_clips_are_purged(tmp_path):
+    """Of the bundled "hey jetson", say, beside an enrolled "Hey Jetson"."""
+    with contextlib.closing(Store(tmp_path)) as store:
+        for name in ("hey jetson", "Hey Jetson"):
+            store.add_clip(dataclasses.replace(CLIP, keyword=name), SOUND)
+        config = tmp_path / "edgekws.toml"
+        config.write_text(f'[store]\nroot = "{tmp_path}"\n')
+        assert main(["clips", "purge", "--keyword", "hey jetson", "--config", str(config)]) == 0
+        assert [one.keyword for one in store.clips()] == ["Hey Jetson"]
+        assert main(["clips", "purge", "--keyword", "HEY  JETSON", "--config", str(config)]) == 0
+        assert store.clips() == []
+
+
+def test_a_wrong_year_for_a_moment_makes_no_clip_new_again(tmp_path):
+    clocks = Clocks(1.79e9)
+    listener = clocks.store(tmp_path)
+    listener.add_event(dataclasses.replace(WAKE, time_s=clocks.wall_s))
+    listener.add_clip(dataclasses.replace(CLIP, time_s=clocks.wall_s), SOUND)
+    clocks.go(20 * 86_400)
+    for leap_s in (3e8, -3e8):
+        clocks.wall_s += leap_s
+        listener.add_event(dataclasses.replace(WAKE, time_s=clocks.wall_s))
+        clocks.go(5)
+    clocks.go(7200)
+    listener.add_event(dataclasses.replace(WAKE, time_s=clocks.wall_s))
+
+    assert [round((clocks.wall_s - clip.time_s) / 86_400) for clip in listener.clips()] == [20]
 
 
 def test_a_machine_that_slept_for_days_makes_no_clip_younger(tmp_path, monkeypatch):

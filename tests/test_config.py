@@ -149,7 +149,9 @@ def test_a_file_that_was_named_must_be_there(tmp_path):
         load_settings(tmp_path / "latin.toml")
 
 
-@pytest.mark.parametrize(("path", "code"), [("/proc/self/mem", 1), ("/no/such.toml", 2)])  # the first cannot be read: input/output error
+@pytest.mark.parametrize(
+    ("path", "code"), [("/proc/self/mem", 1), ("/no/such.toml", 2), ("/proc", 2)]
+)  # the first cannot be read: input/output error
 def test_what_another_start_may_read_is_no_reason_to_stay_down(path, code):
     """The unit does not start again what ended with 2."""
     with pytest.raises(ConfigError) as refused:

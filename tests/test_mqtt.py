@@ -428,6 +428,7 @@ def test_by_tls_only_a_broker_whose_certificate_is_trusted_hears_anything_and_on
     later = MqttSink(url, "later", list, ca_file=str(tmp_path / "stick.pem"))
     later.deliver(wake())
     shutil.copy(certificate, tmp_path / "stick.pem")  # as where it is mounted after the start
+    assert subscriber.wait("edgekws/later/status", 1) == ["online"]  # though nothing happens
     later.deliver(wake(1))
 
     assert subscriber.wait("edgekws/kitchen/status", 1) == ["online"]

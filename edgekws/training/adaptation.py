@@ -22,7 +22,7 @@ from edgekws.evaluation import WORSE, sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import NoMeter, Recording, load_meter
 from edgekws.power.conditions import SYSFS, free_memory_mb, hottest_c, on_battery
-from edgekws.promotion import WATCHED_S, begins_anew, model_event
+from edgekws.promotion import WATCHED_S, model_event
 from edgekws.store import ADAPTED, Store
 from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of, told_apart
 from edgekws.values import Clip, Event
@@ -210,7 +210,7 @@ def look_back(
 
     Both are run on the clips of the week in which the one before listened along, which neither has learned from: what woke either, and
     what nearly woke. The gate had but what was heard before the round, and for one owner of twenty that did not tell. Each voice is looked
-    at by itself, and once the week is over a last time, unless it was hardly heard and the week begins anew.
+    at by itself, and once the week is over a last time.
 
     Args:
         model: the configured factory network, by name or path.
@@ -245,7 +245,7 @@ def look_back(
     with store.unchanged():
         if store.current_model() != current:
             return None
-        over = now() >= until_s and not begins_anew(store, live.id, now())
+        over = now() >= until_s
         if not fell(lost, gained, len(differ), at_last=over):
             if over:  # else chance would be asked again, night after night, while its clips are dropped one by one
                 _add_event(store, model_event(live.id, "kept", now(), reason=reason))
