@@ -152,7 +152,7 @@ def test_a_microphone_that_opens_and_stays_silent_is_given_up_all_the_same(fake)
 def test_a_microphone_that_opens_again_and_again_and_stays_silent_is_told_once(fake):
     fake.setenv("FAKE_SERVER", "runs")
     fake.setattr("edgekws.audio.microphone.STALL_S", 0.02)
-    fake.setattr("edgekws.audio.microphone.GIVE_UP_S", 1.0)
+    fake.setattr("edgekws.audio.microphone.GIVE_UP_S", 3.0)
     source, opened, deaf = open_source("mic:default"), [], []
     sys.modules["sounddevice"].plan = opened.append
     source.on_deaf = deaf.append
