@@ -77,6 +77,13 @@ def test_the_recall_gained_counts_those_who_started_low_from_their_own_networks_
     assert measured.startswith("+20.0 points") and "2 users" in measured and met == "met"
 
 
+def test_whom_enrolment_alone_leaves_nothing_to_gain_is_told_apart():
+    rows = hybrid([1.0, 1.0, 0.9]) + lives("enrol-only", [1.0, 1.0, 0.7])
+
+    measured, _ = claim(rows, "recall gained by pseudo-labels against enrolment-only, room")
+    assert measured.startswith("+6.7 points") and "below 0.95 +20.0 points" in measured and measured.endswith("1 users")
+
+
 def test_recall_at_half_a_false_accept_an_hour_lies_between_none_and_one_where_every_row_can_tell():
     none, one = (
         {"hours": 1.0, "recall_by_false_accepts": [0.2, 0.6, 0.9, 1.0]},
