@@ -11,6 +11,7 @@ import platform
 import pwd
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,7 @@ def checks(settings: Settings) -> list[Check]:
         _portaudio(needs_microphone),
         _input_device(settings.audio.source),
         _sound_devices(),
+        *_told(settings),
         _importable("recordings", "soundfile", "reading of WAV, FLAC and Opus files", "pip install soundfile"),
         _importable("training", "torch", "adaptation and pretraining", f"{install_command('train')}; on a Jetson with NVIDIA's own torch"),
         _program("speech synthesis", "espeak-ng", "pretraining", "sudo apt-get install espeak-ng"),
@@ -86,6 +88,22 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
 def _python() -> Check:
     detail = f"{platform.python_version()} on {platform.machine()}, edgekws {__version__}"
     return Check("python", sys.version_info >= (3, 10), detail, "" if sys.version_info >= (3, 10) else "use Python 3.10 or later")
+
+
+def _told(settings: Settings) -> Iterator[Check]:
+    """What the listener only says that it lacks, and then listens without."""
+    if command := settings.sinks.command:
+        there = shutil.which(command[0])
+        mend = "" if there else "[sinks] command: the full path of a program that may be executed, or []"
+        yield Check("command of a wake", bool(there), there or f"{command[0]} is no program here", mend, essential=False)
+    if path := settings.mqtt.ca_file:
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:  # ssl.SSLError is one
+            mend = "[mqtt] ca_file: a PEM file of the broker's certificate authority, which the service's user may read"
+            yield Check("mqtt certificates", False, f"{path}: {error.strerror or error}", mend, essential=False)
+        else:
+            yield Check("mqtt certificates", True, path, essential=False)
 
 
 def _version(package: str) -> str | None:

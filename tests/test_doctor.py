@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgekws import doctor, engines, errors
-from edgekws.config import AudioSettings, ModelSettings, Settings, StoreSettings
+from edgekws.config import AudioSettings, ModelSettings, MqttSettings, Settings, SinkSettings, StoreSettings
 from edgekws.errors import NotPrepared
 from edgekws.model import builtin_models
 from edgekws.power import NoMeter
@@ -36,6 +36,16 @@ def test_a_working_machine_has_no_essential_fault(settings):
 
     assert broken == []
     assert found(settings)["engine onnxruntime"].ok
+
+
+def test_a_command_and_certificates_that_the_listener_only_misses_are_looked_for(settings, tmp_path):
+    (tmp_path / "ca.pem").write_text("no certificate")
+    missing = replace(settings, sinks=SinkSettings(command=("/no/such/lamp.sh",)), mqtt=MqttSettings(ca_file=str(tmp_path / "ca.pem")))
+    there = replace(settings, sinks=SinkSettings(command=("sh", "-c", "true")))
+
+    assert [found(missing)[name].ok for name in ("command of a wake", "mqtt certificates")] == [False, False]
+    assert "/no/such/lamp.sh is no program here" in found(missing)["command of a wake"].detail
+    assert found(there)["command of a wake"].ok and not {"command of a wake", "mqtt certificates"} & found(settings).keys()
 
 
 def test_it_changes_nothing(settings, tmp_path):
