@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekws.errors import install_command
 from edgekws.evaluation import WORSE, chance_of_fall, people_of
 
 Row = Mapping[str, Any]
@@ -230,20 +231,28 @@ def _in_int8(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
 
 
 def _each_pruned(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
-    """Each pruned network against itself by weights only, as OnDA compares; and ours against another that is pruned in the round too."""
+    """Each size against weights-only, of itself as OnDA compares and of DS-CNN-L; against the next larger one; and ours against another
+    network that is pruned in the round too.
+    """
     out = []
     for condition in CONDITIONS:
         groups = _groups(rows, condition)
         for (network, compression), mine in groups.items():
             name = f"{network} {compression:g}x"
-            if found := pairs(mine, chosen(rows, condition, arm="weights-only", network=network)):
-                smaller = float(np.median([b["parameters"] / a["parameters"] for a, b in found]))
-                text = f"{smaller:.1f}x fewer parameters, {_points(by_user(found, gain))}"
-                out.append((f"recall of {name} against itself by weights only, {condition}", "-", "reported", text, "-"))
-            ours = groups.get(("edge", compression), [])
-            if network != "edge" and (found := pairs(ours, mine)):
-                what = f"recall of edge {compression:g}x against {name}, both pruned in the round, {condition}"
-                out.append((what, "-", "reported", _points(by_user(found, gain)), "-"))
+            for other in dict.fromkeys((network, "ds-cnn-l")):
+                if found := pairs(mine, chosen(rows, condition, arm="weights-only", network=other)):
+                    smaller = float(np.median([b["parameters"] / a["parameters"] for a, b in found]))
+                    text = f"{smaller:.1f}x fewer parameters, {_points(by_user(found, gain))}"
+                    whom = "itself" if other == network else other
+                    out.append((f"recall of {name} against {whom} by weights only, {condition}", "-", "reported", text, "-"))
+            larger = max((size for of, size in groups if of == network and size < compression), default=0.0)
+            beside = [(f"{network} {larger:g}x", groups.get((network, larger), []), mine)]
+            if network != "edge":
+                beside.append((name, mine, groups.get(("edge", compression), [])))
+            for whom, others, ours in beside:
+                if found := pairs(ours, others):
+                    what = f"recall of {ours[0]['network']} {compression:g}x against {whom}, both pruned in the round, {condition}"
+                    out.append((what, "-", "reported", _points(by_user(found, gain)), "-"))
     return out
 
 
@@ -572,7 +581,7 @@ def main() -> None:
     options.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if importlib.util.find_spec("matplotlib") is None:
-        print(f"{options.out}.svg and .png are not drawn: pip install 'edgekws[plot]'", file=sys.stderr)
+        print(f"{options.out}.svg and .png are not drawn: {install_command('plot')}", file=sys.stderr)
         return
     plot(rows, [options.out.with_suffix(".svg"), options.out.with_suffix(".png")])
 

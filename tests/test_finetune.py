@@ -110,7 +110,7 @@ def test_what_is_wrong_for_one_keyword_pushes_no_other_down(model, lessons):
         float(loss(network, (positives, keywords, negatives, taught, each)).detach())
         for each in (all_of_them, torch.stack([all_of_them[:, 0], none[:, 1]], 1), none)
     )
-    assert pushed >= one > spared
+    assert one > spared and pushed > spared
 
 
 def test_a_few_steps_lower_the_loss_and_the_same_seed_ends_in_the_same_weights(model, lessons):

@@ -214,6 +214,9 @@ def test_a_network_that_is_pruned_in_the_round_itself_stands_beside_itself_and_b
     whole = lives("weights-only", [0.9, 0.8], network="ds-cnn-l", parameters=400_000)
     rows = whole + hybrid([0.8, 0.7], 8.0, network="ds-cnn-l") + hybrid([0.9, 0.9], 8.0)
 
+    rows += hybrid([0.95, 0.95], 4.0)
     itself, _ = claim(rows, "recall of ds-cnn-l 8x against itself")
-    ours, _ = claim(rows, "recall of edge 8x against ds-cnn-l 8x")
+    assert claim(rows, "recall of edge 8x against ds-cnn-l by weights only")[0].startswith("8.0x fewer parameters, +5.0 points")
+    assert claim(rows, "recall of edge 8x against edge 4x")[0].startswith("-5.0 points")
+    ours, _ = claim(rows, "recall of edge 8x against ds-cnn-l 8x, both")
     assert itself.startswith("8.0x fewer parameters, -10.0 points") and ours.startswith("+15.0 points")
