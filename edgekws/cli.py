@@ -34,6 +34,7 @@ from edgekws.errors import (
     ModelError,
     NotInstalled,
     PowerError,
+    SoundLost,
     StoreError,
     Taken,
     UsageError,
@@ -881,7 +882,7 @@ def _name(text: str, what: str) -> str:
 def _record(keyword: str, uri: str) -> list[np.ndarray]:
     """Takes from the microphone; what cannot be used is asked for again."""
     from edgekws import enrolment
-    from edgekws.audio import SoundLost, open_source, record
+    from edgekws.audio import open_source, record
 
     open_source(uri).close()  # where it is missing nobody should be asked to speak
     recordings: list[np.ndarray] = []

@@ -6,6 +6,7 @@ EdgekwsError              anything that edgekws reports in one line (exit code 1
 ├── UsageError            the command line (exit code 2)
 ├── NotInstalled          an extra is wanted that this installation does not have
 ├── AudioError            a source cannot be opened or read
+│   └── SoundLost         of a recording, which can be made again
 ├── EnrolmentError        recordings that no keyword can be made from
 ├── ModelError            a model directory is missing something, altered, or from a later version
 │   └── ModelUnreadable   one may be whole: it cannot be read just now, or is from a later version
@@ -54,6 +55,10 @@ class NotInstalled(EdgekwsError):
 
 class AudioError(EdgekwsError):
     """A source cannot be opened or read."""
+
+
+class SoundLost(AudioError):
+    """Samples were lost within a recording, which can be made again."""
 
 
 class EnrolmentError(EdgekwsError):

@@ -2,7 +2,7 @@
 
 from edgekws.audio.files import FileSource, duration_s, read_recording
 from edgekws.audio.microphone import InputDevice, MicSource, find_input, input_devices, play
-from edgekws.audio.opening import SoundLost, open_source, record
+from edgekws.audio.opening import open_source, record
 from edgekws.audio.source import Source
 from edgekws.audio.stdin import StdinSource
 
@@ -10,7 +10,6 @@ __all__ = [
     "FileSource",
     "InputDevice",
     "MicSource",
-    "SoundLost",
     "Source",
     "StdinSource",
     "duration_s",

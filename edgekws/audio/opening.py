@@ -12,7 +12,7 @@ from edgekws.audio.files import FileSource
 from edgekws.audio.microphone import MicSource
 from edgekws.audio.source import Source, did_you_mean
 from edgekws.audio.stdin import StdinSource
-from edgekws.errors import AudioError
+from edgekws.errors import AudioError, SoundLost
 from edgekws.values import SAMPLE_RATE_HZ
 
 SCHEMES: dict[str, Callable[[str, str], Source]] = {"mic": MicSource, "file": FileSource, "stdin": StdinSource}
@@ -44,10 +44,6 @@ def open_source(uri: str) -> Source:
         if not colon and not Path(uri).suffix:
             raise AudioError(f'cannot open {uri}: no such file. Is it a microphone, "mic:{uri}"? Accepted: {ACCEPTED}')
     return FileSource(uri, uri)
-
-
-class SoundLost(AudioError):
-    """Of a recording, which can be made again."""
 
 
 def record(uri: str, seconds: float) -> np.ndarray:
