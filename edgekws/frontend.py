@@ -15,6 +15,7 @@ FRAME_SAMPLES = 320  # 20 ms
 N_MELS = 40
 LOW_HZ, HIGH_HZ = 60.0, 7600.0
 HOP_FRAMES = HOP_SAMPLES // FRAME_SAMPLES  # 4
+SHIFT, SCALE = np.float32(7.0), np.float32(0.25)  # to about zero mean and unit variance over speech at -25 dBFS
 FLOOR = 1e-3  # of mel power with samples in ±32768: below the rounding noise of int16, so digital silence is finite
 
 
@@ -48,7 +49,12 @@ def _frames(padded: np.ndarray, count: int) -> np.ndarray:
     spectrum = np.fft.rfft(windows * _WINDOW)  # (count, 257)
     power = spectrum.real**2 + spectrum.imag**2
     mel = power.astype(np.float32, copy=False) @ _FILTERS  # (count, 40)
-    return (np.log(mel + np.float32(FLOOR)) - np.float32(7.0)) * np.float32(0.25)
+    return (np.log(mel + np.float32(FLOOR)) - SHIFT) * SCALE
+
+
+def louder(frames: np.ndarray, db: float) -> np.ndarray:
+    """Log-mel frames of the same sound `db` decibels louder, as if nothing of it were clipped; the floor rises with it."""
+    return frames + SCALE * np.float32(np.log(10) * db / 10)
 
 
 class LogMel:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgekws.frontend import FRAME_SAMPLES, HOP_FRAMES, N_MELS, LogMel, log_mel
+from edgekws.frontend import FRAME_SAMPLES, HOP_FRAMES, N_MELS, LogMel, log_mel, louder
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 
@@ -81,6 +81,12 @@ def test_a_higher_tone_peaks_in_a_higher_bin():
     assert peaks == sorted(peaks)
     assert peaks[0] <= 1
     assert peaks[-1] == N_MELS - 1
+
+
+def test_twice_the_amplitude_is_six_decibels_louder():
+    samples = noise(5) // 4
+
+    assert np.abs(louder(log_mel(samples), 20 * np.log10(2)) - log_mel(2 * samples)).max() < 1e-4
 
 
 def test_no_bin_is_deaf():

@@ -54,6 +54,15 @@ def test_an_int8_version_is_less_than_a_third_and_hears_the_same(both, stream):
     assert (whole * eighth).sum(1).min() > 0.98
 
 
+def test_an_int8_version_hears_the_same_where_it_is_much_louder_than_what_it_was_calibrated_on(both, stream):
+    rumble = np.cumsum(np.random.default_rng(0).standard_normal(len(stream)))
+    rumble -= np.convolve(rumble, np.ones(800) / 800, "same")
+    loud = np.clip(stream * 16.0 + rumble * (60_000 / np.abs(rumble).max()), -32768, 32767).astype(np.int16)
+    whole, eighth = (embed(loud, load_engine(one, "onnxruntime")) for one in both)
+
+    assert (whole * eighth).sum(1).min() > 0.95
+
+
 def test_a_keyword_enrolled_in_int8_wakes_where_it_does_in_float32(both, takes, stream):
     def wakes(model):
         engine = load_engine(model, "onnxruntime")

@@ -17,9 +17,11 @@ import numpy as np
 
 from edgekws.engines import onnxruntime_engine
 from edgekws.errors import ModelError
+from edgekws.frontend import louder
 from edgekws.model import Model, State, golden, load_model, write_manifest
 
-CALIBRATION_HOPS = 2000  # at most: 160 s of audio
+CALIBRATION_HOPS = 1000  # at most: 80 s of audio, heard as they are and louder
+LOUDER_DB = 24.0
 
 
 def half(model_onnx: Path, out: Path) -> Path:
@@ -57,8 +59,10 @@ def quantise(model_onnx: Path, states: Sequence[State], frames: np.ndarray, out:
     """Products of matrices and dense convolutions in INT8; the rest, with few of the weights, stays float32.
 
     Args:
-        frames: float32, shape (n, 4, 40): a stream to calibrate the activations on, of which the first `CALIBRATION_HOPS` count. What
-            is louder than all of these is cut off.
+        frames: float32, shape (n, 4, 40): a stream to calibrate the activations on, of which the first `CALIBRATION_HOPS` count, and the
+            same `LOUDER_DB` louder. What is louder than all of that is cut off. Median and lowest hundredth of the cosine with float32
+            under helicopters at full scale, calibrated on quiet speech alone, with 12 and with 24 dB: `edge` 0.84 (0.49), 0.97 (0.89),
+            0.97 (0.91); DS-CNN-L 0.89 (0.65), 0.93 (0.72), 0.97 (0.92). Speech at -30 dBFS has 0.997 to 0.999 with any.
 
     Raises:
         ModelError: there is nothing to calibrate on.
@@ -68,6 +72,7 @@ def quantise(model_onnx: Path, states: Sequence[State], frames: np.ndarray, out:
 
     if not len(frames):
         raise ModelError("INT8 needs at least one hop of audio to calibrate on")
+    heard = frames[:CALIBRATION_HOPS]
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
         model, nodes = _biases_apart(onnx.load(model_onnx))
@@ -75,7 +80,7 @@ def quantise(model_onnx: Path, states: Sequence[State], frames: np.ndarray, out:
         quantize_static(
             plain,
             out,
-            _Stream(plain, states, frames[:CALIBRATION_HOPS]),
+            _Stream(plain, states, np.concatenate([heard, louder(heard, LOUDER_DB)])),
             quant_format=QuantFormat.QDQ,
             calibrate_method=CalibrationMethod.MinMax,
             per_channel=True,

