@@ -134,8 +134,9 @@ def check(samples: np.ndarray, name: str, earlier: Sequence[np.ndarray] | None =
     if peak_dbfs >= SILENT_DBFS and end == start:
         raise EnrolmentError(f"{name}: nothing stands out of its noise or hum (peak {peak_dbfs:.0f} dBFS). {again}")
     if level_dbfs < SILENT_DBFS:
+        tested = f"level {level_dbfs:.1f}" if end > start else f"peak {peak_dbfs:.0f}"
         raise EnrolmentError(
-            f"{name}: silent (peak {peak_dbfs:.0f} dBFS; speech must be above {SILENT_DBFS:.0f} dBFS). Check the microphone: edgekws watch"
+            f"{name}: silent ({tested} dBFS; speech must be above {SILENT_DBFS:.0f} dBFS). Check the microphone: edgekws watch"
         )
     if end - start < MIN_SPEECH_S * SAMPLE_RATE_HZ:
         raise EnrolmentError(
@@ -152,10 +153,15 @@ def check(samples: np.ndarray, name: str, earlier: Sequence[np.ndarray] | None =
             f"{name}: clipped ({100 * clipped:.0f} % of its samples at full scale, accepted {100 * MAX_CLIPPED:.0f} %)."
             " Lower the microphone's gain (alsamixer) or step back"
         )
-    for i, one in enumerate(earlier or (), 1):
-        if likeness(print_of(samples, end), print_of(one, speech_span(one)[1])) > COPY:
-            raise EnrolmentError(f"{name}: this is recording {i} again. Say it anew for each: three that differ are best")
+    if earlier and (i := copy_of(samples, earlier)):
+        raise EnrolmentError(f"{name}: this is recording {i} again. Say it anew for each: three that differ are best")
     return start, end
+
+
+def copy_of(samples: np.ndarray, earlier: Sequence[np.ndarray]) -> int:
+    """Which of the earlier recordings this one is again, from 1; 0: none."""
+    mark = print_of(samples, speech_span(samples)[1])
+    return next((i for i, one in enumerate(earlier, 1) if likeness(mark, print_of(one, speech_span(one)[1])) > COPY), 0)
 
 
 def as_enrolled(name: str, keywords: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ utterances in which the reader says it (`SAID`, by segments.csv).
 
 protocol stream     As deployed: hop by hop, a score at or above the threshold is an event, none in the 2 s after one. A take lies between
                     1.5 s and 1 s of noise at -70 dBFS, and is recognised by an event between its start and 0.5 s after its end. Other
-                    events beside it are `stray_events`; false accepts are the events in the negatives. One threshold serves all users
+                    events beside it are `stray_events`; false accepts are the events in the negatives, each behind 2 s of such noise that
+                    count for nothing: a listener hears on from file to file, and starts anew with none. One threshold serves all users
                     of a keyword: the lowest at which their mean false accepts an hour stay within the rate. Recall is over pooled takes.
 protocol paper      As published: takes and single utterances (segments.csv; else pieces of 10 s) between 1 s of zeros on each side, at most
                     one false accept an utterance, a threshold for each user, recall averaged over users, no delay.
@@ -44,7 +45,7 @@ import numpy as np
 from edgekws.audio import duration_s, read_recording
 from edgekws.detector import REFRACTORY_S, background, scores
 from edgekws.engines import Engine, load_engine
-from edgekws.enrolment import embed, enrol
+from edgekws.enrolment import copy_of, embed, enrol
 from edgekws.errors import AudioError, EdgekwsError, EnrolmentError, UsageError
 from edgekws.model import Model
 from edgekws.pictures import new_figure, save
@@ -58,6 +59,7 @@ RATES = (0.1, 0.5, 1.0)  # false accepts an hour
 HIGHEST_RATE = 2.0  # of the average viable recall
 REFRACTORY_HOPS = -(-round(REFRACTORY_S * SAMPLE_RATE_HZ) // HOP_SAMPLES)  # 25
 BEFORE_S, AFTER_S, TAIL_S, PAD_DBFS = 1.5, 1.0, 0.5, -70.0
+QUIET_HOPS = 25  # 2 s, the networks hear 1.9: what a negative's first hops score is its own, not a fresh stream's
 FOLLOW_S = 0.15
 PAPER_PAD_S, PAPER_PIECE_S = 1.0, 10.0
 FRAME = SAMPLE_RATE_HZ // 50  # 20 ms
@@ -642,6 +644,7 @@ class _Corpus:
         self.keywords = [keyword for keyword in known if not keywords or keyword in keywords]
         spoken = [row for row in rows if row.kind == "keyword" and row.label in self.keywords]
         self.splits = list(dict.fromkeys(row.split for row in spoken))
+        self.speakers = {(row.label, row.speaker) for row in spoken}
         self.enrol = [row for row in spoken if row.split == "enrol"]
         wanted = [row for row in rows if row.kind == "negative"]
         for name in negatives or ():
@@ -651,11 +654,11 @@ class _Corpus:
         wanted = [row for row in wanted if not negatives or any(_negative_matches(row, name) for name in negatives)]
         every_noise = [row for row in rows if row.kind == "noise"]
         test = [row for row in spoken if row.split == "test"]
-        lasts_s = durations_s(root, [*self.enrol, *test, *wanted, *every_noise])
+        self.lasts_s = durations_s(root, [*self.enrol, *test, *wanted, *every_noise])
         self.negatives, left_out = self._unseen(wanted, model)
-        self.left_out_hours = sum(row.duration_s for row in left_out) / 3600
+        self.left_out_hours = sum(self.lasts_s[row.path] for row in left_out) / 3600
         self.test, seen = self._unseen(test, model)
-        self.notes += note_long(lasts_s[row.path] for row in self.test)
+        self.notes += note_long(self.lasts_s[row.path] for row in self.test)
         if seen:
             self.notes.append(f"{len(seen)} test takes left out: the model was trained on them")
         self.noise, noise_left_out = self._unseen(every_noise, model)
@@ -715,6 +718,13 @@ class _Progress:
             share = min(self._done_s / self._total_s, 1.0)
             left_s = (now - self._start) / share * (1 - share) if share else 0.0
             self._say(f"{what}: {100 * share:.0f} % done, about {left_s:.0f} s left")
+
+
+@functools.cache
+def quiet() -> np.ndarray:
+    """What lies before a negative, always the same: int16, shape (QUIET_HOPS * 1280,)."""
+    noise = np.random.default_rng(0).standard_normal(QUIET_HOPS * HOP_SAMPLES) * 32768 * 10 ** (PAD_DBFS / 20)
+    return np.round(noise).astype(np.int16)
 
 
 def _unsaid(hops: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -791,7 +801,7 @@ class _Listener:
             kept = {keyword: _unsaid(len(samples) // HOP_SAMPLES, spans) for keyword, spans in said.items()}
             for keyword, hops in kept.items():
                 self._leave_out(keyword, int((~hops).sum()) * HOP_SAMPLES)
-            for user, values in self._score(embed(samples, self.engine), everyone):
+            for user, values in self._score(embed(np.concatenate([quiet(), samples]), self.engine)[QUIET_HOPS:], everyone):
                 user.negatives += _runs(values, kept[user.keyword]) if user.keyword in kept else [values]
         else:
             for first, piece in self.corpus.pieces(row, samples):
@@ -802,7 +812,7 @@ class _Listener:
                 listeners = [user for user in everyone if user.keyword not in out]
                 for user, values in self._score(embed(np.pad(piece, round(PAPER_PAD_S * SAMPLE_RATE_HZ)), self.engine), listeners):
                     user.negatives.append(values)
-        self.progress.add(row.duration_s, f"{condition}, {row.path}")
+        self.progress.add(self.corpus.lasts_s[row.path], f"{condition}, {row.path}")
 
     def _leave_out(self, keyword: str, samples: int) -> None:
         self._said_hours[keyword] = self._said_hours.get(keyword, 0.0) + samples / SAMPLE_RATE_HZ / 3600
@@ -846,7 +856,7 @@ class _Listener:
             own.takes.append(Take(np.zeros(0, np.float32), *window))
         for user, values in self._score(embeddings, members if strangers else [own]):
             (user.takes if user is own else user.strangers).append(Take(values, *window))
-        self.progress.add(row.duration_s + BEFORE_S + AFTER_S, f"{condition}, {row.path}")
+        self.progress.add(self.corpus.lasts_s[row.path] + BEFORE_S + AFTER_S, f"{condition}, {row.path}")
 
     def _heard_as(
         self, stream: np.ndarray, speech: np.ndarray, row: Row, condition: str, offset: int = 0, end_of_word: int = 0
@@ -907,7 +917,7 @@ def evaluate(
         progress: is given a line now and then.
 
     Raises:
-        UsageError: no such keyword, condition, protocol or negatives.
+        UsageError: no such keyword, condition, protocol or negatives; too few shots.
         EdgekwsError: the corpus cannot be read, or leaves nothing to measure.
         EnrolmentError: nobody can be enrolled.
     """
@@ -920,13 +930,16 @@ def evaluate(
     wanted = conditions or (CONDITIONS if protocol == "stream" else ("clean",))
     chosen = [condition for condition in CONDITIONS if condition in wanted or condition == "clean"]
     heard = [condition for condition in chosen if condition != "others"]
+    if only_enrolled and shots < 2:
+        raise UsageError("only_enrolled takes at least 2 shots, 3 as a rule: the threshold is what they reach among themselves")
     material = _Corpus(corpus, model, keywords, negatives, protocol)
     engine = load_engine(model, backend)
     if progress:
-        progress(f"enrolling {len({(row.label, row.speaker) for row in material.test})} users")
-    users, refused = _enrol(material, engine, model, shots, only_enrolled)
-    clips_s = sum(row.duration_s + BEFORE_S + AFTER_S for row in material.test)
-    negatives_s = sum(row.duration_s for row in material.negatives)
+        both = ({(row.label, row.speaker) for row in rows} for rows in (material.test, material.enrol))
+        progress(f"enrolling {len(set.intersection(*both))} users")
+    users, refused, copies = _enrol(material, engine, model, shots, only_enrolled)
+    clips_s = sum(material.lasts_s[row.path] + BEFORE_S + AFTER_S for row in material.test)
+    negatives_s = sum(material.lasts_s[row.path] for row in material.negatives)
     total_s = len(heard) * clips_s + (len(heard) - ("follow" in heard)) * negatives_s
     listener = _Listener(material, users, engine, protocol, _Progress(progress, total_s), follow="follow" in heard)
     report: dict[str, dict[str, Any]] = {condition: {"keywords": {}, "mean": {}} for condition in chosen}
@@ -952,6 +965,10 @@ def evaluate(
             f"{len(refused)} enrolments were refused: {lost} cannot be used, and those users' takes count as missed;"
             f" {len(refused) - lost} were measured all the same"
         )
+    if copies:
+        material.notes.append(
+            f"{len(copies)} users' enrolments hold the same recording twice, which `edgekws enroll` refuses: measured all the same"
+        )
     material.notes.append(
         f"{listener.hours:.2f} h of negatives: no event at all would bound the rate below {3 / listener.hours:.2f} an hour (95 %)."
         " Users of a keyword listen to the same hours, so pooling them makes the intervals of false accepts narrower than they are"
@@ -970,6 +987,7 @@ def evaluate(
         "noise_files": len(material.noise),
         "noise_left_out_files": material.noise_left_out,
         "refused": refused,
+        "copies": copies,
         "notes": material.notes,
         "keywords": report["clean"]["keywords"],
         "mean": report["clean"]["mean"],
@@ -979,10 +997,10 @@ def evaluate(
 
 def _enrol(
     corpus: _Corpus, engine: Engine, model: Model, shots: int, only_enrolled: bool
-) -> tuple[dict[str, list[User]], list[dict[str, str]]]:
-    """Those with test takes, by keyword; and whose enrolment was refused and why."""
+) -> tuple[dict[str, list[User]], list[dict[str, str]], list[dict[str, str]]]:
+    """Those with test takes, by keyword; whose enrolment was refused and why; and those who enrol with a recording twice."""
     users: dict[str, list[User]] = {}
-    refused = []
+    refused, copies = [], []
     refusal: EnrolmentError | None = None
     without = fewer = 0
     for keyword, speaker in dict.fromkeys((row.label, row.speaker) for row in corpus.test):
@@ -1002,11 +1020,18 @@ def _enrol(
             # Recordings that are only unlike each other are what this user has: to leave them out would flatter the figures.
             with suppress(EnrolmentError):
                 enrolled = enrol(keyword, speaker, recordings, engine, model, only_enrolled=only_enrolled, strict=False)
+        else:
+            again = [(i + 1, of) for i, one in enumerate(recordings) if (of := copy_of(one, recordings[:i]))]
+            if again:
+                reason = ", ".join(f"recording {i} is recording {of} again" for i, of in again)
+                copies.append({"keyword": keyword, "speaker": speaker, "reason": reason})
         users.setdefault(keyword, []).append(User(keyword, speaker, enrolled))
     if without:
         corpus.notes.append(f"{without} speakers with test takes but nothing to enrol them from were left out")
-    if untested := len({(row.label, row.speaker) for row in corpus.enrol} - {(row.label, row.speaker) for row in corpus.test}):
+    if untested := len(corpus.speakers - {(row.label, row.speaker) for row in corpus.test}):
         corpus.notes.append(f"{untested} speakers have no test takes and were left out")
+    if nobodys := [keyword for keyword in corpus.keywords if keyword not in users]:
+        corpus.notes.append(f"{', '.join(nobodys)}: nobody has takes both to enrol from and to test, so it is in no row and no mean")
     if fewer:
         corpus.notes.append(f"{fewer} users were enrolled from fewer than {shots} recordings: they have no more")
     if not users:
@@ -1018,7 +1043,7 @@ def _enrol(
         )
     if refusal and not any(user.enrolled for members in users.values() for user in members):
         raise refusal
-    return users, refused
+    return users, refused, copies
 
 
 # For people.
@@ -1068,7 +1093,7 @@ def report_table(report: Mapping[str, Any]) -> str:
         "",
         *map(line, rows),
         "",
-        *(f"{one['keyword']}, {one['speaker']}: {one['reason']}" for one in report["refused"]),
+        *(f"{one['keyword']}, {one['speaker']}: {one['reason']}" for one in [*report["refused"], *report["copies"]]),
         *report["notes"],
     ]
     return "\n".join(lines)

@@ -263,14 +263,32 @@ def test_an_event_before_or_long_after_the_take_does_not_recognise_it():
     assert take.heard(0.5) == (None, 2)
 
 
-def test_a_user_who_could_not_enrol_misses_every_take_and_dilutes_no_false_accepts():
+def test_an_event_beside_the_one_that_recognises_a_take_is_a_stray_one():
+    one = user("a", 0.5, [], [1.0])
+    one.takes[0].scores[0] = 1.0
+
+    assert measure([one], hours=1.0)[0]["deployed"]["stray_events"] == 1
+
+
+def test_a_user_who_could_not_enrol_misses_every_take_and_dilutes_no_false_accepts_nor_allows_the_others_more():
     refused = User("k", "c", None, [], [Take(np.zeros(0, np.float32), 0, 1, 0)] * 2)
 
     entry, _ = measure([user("a", 5.0, [9, 8, 7], [9.5, 9.5]), refused], hours=1.0)
 
     assert entry["recall_at_fa_per_hour"]["0.1"] == 0.5
+    assert entry["false_accepts"] == {"0.1": 0, "0.5": 0, "1.0": 1}
     assert entry["deployed"]["recall"] == 0.5
     assert entry["deployed"]["fa_per_hour"] == 3.0
+
+
+def test_each_keyword_counts_the_same_in_the_mean_and_the_worst_user_of_any_is_told():
+    easy = measure([user("a", 5.0, [], [9, 9, 9])], hours=1.0)[0]
+    hard = measure([user("b", 5.0, [9, 8, 7], [9, 1]), user("c", 5.0, [9], [1, 1])], hours=1.0)[0]
+    mean = evaluation._mean({"easy": easy, "hard": hard})["deployed"]
+
+    assert mean["recall"] == pytest.approx((1 + 0.25) / 2)
+    assert mean["fa_per_hour"] == pytest.approx((0 + 2) / 2) and mean["fa_per_hour_over_users"] == pytest.approx(4 / 3)
+    assert (mean["worst_user_fa_per_hour"], mean["users_above_2"]) == (3.0, 1)
 
 
 # Sound.
@@ -385,6 +403,30 @@ def test_the_deployed_false_accepts_are_what_the_listener_would_report(model, co
     assert reported * report["negative_hours"] == pytest.approx(count)
 
 
+def test_the_false_accepts_of_short_files_are_those_of_a_listener_that_heard_quiet_before(model, corpus, demo, monkeypatch):
+    """From a fresh stream the highest score of this one is -3.3, at hop 7; behind quiet -4.8."""
+    import soundfile
+
+    samples = demo[0][4800:36_800]
+    for name in "ab":
+        soundfile.write(corpus / f"neg/{name}/0.wav", samples, SAMPLE_RATE_HZ)
+    made = []
+
+    def low(*given, **how):
+        made.append(dataclasses.replace(enrol(*given, **how), threshold=-4.0))
+        return made[-1]
+
+    monkeypatch.setattr(evaluation, "enrol", low)
+    report = evaluate(corpus, model, conditions=["clean"])
+
+    quiet = (np.random.default_rng(1).standard_normal(40 * HOP_SAMPLES) * 10).astype(np.int16)
+    listener = Pipeline(load_engine(model), Detector(made[:1]))
+    listener.feed(AudioChunk(quiet, 0))
+    count = 2 * len(listener.feed(AudioChunk(samples, len(quiet))))
+    assert report["keywords"]["open-sesame 7"]["deployed"]["fa_per_hour_by_user"]["slt"] * report["negative_hours"] == pytest.approx(count)
+    assert report["negative_hours"] == pytest.approx(2 * 2 / 3600)
+
+
 def test_the_same_command_gives_the_same_figures(model, corpus):
     first, second = (evaluate(corpus, model, conditions=["noise5", "room", "follow"]) for _ in range(2))
 
@@ -402,6 +444,23 @@ def test_what_the_model_was_trained_on_is_left_out(model, corpus):
     assert report["negative_files"] == 1
     assert report["keywords"]["open-sesame 7"]["takes"] == 3
     assert any("1 test takes left out" in note for note in report["notes"])
+
+
+def test_without_durations_in_the_manifest_hours_and_progress_are_those_of_the_files(model, corpus, monkeypatch):
+    table = list(csv.reader((corpus / "manifest.csv").open(encoding="utf-8")))
+    with (corpus / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(row[:6] for row in table)
+    seen = frozenset([hashlib.sha256((corpus / "neg/a/0.wav").read_bytes()).hexdigest()[:16]])
+    left_out_h = len(read_recording(corpus / "neg/a/0.wav")) / SAMPLE_RATE_HZ / 3600
+    monkeypatch.setattr(evaluation._Progress.__init__, "__defaults__", (0.0,))
+    said = []
+
+    report = evaluate(corpus, dataclasses.replace(model, trained_on_sha256=seen), conditions=["clean"], progress=said.append)
+
+    assert report["negatives_left_out_hours"] == pytest.approx(left_out_h)
+    assert f"1 negative files ({left_out_h:.2f} h) left out: the model was trained on them" in report["notes"]
+    shares = [int(line.split(": ")[1].split(" %")[0]) for line in said if "% done" in line]
+    assert 10 < shares[0] < 90 and shares == sorted(shares) and shares[-1] == 100
 
 
 def test_noise_that_was_all_trained_on_or_is_missing_is_said(model, corpus, demo, tmp_path_factory):
@@ -479,7 +538,10 @@ def test_the_picture_is_a_picture(model, corpus, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"keywords": ["simsalabim"]}, {"conditions": ["rain"]}, {"protocol": "oww"}, {"negatives": ["music"]}, {"shots": 0}],
+    [
+        *({"keywords": ["simsalabim"]}, {"conditions": ["rain"]}, {"protocol": "oww"}, {"negatives": ["music"]}),
+        *({"shots": 0}, {"only_enrolled": True, "shots": 1}),
+    ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_asking_for_what_is_not_there_is_wrong_usage(model, corpus, wrong):
@@ -529,6 +591,38 @@ def test_users_with_too_few_takes_and_takes_too_long_for_one_word_are_noted(mode
     assert "1 users were enrolled from fewer than 3 recordings: they have no more" in notes
     assert "1 speakers have no test takes and were left out" in notes
     assert "1 takes are longer than 6 s: any event inside one counts as its keyword" in notes
+
+
+def test_who_is_left_out_is_said_of_everybody_and_of_keywords_that_have_nobody(model, corpus):
+    """`nobody` has a take of split extra alone; of "sun" one has no take to test with and one none to enrol from."""
+    with (corpus / "manifest.csv").open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            ["kw/slt/0.wav", "keyword", label, speaker, 0, split, 1, ""]
+            for label, speaker, split in (("sun", "ann", "enrol"), ("sun", "bob", "test"))
+        )
+    said = []
+    report = evaluate(corpus, model, conditions=["clean"], progress=said.append)
+
+    assert said[0] == "enrolling 2 users"
+    assert "2 speakers have no test takes and were left out" in report["notes"]
+    assert "1 speakers with test takes but nothing to enrol them from were left out" in report["notes"]
+    assert "sun: nobody has takes both to enrol from and to test, so it is in no row and no mean" in report["notes"]
+    assert list(report["keywords"]) == ["open-sesame 7"]
+
+
+def test_an_enrolment_that_enroll_refuses_as_copies_is_measured_and_named(model, corpus):
+    import soundfile
+
+    assert evaluate(corpus, model, conditions=["clean"])["copies"] == []
+    for i, gain in ((1, 1), (2, 0.5)):
+        soundfile.write(corpus / f"kw/slt/{i}.wav", (read_recording(corpus / "kw/slt/0.wav") * gain).astype(np.int16), SAMPLE_RATE_HZ)
+    report = evaluate(corpus, model, conditions=["clean"])
+
+    reason = "recording 2 is recording 1 again, recording 3 is recording 1 again"
+    assert report["copies"] == [{"keyword": "open-sesame 7", "speaker": "slt", "reason": reason}] and report["refused"] == []
+    note = "1 users' enrolments hold the same recording twice, which `edgekws enroll` refuses: measured all the same"
+    assert note in report["notes"] and f"open-sesame 7, slt: {reason}" in report_table(report)
+    assert report["keywords"]["open-sesame 7"]["users"] == 2
 
 
 def test_where_nobody_can_be_measured_the_splits_that_are_there_are_named(model, corpus):

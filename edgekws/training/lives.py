@@ -33,12 +33,14 @@ from edgekws.errors import EdgekwsError
 from edgekws.evaluation import (
     HIGHEST_RATE,
     LEAST_NOISE,
+    QUIET_HOPS,
     Row,
     Take,
     durations_s,
     events,
     false_accept_steps,
     pink,
+    quiet,
     read_manifest,
     read_segments,
     reverberate,
@@ -186,10 +188,9 @@ def _sides(corpus: Path, seen: frozenset[str] = NOTHING) -> tuple[list[str], lis
     paths = [row.path for row in rows if lasts_s[row.path] >= LEAST_NEGATIVE_S]
     trained = seen | _packaged()
     unseen = [path for path in paths if _sha256(corpus / path) not in trained]
-    live = [path for path in paths if path.startswith(TRAIN_NEGATIVES)]
-    test = [path for path in unseen if path not in live]
-    if live and test:
-        return live, test, ""
+    live = [path for path in paths if path.startswith(TRAIN_NEGATIVES) and path not in unseen]  # another corpus may have such names
+    if live and unseen:
+        return live, unseen, ""
     if not unseen:
         raise EdgekwsError(
             f"{corpus}: no negatives to live among and to be tested on: {len(rows)} there, {len(paths)} of a second or more,"
@@ -451,6 +452,7 @@ def measure(life: Life, embed: Embed, enrolled: Sequence[Enrolled]) -> dict[str,
     `recall_at_0.5` the one of most false accepts that are no more than 0.5 an hour.
     """
     first = enrolled[0].threshold
+    before = log_mel(quiet())
 
     def heard_as(frames: np.ndarray) -> np.ndarray:
         """The score of each hop by whoever it is most like, as if all had the threshold of the first."""
@@ -459,7 +461,7 @@ def measure(life: Life, embed: Embed, enrolled: Sequence[Enrolled]) -> dict[str,
 
     found = {}
     for where in ("room", "clean"):
-        heard = [heard_as(frames) for frames in life.negatives[where]]
+        heard = [heard_as(np.concatenate([before, frames]))[QUIET_HOPS:] for frames in life.negatives[where]]
         hours = sum(map(len, heard)) * HOP_MS / 3_600_000
         takes = [Take(heard_as(frames), enrolment.PAD_BEFORE, end + SAMPLE_RATE_HZ // 2) for frames, end in life.takes[where]]
         most = int(HIGHEST_RATE * hours) + 2
