@@ -118,7 +118,9 @@ def load_model(path: Path) -> Model:
     except OSError as error:
         raise _unreadable(error)(f"{manifest_path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise ModelError(f"{manifest_path}: not readable as JSON ({error}). Try: edgekws models rollback") from error
+        raise ModelError(
+            f"{manifest_path}: not readable as JSON ({error}). Restore it or use another model: edgekws models list"
+        ) from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
         raise ModelError(f'{manifest_path}: no "format" number, so not a manifest of edgekws')
     if raw["format"] > FORMAT:

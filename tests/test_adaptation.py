@@ -18,7 +18,7 @@ from edgekws import bench
 from edgekws.cli import _flat, main
 from edgekws.config import KeywordSettings
 from edgekws.errors import EdgekwsError, PowerError, StoreError
-from edgekws.model import find_model, load_model, rewrite_manifest
+from edgekws.model import builtin_models, find_model, load_model, rewrite_manifest
 from edgekws.power import NoMeter, load_meter
 from edgekws.promotion import WATCHED_S
 from edgekws.store import ADAPTED, Store, load_enrolled, save_enrolled
@@ -214,6 +214,37 @@ def test_a_network_that_does_not_ship_is_adapted_too(config, store, quick, tmp_p
     assert load_model(store.current_model()).network == "ds-cnn-s"
 
 
+@pytest.mark.parametrize("name", builtin_models())
+def test_every_network_that_ships_has_another_one_that_gives_a_second_opinion(name):
+    judge = adaptation._family(load_model(find_model(name)))
+
+    assert judge in builtin_models() and judge != name
+
+
+def test_with_the_smallest_network_too_other_words_are_rejected_and_a_version_is_looked_back_on(config, store, quick):
+    for one in moments(OTHER_S, 4):
+        store.add_clip(Clip("positive", KEYWORD, SPEAKER, 1.0, one.decided_sample, 0.0, "woke", time_s=time.time()), one.samples)
+    adaptation.run(store, "edge-tiny", recipe="weights-only")
+
+    states = [clip.state for clip in store.clips(label="positive")]
+    assert states[:8].count("admitted") >= 6 and states[8:] == ["rejected"] * 4
+    listening_since(store, 20.0, 8)
+    assert "the version before alone hears 8, it alone 0" in adaptation.look_back(store, "edge-tiny")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_that_there_is_no_second_opinion_is_said_once_a_round(store, quick, tmp_path, own):
+    model = shutil.copytree(find_model("edge-small"), tmp_path / "own") if own else "edge-small"
+    said = []
+    adaptation.run(store, str(model), recipe="weights-only", say=said.append)
+
+    assert [line for line in said if "no second opinion, and no looking back" in line] == (
+        [f"no second opinion, and no looking back: {model} is not one of the networks that ship. All wakes that were kept are learned"]
+        if own
+        else []
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -298,6 +329,35 @@ def test_a_round_that_is_interrupted_leaves_no_trace_but_a_row(store, quick):
     assert everything(store.root) == before
     assert [event.extra.get("reason") for event in store.events()] == ["by hand", "interrupted"]
     assert not (store.root / "round").exists()
+
+
+@pytest.mark.parametrize("cut", ["promote", "load_model"])
+def test_a_round_that_is_interrupted_after_its_version_went_live_says_that_it_is_live(config, store, quick, capsys, monkeypatch, cut):
+    """A fake: the moment between the exchange of the links and the row in the log cannot be met from outside."""
+    promote, load = store.promote, adaptation.load_model
+
+    def promoting(*args, **options):
+        made = promote(*args, **options)
+        if cut == "promote":
+            raise KeyboardInterrupt
+        return made
+
+    def loading(path):
+        if path == store.current_model():
+            raise KeyboardInterrupt
+        return load(path)
+
+    monkeypatch.setattr(store, "promote", promoting)
+    monkeypatch.setattr(adaptation, "load_model", loading)
+    with pytest.raises(KeyboardInterrupt):
+        adaptation.run(store, "edge-small", recipe="weights-only")
+
+    live = load(store.current_model())
+    assert said(store) == ["started", "promoted"]
+    row = store.events()[-1]
+    assert (row.model, row.extra["recipe"], row.extra["parameters"]) == (live.id, "weights-only", live.parameters)
+    assert main(["log", "--config", str(config)]) == 0
+    assert "nothing was changed" not in capsys.readouterr().out
 
 
 def test_a_round_that_runs_out_of_memory_is_one_line_and_changes_nothing(config, store):

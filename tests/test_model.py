@@ -78,7 +78,7 @@ def test_what_a_hop_leaves_is_read_at_the_next_hops_and_then_written_over():
 def test_a_manifest_that_is_no_json_says_what_to_do(copy, content):
     (copy / "manifest.json").write_bytes(content)
 
-    with pytest.raises(ModelError, match=r"manifest\.json: not readable as JSON .* Try: edgekws models rollback"):
+    with pytest.raises(ModelError, match=r"manifest\.json: not readable as JSON .* use another model: edgekws models list"):
         load_model(copy)
 
 

@@ -111,6 +111,21 @@ def test_the_widths_meet_the_target_and_cost_what_the_network_counts(cut):
     assert all(width % 8 == 0 or width == full[i] for i, width in cut.widths.items())
 
 
+def test_layers_whose_channels_say_least_are_cut_first_and_of_none_is_less_than_an_eighth_left():
+    network = load_network(load_model(find_model("edge-small")))
+    full = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
+    poor = max(groups(network), key=lambda group: full[group[0]])  # of it half the channels say next to nothing
+    scores = [torch.ones(width) for width in full.values()]
+    for i in poor:
+        scores[i][: full[i] // 2] = 1e-6
+    cost = parameter_cost(network)
+    half = {**full, **dict.fromkeys(poor, full[poor[0]] // 2)}
+
+    assert choose_widths(network, scores, cost, cost(half)) == half
+    narrow = choose_widths(network, [torch.rand(width) for width in full.values()], cost, 0.06 * cost(full), round_to=1)
+    assert all(width >= full[i] / 8 for i, width in narrow.items())
+
+
 @torch.no_grad()
 def test_a_cut_network_streams_what_it_says_of_the_whole_window_and_its_embedding_is_as_long(cut, tmp_path):
     hops = noise_hops()
@@ -152,8 +167,20 @@ def test_each_criterion_gives_each_channel_a_score_and_the_same_seed_the_same(cr
         torch.testing.assert_close(one, other)
 
 
-def test_hap_is_the_exact_trace_of_the_hessian(monkeypatch):
-    """To a fifth with 1000 probes: one is off by about the trace itself."""
+@pytest.mark.parametrize("criterion", ["l1", "bn"])
+def test_a_channel_of_large_weights_is_worth_more_by_magnitude(criterion):
+    network = tiny()
+    with torch.no_grad():
+        network.convs()[0].conv.weight[2] *= 10
+        network.convs()[0].conv.weight[1] /= 10
+    first, _ = channel_scores(network, criterion, lambda number: None)
+
+    assert (int(first.argmax()), int(first.argmin())) == (2, 1)
+    assert float(first.mean()) == pytest.approx(1)
+
+
+def test_hap_is_the_exact_trace_of_the_hessian_and_nothing_where_that_is_negative(monkeypatch):
+    """To a fifth with 1000 probes: one is off by about the trace itself. And upside down each channel curves down."""
     network = tiny()
     loss = a_loss(network)
     weights = [conv.conv.weight for conv in network.convs()]
@@ -163,12 +190,14 @@ def test_hap_is_the_exact_trace_of_the_hessian(monkeypatch):
         flat = gradient.flatten()
         diagonal = [torch.autograd.grad(flat[i], weight, retain_graph=True)[0].flatten()[i] for i in range(len(flat))]
         trace = torch.stack(diagonal).reshape(len(weight), -1).sum(1)
-        exact.append(trace.clamp(min=0) * weight.detach().flatten(1).pow(2).mean(1))
+        exact.append(trace * weight.detach().flatten(1).pow(2).mean(1))
     monkeypatch.setattr(pruning, "PROBES", 1000)
     found = channel_scores(network, "hap", loss, batches=1, seed=1)
+    upside_down = channel_scores(network, "hap", lambda number: -loss(number), batches=1, seed=1)
 
     for one, other in zip(found, exact, strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=0.2, atol=float(other.detach().max()) * 0.05)
+    assert not any(one.any() for one in upside_down)
 
 
 def test_taylor_is_what_the_loss_loses_to_first_order_and_fisher_its_square():

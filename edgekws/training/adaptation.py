@@ -29,7 +29,7 @@ from edgekws.values import Clip, Event
 
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
 # small one. ResNet15 does not ship, and is here for benchmarks: an opinion is a score, whatever the space.
-JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "ds-cnn-l": "edge", "resnet15": "edge"}
+JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "edge-tiny": "ds-cnn-l", "ds-cnn-l": "edge", "resnet15": "edge"}
 STARTS = {"edge": ("edge-small", "edge-tiny")}
 MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
 
@@ -338,6 +338,9 @@ def run(
                 raise UsageError(f"no target in energy_mj here: {meter.why}. Give params=… or latency_ms=…")
     factory = load_model(find_model(model))
     family = _family(factory)
+    if family is None:
+        say(f"no second opinion, and no looking back: {model} is not one of the networks that ship. All wakes that were kept are learned")
+    going_live = ""
     with store.round_folder() as folder:
         current = store.current_model()
         _tell_of_the_killed(store, now)
@@ -387,8 +390,12 @@ def run(
                 # What takes the place of a version on trial is on trial against the same one before: else each of a row of rounds could
                 # lose a little. One that was gone back to has had its trial, and is what one would go back to.
                 instead = current is not None and on_trial(store, load_model(current), now()) and not _came_back(store, current.name)
+                going_live = outcome.model.id
                 live = load_model(store.promote(outcome.model.path, outcome.model.id, keeps_previous=instead))
         except BaseException as error:  # Ctrl-C and a full disk too: the log says so, if it can
+            if going_live and _listens(store, going_live):  # the links were exchanged before it
+                _note(store, "promoted", now(), model=going_live, reason=outcome.reason, **facts)
+                raise
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             if no_memory := any(words in reason for words in NO_MEMORY):
                 reason = f"memory ran out ({reason.splitlines()[0]}). A round needs 1 to 2 GB"
@@ -403,6 +410,13 @@ def run(
 def _id(store: Store, heard: Snapshot) -> str:
     numbers = [int(name[:4]) for name in store.models() if name[:4].isdigit()]
     return f"{max(numbers, default=0) + 1:04d}-{heard.sha256()[:6]}"
+
+
+def _listens(store: Store, version: str) -> bool:
+    with contextlib.suppress(StoreError):
+        current = store.current_model()
+        return current is not None and current.name == version
+    return False
 
 
 def _overtaken(store: Store, current: Path | None, heard: Snapshot, outcome: Outcome) -> str | None:

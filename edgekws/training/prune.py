@@ -161,13 +161,21 @@ def _inputs(network: Network) -> dict[int, Any]:
     return found
 
 
+class OutOfReach(UsageError):
+    """Not even the narrowest network is that cheap."""
+
+    def __init__(self, cost: float, target: float) -> None:
+        super().__init__(f"the narrowest network costs {cost:.6g}, more than the target of {target:.6g}. Give a larger target")
+        self.cost = cost
+
+
 def choose_widths(
     network: Network, scores: Sequence[Tensor], cost: Callable[[Widths], float], target: float, *, round_to: int = ROUND_TO
 ) -> Widths:
     """Widths whose cost is at most `target`, losing as little score as a greedy knapsack can.
 
     Raises:
-        UsageError: not even the narrowest network is that cheap.
+        OutOfReach: not even the narrowest network is that cheap.
     """
     members = groups(network)
     widths: Widths = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
@@ -191,7 +199,7 @@ def choose_widths(
             if best is None or rate < best[0]:
                 best = (rate, g, tried, price)
         if best is None:
-            raise UsageError(f"the narrowest network costs {now:.6g}, more than the target of {target:.6g}. Give a larger target")
+            raise OutOfReach(now, target)
         widths, now = best[2], best[3]
     return widths
 

@@ -56,7 +56,17 @@ from edgekws.training.finetune import (
 )
 from edgekws.training.material import made_noise, to_int16
 from edgekws.training.networks import Network
-from edgekws.training.prune import CRITERIA, Widths, channel_scores, choose_widths, energy_cost, latency_cost, parameter_cost, prune
+from edgekws.training.prune import (
+    CRITERIA,
+    OutOfReach,
+    Widths,
+    channel_scores,
+    choose_widths,
+    energy_cost,
+    latency_cost,
+    parameter_cost,
+    prune,
+)
 from edgekws.training.quantise import version
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 from edgekws.voice import TAIL_HOPS, speech_span
@@ -599,12 +609,20 @@ class Target:
             UsageError: out of reach.
         """
         if self.kind == "params":
-            return choose_widths(network, worth, parameter_cost(network), self.parameters(factory))
-        if self.kind == "latency_ms":
-            return choose_widths(network, worth, latency_cost(network), self.value / 1000)
-        with closing(load_meter()) as meter:
-            cost = energy_cost(network, meter)
-        return choose_widths(network, worth, cost, self.value / 1000)
+            cost, most = parameter_cost(network), self.parameters(factory)
+        elif self.kind == "latency_ms":
+            cost, most = latency_cost(network), self.value / 1000
+        else:
+            with closing(load_meter()) as meter:
+                cost, most = energy_cost(network, meter), self.value / 1000
+        try:
+            return choose_widths(network, worth, cost, most)
+        except OutOfReach as error:
+            if self.kind == "params":  # as a number, which is exact
+                least = f"has {error.cost:.0f} parameters of {factory.parameters}. Give params={error.cost:.0f} or more"
+            else:  # a hundredth more, since it is rounded
+                least = f"costs more on this host. Give {self.kind}={1010 * error.cost:.3g} or more"
+            raise UsageError(f"no target {self}: the narrowest network {least}") from None
 
 
 def _start(factory: Model, starts: Sequence[Model], target: Target) -> Model:
