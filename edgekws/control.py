@@ -65,7 +65,7 @@ class ControlSocket:
 
     def deliver(self, event: Event) -> None:
         """To every client. What one does not take within its bound ends its connection."""
-        self._loop.call_soon_threadsafe(self._tell_all, as_json(event).encode() + b"\n")
+        self._loop.call_soon_threadsafe(self._tell_all, as_json(event).encode(errors="backslashreplace") + b"\n")
 
     def close(self) -> None:
         """Give clients a moment to take the last events."""

@@ -248,6 +248,7 @@ def open_patiently(uri: str, ended: threading.Event | None = None, on_deaf: Call
 
     Raises:
         AudioError: it cannot be opened.
+        UsageError: it is no URI of audio, so waiting would not help.
     """
     manager = ServiceManager()
     complaints = Complaints()
@@ -326,7 +327,8 @@ class ServiceManager:
     def tell(self, *lines: str) -> None:
         if self._address:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-                out.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self._address)  # a busy manager must not stop us
+                data = "\n".join(lines).encode(errors="backslashreplace")
+                out.sendto(data, socket.MSG_DONTWAIT, self._address)  # a busy manager must not stop us
 
     def progress(self, hops: int, status: Callable[[], str]) -> None:
         """The network has done so many steps in all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import grp
 import importlib.util
 import json
@@ -177,6 +178,8 @@ def _state_directory(root: Path) -> Check:
         free_mb = shutil.disk_usage(there).free // 1_000_000
         mode = root.stat().st_mode & 0o777 if root == there else 0o700
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = f"free {FREE_MB} MB there; or another [store] root in edgekws.toml"
         return Check(name, False, f"{there}: cannot be written ({error.strerror})", mend)
     if mode & 0o077:  # made by somebody else: what we make is 0700
         return Check(name, False, f"{root}: others may look into what was recorded (mode {mode:o})", f'chmod 700 "{root}"')
@@ -278,7 +281,10 @@ def _jetson(root: Path = Path("/"), python: str = sys.executable) -> Iterator[Ch
         yield Check("numpy", False, f"{numpy}: JetPack's own packages are compiled against 1.x, and break", mend, False)
     yield from _groups(root)
     if not (root / "run" / "jtop.sock").exists():
-        mend = "sudo systemctl enable --now jtop.service; where there is none: sudo pip3 install jetson-stats, then restart the board"
+        allowed = " --break-system-packages" if jetpack == 7 else ""  # Ubuntu 24.04's pip asks for it
+        # From 7.2 on pip alone brings no service.
+        install = f"sudo pip3 install{allowed} jetson-stats && sudo jtop --install-service"
+        mend = f"sudo systemctl enable --now jtop.service; where there is none: {install}, then restart the board"
         yield Check("jtop service", False, "not running: power from the sensors themselves, no GPU load", mend, False)
     else:
         yield Check("jtop service", True, "running", essential=False)

@@ -3,7 +3,7 @@
 EdgekwsError              anything that edgekws reports in one line (exit code 1)
 ├── ConfigError           the TOML file: unknown key, wrong type, out of range (exit code 2; 1 where the file could not be read)
 │   └── Taken             another edgekws has what this one was told to have
-├── UsageError            the command line (exit code 2)
+├── UsageError            the command line, or a URI of audio in it or in the TOML file (exit code 2)
 ├── NotInstalled          an extra is wanted that this installation does not have
 ├── AudioError            a source cannot be opened or read
 │   └── SoundLost         of a recording, which can be made again
@@ -41,7 +41,7 @@ class Taken(ConfigError):
 
 
 class UsageError(EdgekwsError):
-    """The command line asks for something that does not exist."""
+    """The command line, or a URI of audio, asks for something that does not exist."""
 
     exit_code = 2
 

@@ -106,13 +106,14 @@ def history(store: Store, now_s: float, since_s: float = 0.0) -> History:
     first = max(0, store.last_event() - EVENTS)
     events: list[Event] = []
     before: list[Event] = []
-    after = first
+    after, oldest_s = first, now_s
     while found := store.events(after=after, limit=10_000):
         for event in found:
             if event.time_s >= since_s:
                 events.append(event)
             elif not events and event.kind in LISTENER and "client" not in event.extra and event.time_s >= CLOCK_SET_S:
                 before.append(event)
+        oldest_s = found[0].time_s if after == first else oldest_s
         after = found[-1].id
     dated = [event for event in events if CLOCK_SET_S <= event.time_s <= now_s + DAY_S]
     earlier = (_runs_of(before) or [[]])[-1]
@@ -126,7 +127,7 @@ def history(store: Store, now_s: float, since_s: float = 0.0) -> History:
         if clip.keyword and clip.score < clip.threshold and from_s <= clip.time_s <= now_s + DAY_S
     ]
     to_s = max([now_s, *(event.time_s for event in dated[-1:])])
-    return History(dated, near, wrong, from_s, to_s, first if not since_s else 0, len(events) - len(dated), earlier)
+    return History(dated, near, wrong, from_s, to_s, first if oldest_s >= since_s else 0, len(events) - len(dated), earlier)
 
 
 def _runs_of(events: Sequence[Event]) -> list[list[Event]]:

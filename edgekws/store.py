@@ -15,6 +15,7 @@ Names become directories as a readable part and a hash, so that any name will do
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import filecmp
 import hashlib
@@ -119,6 +120,7 @@ DAY_S = 86_400
 CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970
 STEADY_S = 3600.0  # A clock is believed after it went steadily for this long, seen by whoever deletes by it.
 FEW = 20  # clips that are deleted at once while events wait: 0.2 s, at 9 ms each (measured)
+BESIDE_BYTES = 1 << 16  # 32 kB that are shared between connections, and some to spare
 BATCH, BATCH_PAUSE_S = 10, 0.01  # clips of one hold of the lock: a purge of 600 held it for 5.4 s, and wakes waited for that (measured)
 
 
@@ -208,7 +210,7 @@ class Store:
     def add_event(self, event: Event) -> Event:
         """The event with the id that it was stored under. Once this returns, the event outlives the process."""
         columns, marks = ", ".join((*COLUMNS, "extra")), ", ".join("?" * (len(COLUMNS) + 1))
-        values = [*(getattr(event, name) for name in COLUMNS), json.dumps(event.extra, ensure_ascii=False)]
+        values = [*(getattr(event, name) for name in COLUMNS), _json(event.extra)]
         number = self._execute(f"INSERT INTO events ({columns}) VALUES ({marks})", *values)[1]
         with contextlib.suppress(StoreError):  # The event is safe, and the next one tries this again.
             self._execute("DELETE FROM events WHERE id <= ?", number - self._events_max)
@@ -231,8 +233,8 @@ class Store:
         return [Event(**dict(zip(COLUMNS, row, strict=False)), extra=_object(row[-2]), id=row[-1]) for row in rows]
 
     def last_event(self) -> int:
-        """The id of the newest event; 0 = there is none."""
-        return int(self._execute("SELECT coalesce(max(id), 0) FROM events")[0][0][0])
+        """The id of the newest event that there ever was, even if it was taken back, so it falls with a new database only; 0 = none."""
+        return int(self._execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events'")[0][0][0])
 
     def rejected(self, after: int) -> set[int]:
         """The wakes that a person says were wrong, in events with an id above `after`."""
@@ -329,7 +331,13 @@ class Store:
                 self.close()
                 if attempt == 1 and _is_damage(error):
                     continue  # Opening it again moves it aside.
-                raise StoreError(f"{path}: {error}. {_advice(str(error))}") from error
+                reason = str(error)
+                if re.search("disk I/O|unable to open", reason) and _is_full(self.root):
+                    reason = f"the disk is full ({reason})"
+                if "full" in reason and sql.startswith("SELECT"):
+                    with contextlib.suppress(sqlite3.Error, StoreError), contextlib.closing(_look_at(path, alone=True)) as db:
+                        return db.execute(sql, values).fetchall(), 0
+                raise StoreError(f"{path}: {reason}. {_advice(reason)}") from error
         raise AssertionError("unreachable")
 
     def _open(self, path: Path) -> sqlite3.Connection:
@@ -366,7 +374,7 @@ class Store:
         folder = self.root / "clips"
         path = folder / f"{secrets.token_hex(8)}.wav"
         clip = replace(clip, file=path.name, duration_s=len(samples) / SAMPLE_RATE_HZ)
-        self._execute("SELECT 1")  # opened before there is a file without a row
+        self._execute("PRAGMA user_version")  # opened, and not only looked at, before there is a file without a row
         with _told(folder), self._lock():
             folder.mkdir(mode=0o700, exist_ok=True)
             try:
@@ -563,13 +571,15 @@ class Store:
             if first:
                 time.sleep(BATCH_PAUSE_S)  # else we have the lock again before who waits for it is awake
             with _told(self.root / "clips"), self._lock():
-                for clip in clips[first : first + BATCH]:
-                    try:
+                some = clips[first : first + BATCH]
+                try:
+                    for clip in some:
                         self._execute("DELETE FROM clips WHERE id = ?", clip.id)
                         _shred(self.root / "clips" / clip.file)
-                    except StoreError:  # On a full disk even a row cannot be deleted before there is room for the note of it.
+                except StoreError:  # On a full disk even a row cannot be deleted before there is room for the note of it.
+                    for clip in some:
                         _shred(self.root / "clips" / clip.file)
-                        self._execute("DELETE FROM clips WHERE id = ?", clip.id)
+                    self._execute(f"DELETE FROM clips WHERE id IN ({', '.join('?' * len(some))})", *(clip.id for clip in some))
 
     def _drop_old_clips(self) -> None:
         """By a clock that can be believed: one that is set to a wrong year for a moment must not cost everything that was kept.
@@ -971,6 +981,7 @@ class _Damaged(Exception):
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    new = not path.exists()
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     db.text_factory = _text
     try:
@@ -987,22 +998,30 @@ def _connect(path: Path) -> sqlite3.Connection:
             db.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
     except BaseException as error:
         db.close()
+        if new and path.exists() and not path.stat().st_size:  # else it would be taken for a damaged one
+            path.unlink()
         if _is_damage(error):
             raise _Damaged(str(error)) from error
         raise
     return db
 
 
-def _look_at(path: Path) -> sqlite3.Connection:
-    """The database as it is, which is not written to; an empty one where there is none."""
+def _look_at(path: Path, *, alone: bool = False) -> sqlite3.Connection:
+    """The database as it is, which is not written to; an empty one where there is none.
+
+    alone: as a file that nobody changes, for which nothing is made beside it. Not where there are writes that are not in it yet.
+    """
     if not path.exists():
         db = sqlite3.connect(":memory:")
         for statements in MIGRATIONS:
             db.executescript(statements)
         return db
-    # Whoever may not write beside the file cannot take part in its locks: then it is read as a file that nobody changes.
-    alone = "" if os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True, timeout=BUSY_S, check_same_thread=False)
+    notes = path.with_name(f"{path.name}-wal")
+    pending = notes.exists() and (not alone or notes.stat().st_size > 0)  # an empty one is left by who found the disk full
+    # Whoever may not write beside the file cannot take part in its locks: then too it is read as a file that nobody changes.
+    alone = (alone or not os.access(path.parent, os.W_OK)) and not pending
+    how = "&immutable=1" if alone else ""
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{how}", uri=True, timeout=BUSY_S, check_same_thread=False)
     db.text_factory = _text
     try:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
@@ -1021,6 +1040,11 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
+def _json(extra: Mapping[str, Any]) -> str:
+    """Of a name of a file that is no UTF-8, which SQLite takes no text of, the escapes of JSON."""
+    return json.dumps(extra, ensure_ascii=False).encode(errors="backslashreplace").decode()
+
+
 def _object(text: str) -> dict[str, Any]:
     """{} where it is no JSON object any more: the event still is."""
     try:
@@ -1028,6 +1052,17 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether there is no room for what SQLite makes beside a database, of which it says no more than "disk I/O error"."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * BESIDE_BYTES)
+            file.flush()
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
 
 
 def _is_damage(error: BaseException) -> bool:
@@ -1180,6 +1215,9 @@ def _told(path: Path) -> Iterator[None]:
     """OSError → StoreError."""
     try:
         yield
+    except shutil.Error as error:  # of a tree: (from, to, why) of each file
+        why = re.sub(r"^\[Errno \d+\] ([^:]*).*", r"\1", str(error.args[0][0][2]))
+        raise StoreError(f"{path}: {why}. {_advice(why)}") from error
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}. {_advice(str(error))}") from error
 

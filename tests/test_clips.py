@@ -95,13 +95,14 @@ def test_a_state_that_is_none_is_refused(store):
 
 
 def test_what_a_person_says_holds(store):
-    for label in ("positive", "between", "negative"):
-        store.add_clip(dataclasses.replace(CLIP, label=label), SOUND)
+    for clip in (*(dataclasses.replace(CLIP, label=label) for label in ("positive", "between", "negative")), ROOM):
+        store.add_clip(clip, SOUND)
 
-    assert [(one.label, one.state) for one in map(store.confirm_clip, (1, 2, 3))] == [
-        ("positive", "confirmed"),
-        ("positive", "confirmed"),
-        ("negative", "confirmed"),
+    assert [(one.label, one.keyword, one.state) for one in map(store.confirm_clip, (1, 2, 3, 4))] == [
+        ("positive", "hey", "confirmed"),
+        ("positive", "hey", "confirmed"),
+        ("negative", "hey", "confirmed"),
+        ("negative", "", "confirmed"),
     ]
     rejected = store.reject_clip(1)
     assert (rejected.label, rejected.state, rejected.reason) == ("negative", "confirmed", "rejected by the user")
@@ -200,6 +201,31 @@ def test_rejecting_a_clip_counts_as_rejecting_its_wake(store):
     assert store.last_event() == event.id + 1
 
 
+def test_a_wake_that_is_rejected_long_afterwards_counts_where_it_was_heard(tmp_path):
+    """By whichever version listened then, and not a week later by another."""
+    clocks = Clocks()
+    store = clocks.store(tmp_path)
+    wake = store.add_event(WAKE)
+    clip = store.add_clip(dataclasses.replace(CLIP, event=wake.id), SOUND)
+    clocks.go(7 * 86_400)
+    store.reject_clip(clip.id)
+
+    assert [(one.time_s, one.model) for one in store.events() if one.kind == "reject"] == [(wake.time_s, wake.model)]
+
+
+def test_who_follows_the_log_is_not_sent_back_by_a_rejection_that_is_taken_back(store):
+    """Only a new database begins again."""
+    store.add_clip(dataclasses.replace(CLIP, event=store.add_event(WAKE).id), SOUND)
+    store.reject_last()
+    seen = store.events()[-1].id
+    store.confirm_last()
+
+    assert store.last_event() == seen > store.events()[-1].id
+    store.close()
+    (store.root / "edgekws.db").unlink()
+    assert store.last_event() == 0 and store.add_event(WAKE).id == store.last_event() == 1
+
+
 @pytest.mark.parametrize(("state", "label"), [("quarantined", "negative"), ("admitted", "negative"), ("confirmed", "positive")])
 def test_the_clip_that_a_wrong_wake_is_like_is_rejected_unless_a_person_confirmed_it(store, state, label):
     first, second = (store.add_event(dataclasses.replace(WAKE, time_s=time_s)) for time_s in (1.0, 2.0))
@@ -210,6 +236,15 @@ def test_the_clip_that_a_wrong_wake_is_like_is_rejected_unless_a_person_confirme
     assert store.clips()[0].label == label
     assert clips == ([None, None] if state == "confirmed" else store.clips() * 2)
     assert [one.extra["wake"] for one in store.events() if one.kind == "reject"] == [second.id]
+
+
+def test_a_wake_that_was_rejected_before_it_was_known_to_be_like_a_clip_makes_that_a_hard_negative(store):
+    clip, wake = store.add_clip(CLIP, SOUND), store.add_event(WAKE)
+    store.reject_wake(wake.id)
+    assert store.clip(clip.id).label == "positive"
+    store.note_alike(wake.id, clip.file)
+
+    assert (store.clip(clip.id).label, store.clip(clip.id).state) == ("negative", "confirmed")
 
 
 def test_the_rejection_of_a_satellite_s_wake_is_not_counted_against_the_listener(store):
@@ -259,16 +294,34 @@ def test_the_oldest_go_first_what_passed_a_second_opinion_later_and_what_a_perso
     assert {one.file for one in kept} == {path.name for path in files(store)}
 
 
-def test_the_room_crowds_out_no_wake_that_nobody_has_judged(tmp_path):
-    """A few wakes, then the room for weeks: of that the last thirty stay, though a quarter of the space would be eight."""
-    store = Store(tmp_path, clips_max_mb=11)
-    wakes = [store.add_clip(CLIP, SOUND).id for _ in range(10)]
-    for _ in range(60):
-        store.add_clip(dataclasses.replace(CLIP, label="negative", keyword="", speaker=""), np.ones(160_000, np.int16))
-    kept = store.clips()
+def test_what_a_person_confirmed_outlasts_what_passed_a_second_opinion(tmp_path):
+    store = Store(tmp_path, clips_max_mb=1)  # eight clips of 113 kB
+    confirmed = store.add_clip(dataclasses.replace(CLIP, state="confirmed"), SOUND)
+    for _ in range(20):
+        store.add_clip(dataclasses.replace(CLIP, state="admitted"), SOUND)
 
-    assert [one.id for one in kept if one.keyword] == wakes
-    assert [one.id for one in kept if not one.keyword] == list(range(41, 71))
+    assert store.clips()[0] == confirmed and len(store.clips()) == 8
+
+
+def test_the_room_crowds_out_no_wake_that_nobody_has_judged_and_wakes_not_its_last_thirty_pieces(tmp_path):
+    """The room for weeks after a few wakes, then more wakes than there is space for: a quarter of that would be one piece."""
+    store = Store(tmp_path, clips_max_mb=2)
+    wakes = [store.add_clip(CLIP, SOUND).id for _ in range(12)]
+    rooms = [store.add_clip(ROOM, SOUND[:10_000]).id for _ in range(60)]
+    assert [one.id for one in store.clips(label="positive")] == wakes
+    for _ in range(9):
+        store.add_clip(CLIP, SOUND)
+
+    assert [one.id for one in store.clips(keyword="")] == rooms[-30:]
+
+
+def test_sound_of_the_room_that_a_round_took_goes_before_a_wake_that_a_round_believed(tmp_path):
+    store = Store(tmp_path, clips_max_mb=1)
+    wakes = [store.add_clip(dataclasses.replace(CLIP, state="admitted"), SOUND).id for _ in range(8)]
+    for _ in range(4):
+        store.add_clip(dataclasses.replace(ROOM, state="admitted"), SOUND)
+
+    assert [one.id for one in store.clips()] == wakes
 
 
 def test_near_misses_beside_a_television_crowd_out_no_wake_and_nothing_that_the_week_on_trial_needs(tmp_path, monkeypatch):
@@ -698,6 +751,23 @@ def test_a_full_disk_costs_the_new_clip_only_and_a_purge_still_works(small_disk)
     assert store.purge_clips() == len(kept)
     assert store.clips() == [] == files(store)
     store.add_clip(CLIP, SOUND)
+    store.close()
+
+
+@pytest.mark.parametrize("samples", [len(SOUND), 4000], ids=["long", "short"])
+def test_who_comes_to_a_full_disk_frees_space_by_a_purge(small_disk, samples):
+    """A clip of a second would not free what the note of its own deletion takes."""
+    store = Store(small_disk / "state")
+    for _ in range(7):
+        store.add_clip(CLIP, SOUND[:samples])
+    store.close()
+    with pytest.raises(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 512)
+    store = Store(store.root)
+
+    assert len(store.clips()) == store.purge_clips() == 7
+    assert store.clips() == [] == files(store)
     store.close()
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_every_client_gets_every_event_and_the_end_of_it(served):
 
         assert [[line.decode() for line in one.result(30)] for one in got] == [[as_json(WAKE) + "\n"] * 500] * 3
     assert not served.path.exists()
+
+
+def test_the_name_of_a_file_that_is_no_utf_8_reaches_a_client(served):
+    event = replace(WAKE, kind="start", extra={"source": "file:t\udce4st.flac"})
+    client = served()
+    served.sink.deliver(event)
+
+    assert client.read() == json.loads(as_json(event))
 
 
 def test_it_ends_though_a_client_does_not_read(served):

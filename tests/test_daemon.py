@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgekws.audio import Source
-from edgekws.daemon import DEAF_S, MUTE_S, ServiceManager, Status, closed_by_signals, listen
+from edgekws.daemon import DEAF_S, MUTE_S, ServiceManager, Status, closed_by_signals, listen, open_patiently
 from edgekws.detector import Detector
-from edgekws.errors import AudioError, StoreError
+from edgekws.errors import AudioError, StoreError, UsageError
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.sinks import Delivery, StoreSink, words
@@ -142,13 +142,41 @@ def test_clips_that_were_lost_are_not_told_as_kept():
     assert words(stop).endswith(f"0 clips kept to learn from, {delivery.clips_dropped} lost")
 
 
-def test_a_gap_is_an_event_and_is_counted():
-    samples = seconds(0)
-    chunks = [AudioChunk(samples, 0), AudioChunk(samples, 24_000, 8_000)]
-    summary, events = heard(Chunks(chunks))
+def test_a_wake_in_the_last_moment_of_a_stream_leaves_its_clip():
+    kept, enrolled = [], [Enrolled("loud", "ann", ONE, 0.5)]
+    delivery = Delivery([Kept()], keep=lambda clip, samples: kept.append((clip.label, len(samples))))
+    samples = seconds(0, 1)[: 16 * HOP_SAMPLES]
+    pipeline = Pipeline(LoudIsOne(), Detector(enrolled), PseudoLabels(enrolled))
+    summary = listen(Chunks(cut(samples, HOP_SAMPLES)), pipeline, delivery, "edge-1")
+    delivery.close()
 
-    assert [(e.kind, e.stream_s, e.extra) for e in events[1:2]] == [("gap", 1.5, {"lost_ms": 500})]
-    assert (summary.audio_s, summary.gaps, summary.lost_s) == (2.0, 1, 0.5)
+    assert summary.wakes == 1 and kept == [("positive", len(samples))]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_microphone_waits_for_no_sink_and_a_file_for_each(live):
+    """Of a file no event is dropped where a sink is slow; live sound would be lost meanwhile."""
+    asked = []
+
+    class Queue:
+        clips_dropped = 0
+
+        def put(self, event, *, wait):
+            asked.append((event.kind, wait))
+
+    pipeline = Pipeline(LoudIsOne(), Detector([Enrolled("loud", "ann", ONE, 0.5)]))
+    listen(Chunks(cut(seconds(0, 1), HOP_SAMPLES), live=live), pipeline, Queue(), "edge-1")
+
+    assert asked == [("start", not live), ("wake", not live), ("stop", not live)]
+
+
+def test_each_gap_is_an_event_and_all_are_counted_together():
+    samples = seconds(0)
+    summary, events = heard(Chunks([AudioChunk(samples, 0), AudioChunk(samples, 24_000, 8_000), AudioChunk(samples, 56_000, 16_000)]))
+
+    gaps = [(e.stream_s, e.extra) for e in events if e.kind == "gap"]
+    assert gaps == [(1.5, {"lost_ms": 500}), (3.5, {"lost_ms": 1000})]
+    assert (summary.audio_s, summary.gaps, summary.lost_s) == (3.0, 2, 1.5)
 
 
 @pytest.mark.parametrize("jump_s", [-10 * 365 * 86_400, -3600, 3600, 10 * 365 * 86_400])
@@ -233,6 +261,56 @@ def test_the_service_manager_hears_of_start_progress_and_end(manager):
     assert told.count("WATCHDOG=1") == 5
 
 
+def test_a_name_that_is_no_utf_8_is_told_to_the_service_manager(manager):
+    ServiceManager().tell("READY=1", "STATUS=listening to file:t\udce4st.flac")
+
+    assert manager() == ["READY=1", "STATUS=listening to file:t\\udce4st.flac"]
+
+
+@pytest.mark.parametrize("uri", ["mic:default?ratee=48000", "micc:default"])
+def test_a_service_does_not_wait_for_a_source_that_cannot_be(manager, uri):
+    ended = threading.Event()
+    threading.Timer(5.0, ended.set).start()
+    with pytest.raises(UsageError):
+        open_patiently(uri, ended)
+
+    assert manager() == []
+
+
+class Waits:
+    """In place of the event that ends the waiting: how long was to be waited."""
+
+    def __init__(self):
+        self.pauses_s = []
+
+    def wait(self, pause_s):
+        self.pauses_s.append(pause_s)
+        return len(self.pauses_s) > 6
+
+
+@pytest.fixture
+def no_microphone(monkeypatch):
+    def none(uri):
+        raise AudioError("there is no microphone here")
+
+    monkeypatch.setattr("edgekws.daemon.open_source", none)
+
+
+def test_who_waits_for_a_microphone_feeds_the_watchdog_at_each_attempt_and_rests_longer_each_time(manager, no_microphone):
+    waits, deaf = Waits(), []
+
+    assert open_patiently("mic:default", waits, deaf.append) is None
+    assert waits.pauses_s == [0.0, 0.5, 1.0, 2.0, 4.0, 4.0, 4.0] and deaf == ["there is no microphone here"]
+    assert manager().count("WATCHDOG=1") == 6
+
+
+def test_without_a_service_manager_nobody_waits_for_a_microphone(no_microphone, monkeypatch):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+
+    with pytest.raises(AudioError, match="no microphone"):
+        open_patiently("mic:default", Waits())
+
+
 class Deaf(Chunks):
     """Deaf for a while between its first chunk and the others."""
 
@@ -304,6 +382,14 @@ def test_a_microphone_that_comes_back_muted_is_told_again():
     assert [event.kind for event in heard(source)[1]] == ["start", "deaf", "gap", "deaf", "stop"]
 
 
+def test_a_pipe_of_digital_silence_is_deaf_as_a_microphone_is():
+    """arecord goes on writing zeros from a muted card."""
+    source = Chunks(cut(seconds(1, *MUTE), HOP_SAMPLES), live=True)
+    source.uri = "stdin:"
+
+    assert [event.kind for event in heard(source)[1]][-2:] == ["deaf", "stop"]
+
+
 def test_silence_in_a_file_and_a_noise_of_one_step_are_no_deafness():
     for uri, samples in (("file:a.wav?paced=1", seconds(*MUTE)), ("mic:default", np.tile([0, 1], 160 * SAMPLE_RATE_HZ).astype(np.int16))):
         source = Chunks(cut(samples, HOP_SAMPLES), live=True)
@@ -349,6 +435,20 @@ def test_without_progress_the_watchdog_starves(manager):
         service.progress(1, str)
 
     assert manager() == ["WATCHDOG=1"]
+
+
+def test_the_watchdog_is_fed_twice_in_the_time_that_it_is_given(manager, monkeypatch):
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    service, fed_s = ServiceManager(), []
+    for hop in range(1, 12_000):
+        now_s[0] += 0.01
+        service.progress(hop, str)
+        if "WATCHDOG=1" in manager():
+            fed_s.append(now_s[0] - 100)
+
+    assert fed_s == pytest.approx([15, 30, 45, 60, 75, 90, 105], abs=0.1)
 
 
 def test_a_manager_that_does_not_read_stops_nobody(manager):

@@ -90,6 +90,17 @@ def test_a_state_directory_that_is_a_file_is_refused(settings, tmp_path):
     assert str(tmp_path / "file") in check.detail
 
 
+def test_a_state_directory_on_a_full_disk_is_mended_by_space(tmp_path):
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    (tmp_path / "filler").write_bytes(bytes(64 * 1024))
+    check = doctor._state_directory(tmp_path / "state")
+    subprocess.run(["umount", tmp_path], check=True)
+
+    assert not check.ok and "No space left on device" in check.detail
+    assert check.mend == "free 100 MB there; or another [store] root in edgekws.toml"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_the_service_s_state_directory_is_not_taken_away_from_it():
     ask = (
@@ -254,7 +265,8 @@ def test_an_account_without_a_name_is_told(jetson, monkeypatch):
 
 
 def test_a_jtop_that_does_not_run_is_told_until_it_does(jetson):
-    assert "systemctl enable --now jtop.service" in on_jetson(jetson)["jtop service"].mend
+    mend = on_jetson(jetson)["jtop service"].mend
+    assert "systemctl enable --now jtop.service" in mend and "pip3 install jetson-stats && sudo jtop --install-service" in mend
 
     (jetson / "run" / "jtop.sock").touch()
 

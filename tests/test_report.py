@@ -156,6 +156,15 @@ def test_of_a_huge_store_the_newest_events_are_shown_and_the_page_stays_small(fi
     assert len(markup) < 1_000_000
 
 
+@pytest.mark.parametrize(("days", "left_out"), [(399.5, 5000), (300, 0)])
+def test_since_a_moment_it_is_told_whether_older_events_were_left_out(filled, days, left_out):
+    store = filled(replace(WAKE, time_s=NOW_S - 400 * DAY_S + i * 320, stream_s=i * 320.0) for i in range(105_000))
+    seen = report.history(store, NOW_S, NOW_S - days * DAY_S)
+
+    assert seen.left_out == left_out
+    assert (seen.from_s > NOW_S - days * DAY_S + DAY_S) == bool(left_out)
+
+
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)> \"'&{{ 7 * 7 }} $x^2$"
 
 

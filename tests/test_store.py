@@ -36,6 +36,13 @@ def test_an_event_comes_back_as_it_was(store):
     assert (stored.keyword, stored.extra, stored.id) == ("hey", {"room": "küche"}, 1)
 
 
+def test_text_that_is_no_utf_8_is_kept(store):
+    """The name of a file that is listened to, say."""
+    stored = store.add_event(replace(WAKE, extra={"source": "file:t\udce4st.flac"}))
+
+    assert store.events() == [stored]
+
+
 def test_events_are_read_on_from_where_one_was(store):
     for time_s in (10.0, 20.0, 30.0):
         store.add_event(Event("hey", "", 1.0, 0.7, time_s, 0.0, 0.0, "m"))
@@ -300,6 +307,73 @@ def test_a_full_disk_is_one_clear_error_and_costs_nothing_that_was_there(small_d
     store.close()
 
 
+def fill(folder):
+    with pytest.raises(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 1024)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_on_a_full_disk_what_is_there_is_read_and_what_is_new_is_refused_with_the_reason(small_disk, read_only):
+    """SQLite needs 32 kB beside the database even to read it, and its own word for that is "disk I/O error"."""
+    store = Store(small_disk / "state")
+    event = store.add_event(WAKE)
+    store.close()
+    fill(small_disk)
+    store = Store(store.root, read_only=read_only)
+
+    for _ in range(2):  # the first failure leaves an empty log of writes behind
+        assert (store.events(), store.last_event(), store.clips()) == ([event], 1, [])
+        if not read_only:
+            with pytest.raises(StoreError, match=r"the disk is full.*Free space"):
+                store.add_event(WAKE)
+    store.close()
+    (small_disk / "filler").unlink()
+    store = Store(store.root)
+    assert store.add_event(WAKE).id == 2
+    store.close()
+
+
+def test_on_a_full_disk_writes_of_a_killed_listener_are_not_passed_over(small_disk, tmp_path):
+    """They are in the log of writes, which is not read without those 32 kB."""
+    store = Store(tmp_path / "state")
+    for _ in range(3):
+        store.add_event(WAKE)
+    root = shutil.copytree(store.root, small_disk / "state", ignore=shutil.ignore_patterns("*-shm"))
+    fill(small_disk)
+
+    for read_only in (False, True):
+        with pytest.raises(StoreError, match=r"the disk is full.*Free space"):
+            Store(root, read_only=read_only).events()
+    (small_disk / "filler").unlink()
+    after = Store(root)
+    assert len(after.events()) == 3
+    after.close()
+    store.close()
+
+
+def test_a_disk_that_is_full_before_the_first_event_is_said_and_leaves_no_empty_database(small_disk, caplog):
+    store = Store(small_disk / "state")
+    store.save_enrolment("hey", "ann", takes(3))
+    fill(small_disk)
+
+    for _ in range(3):
+        with pytest.raises(StoreError, match=r"full.*Free space"):
+            store.add_event(WAKE)
+    assert store.events() == [] and not list(store.root.glob("edgekws.db*")) and not caplog.records
+    (small_disk / "filler").unlink()
+    assert store.add_event(WAKE).id == 1
+    store.close()
+
+
+def test_a_full_disk_under_a_promotion_is_told_by_its_reason_alone(small_disk, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "model.onnx").write_bytes(bytes(1_000_000))
+
+    with pytest.raises(StoreError, match=r"models/new: No space left on device\. Free space"):
+        Store(small_disk / "state").promote(tmp_path / "new", "new")
+
+
 def test_a_state_directory_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "state").write_text("")
 
@@ -333,6 +407,28 @@ def test_enrolling_again_takes_the_place_of_the_old_recordings(store):
     assert store.enrolments() == [second]
     assert second.only_enrolled and len(second.takes) == 2 and first.id != second.id
     assert sorted(second.takes[0].parent.glob("*.wav")) == sorted(second.takes)
+
+
+def test_the_listener_sees_who_enrols_again_and_who_of_several_is_removed(store):
+    """The stamp is all that it looks at."""
+    for who in ("ann", "bob"):
+        store.save_enrolment("hey", who, takes(1))
+    stamps = [store.enrolment_stamp()]
+    store.save_enrolment("hey", "ann", takes(1, gain=0.5))
+    stamps.append(store.enrolment_stamp())
+    store.remove_enrolment("hey", "ann")
+    stamps.append(store.enrolment_stamp())
+
+    assert len(set(stamps)) == 3
+
+
+def test_an_enrolment_that_fails_leaves_no_recording_behind(small_disk):
+    store = Store(small_disk / "state")
+    before = store.save_enrolment("hey", "ann", takes(1))
+    with pytest.raises(StoreError, match="No space left"):
+        store.save_enrolment("hey", "ann", [np.tile(WORD, 25)] * 3)  # 400 kB each
+
+    assert store.enrolments() == [before] and list(before.takes[0].parent.glob("*.wav")) == list(before.takes)
 
 
 def test_a_broken_enrolment_is_said_and_the_others_are_heard(store, caplog):
@@ -485,6 +581,16 @@ def test_promoting_twice_keeps_the_way_back(store, tmp_path):
     store.promote(path, "m-1")
 
     assert store.rollback() is None
+
+
+@pytest.mark.parametrize("how", ["promoted", "gone back to"])
+def test_failed_starts_of_one_version_are_not_held_against_the_next(store, tmp_path, how):
+    for id in ("m-1", "m-2"):
+        store.promote(a_model(tmp_path, id), id)
+    assert [store.count_start(), store.count_start()] == [0, 1]
+    store.promote(a_model(tmp_path, "m-3"), "m-3") if how == "promoted" else store.rollback()
+
+    assert store.count_start() == 0
 
 
 @pytest.mark.parametrize("junk", [b"\xff\xfe", "²".encode(), b"9" * 5000, b""])

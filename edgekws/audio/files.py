@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -86,7 +87,8 @@ def _open(path: Path) -> Any:
     """An open soundfile.SoundFile."""
     try:
         if not path.exists():
-            near = did_you_mean(path.name, (each.name for each in path.parent.iterdir())) if path.parent.is_dir() else ""
+            beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+            near = did_you_mean(path.name, (name for name in beside if name != path.name))  # a link to nothing is there itself
             raise AudioError(f"cannot read {path}: no such file{near}")
         if path.is_dir():
             raise AudioError(f"cannot read {path}: it is a directory, not a file. Accepted: WAV, FLAC, Opus")
@@ -105,7 +107,7 @@ def _open(path: Path) -> Any:
     except (ImportError, OSError) as error:
         raise AudioError(f"cannot read {path}: the package soundfile does not work here ({error}); pip install soundfile") from error
     try:
-        return soundfile.SoundFile(path)
+        return soundfile.SoundFile(os.fsencode(path))  # of a str it takes UTF-8 alone
     except soundfile.SoundFileError as error:
         raise AudioError(f"cannot read {path}: not audio that is known here ({_reason(error)}). Accepted: WAV, FLAC, Opus") from error
 

@@ -63,6 +63,7 @@ def find_input(uri: str) -> InputDevice:
 
     Raises:
         AudioError: as `input_devices`, or it names none.
+        UsageError: an unknown option, or a value that it does not accept.
     """
     name, host_api, _ = _wanted(uri, uri.partition(":")[2])
     return _answered(lambda: _choose(_portaudio(), uri, name, host_api))[1]

@@ -12,7 +12,7 @@ from edgekws.audio.files import FileSource
 from edgekws.audio.microphone import MicSource
 from edgekws.audio.source import Source, did_you_mean
 from edgekws.audio.stdin import StdinSource
-from edgekws.errors import AudioError, SoundLost
+from edgekws.errors import AudioError, SoundLost, UsageError
 from edgekws.values import SAMPLE_RATE_HZ
 
 SCHEMES: dict[str, Callable[[str, str], Source]] = {"mic": MicSource, "file": FileSource, "stdin": StdinSource}
@@ -29,18 +29,19 @@ def open_source(uri: str) -> Source:
     PATH         as file:PATH
 
     Raises:
+        UsageError: no kind of source, or no option or value of an option, that there is.
         AudioError: no such source, or it cannot be opened.
     """
     scheme, colon, rest = uri.partition(":")
     if colon and scheme in SCHEMES:
         return SCHEMES[scheme](uri, rest)
     if not uri:
-        raise AudioError(f"no source of audio was named. Accepted: {ACCEPTED}")
+        raise UsageError(f"no source of audio was named. Accepted: {ACCEPTED}")
     if not Path(uri).exists():
         if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
-            raise AudioError(f'cannot open {uri}: unknown kind of source "{scheme}:"{_did_you_mean(scheme)}. Accepted: {ACCEPTED}')
+            raise UsageError(f'cannot open {uri}: unknown kind of source "{scheme}:"{_did_you_mean(scheme)}. Accepted: {ACCEPTED}')
         if uri in SCHEMES:
-            raise AudioError(f'cannot open {uri}: no such file (did you mean "{uri}:"?). Accepted: {ACCEPTED}')
+            raise UsageError(f'cannot open {uri}: no such file (did you mean "{uri}:"?). Accepted: {ACCEPTED}')
         if not colon and not Path(uri).suffix:
             raise AudioError(f'cannot open {uri}: no such file. Is it a microphone, "mic:{uri}"? Accepted: {ACCEPTED}')
     return FileSource(uri, uri)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
-from edgekws.errors import AudioError
+from edgekws.errors import UsageError
 from edgekws.values import AudioChunk
 
 
@@ -65,7 +65,7 @@ def split_options(uri: str, rest: str, options: Mapping[str, Option]) -> tuple[s
     """`NAME?key=value&key=value` → (NAME, the values). A "?" that no "key=" follows belongs to the name.
 
     Raises:
-        AudioError: an unknown option, or a value that it does not accept.
+        UsageError: an unknown option, or a value that it does not accept.
     """
     found = re.fullmatch(r"(.*)\?(\w+=[^?]*)", rest, re.DOTALL)
     if not found:
@@ -74,11 +74,11 @@ def split_options(uri: str, rest: str, options: Mapping[str, Option]) -> tuple[s
     for pair in found[2].split("&"):
         key, _, text = pair.partition("=")
         if key not in options:
-            raise AudioError(f'cannot open {uri}: unknown option "{key}"{did_you_mean(key, options)}. Accepted here: {", ".join(options)}')
+            raise UsageError(f'cannot open {uri}: unknown option "{key}"{did_you_mean(key, options)}. Accepted here: {", ".join(options)}')
         try:
             values[key] = options[key].parse(text)
         except (KeyError, ValueError):
-            raise AudioError(f'cannot open {uri}: {key}="{text}" is not accepted; it takes {options[key].accepted}') from None
+            raise UsageError(f'cannot open {uri}: {key}="{text}" is not accepted; it takes {options[key].accepted}') from None
     return found[1], values
 
 

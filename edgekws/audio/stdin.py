@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekws.audio.resampling import To16k, mono
 from edgekws.audio.source import RATE, Source, split_options, whole_number
-from edgekws.errors import AudioError
+from edgekws.errors import AudioError, UsageError
 from edgekws.values import SAMPLE_RATE_HZ, AudioChunk
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class StdinSource(Source):
     ) -> None:
         name, options = split_options(uri, rest, OPTIONS)
         if name:
-            raise AudioError(f'cannot open {uri}: standard input has no name, but here is "{name}". Accepted: stdin: or stdin:?rate=48000')
+            raise UsageError(f'cannot open {uri}: standard input has no name, but here is "{name}". Accepted: stdin: or stdin:?rate=48000')
         try:
             mode = os.fstat(descriptor).st_mode
         except OSError as error:
