@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         help="before, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch (all), onda1-hap-int8",
     )
     lives.add_argument(
-        "--networks", nargs="+", metavar="NAME|DIR", help="edge, edge-small, ds-cnn-l, or a model of these or of ResNet15 (edge)"
+        "--networks", nargs="+", metavar="NAME|DIR", help="edge, edge-small, edge-tiny, ds-cnn-l, or a model of these or of ResNet15 (edge)"
     )
     lives.add_argument("--compression", nargs="+", type=float, metavar="X", help="parameters before over after, of the arms that prune (4)")
     lives.add_argument("--keyword", nargs="+", metavar="K", help="else all")
@@ -344,6 +344,8 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
     for one in enrolments:
         only = chosen.get(one.keyword, KeywordSettings()).for_enrolled(one.only_enrolled)
         key = f"{one.id} {only}"
+        if only and len(one.takes) < 2:
+            log.warning('"%s": only_enrolled changes nothing with one recording, it needs two or more. Enrol it again', one.keyword)
         try:
             found[key] = (
                 brought.get(key)
@@ -463,7 +465,7 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
 
     own = _store(settings)  # for the thread beside the listener
     # A file waits for the engine that was asked for; whoever speaks to a microphone does not.
-    at_once = not (options.source or settings.audio.source).startswith("file:")
+    at_once = not _source(settings, options).startswith("file:")
     load = _Loader(settings, options, own, at_once=at_once)
     version = boot(store, load.version_of) if options.model is None else load.version_of(_model(settings, store, options.model).path)
     updates = Updates(version, load, own, follows_promotion=options.model is None, version_of=load.version_of)
@@ -547,6 +549,12 @@ def _labels(settings: Settings, store: Store, enrolled: Sequence[Enrolled]) -> P
     return labels
 
 
+def _source(settings: Settings, options: argparse.Namespace) -> str:
+    """What --source says, else as configured. It may say "", as a variable of the shell that is not set."""
+    given: str | None = options.source
+    return settings.audio.source if given is None else given
+
+
 def _names(enrolled: Sequence[Enrolled]) -> str:
     return ", ".join(f'"{one.keyword}"' + (f" ({one.speaker})" if one.speaker else "") for one in enrolled) or "none"
 
@@ -597,11 +605,12 @@ def _listen(
 def _run(options: argparse.Namespace) -> int:
     from edgekws.daemon import one_heap
     from edgekws.promotion import start_counted
+    from edgekws.sinks import without_waiting_for_stderr
 
     one_heap()
     settings = load_settings(options.config)
     store = _store(settings)
-    with start_counted(store), contextlib.ExitStack() as beside:
+    with without_waiting_for_stderr(), start_counted(store), contextlib.ExitStack() as beside:
         return _run_listener(options, settings, store, beside)
 
 
@@ -612,8 +621,9 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
 
     pipeline, updates = _updates(settings, options, store)
     stored = StoreSink(_store(settings))  # another than this thread's
-    sinks: list[Sink] = [stored, LineSink(sys.stdout, json=options.json)]  # who hears of a wake can rely on finding it in the log
-    uri, status = options.source or settings.audio.source, Status()
+    lines = LineSink(sys.stdout, json=options.json)
+    sinks: list[Sink] = [stored, lines]  # who hears of a wake can rely on finding it in the log
+    uri, status = _source(settings, options), Status()
     status.source, status.model = uri, updates.model
     # All before the microphone, so that whoever looks or is to be told knows that there is none.
     if settings.sinks.command:
@@ -644,6 +654,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
         if source is None:
             delivery.put(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, updates.model, "stop", extra={"audio_s": 0.0, "wakes": 0}))
         else:
+            lines.wait = not source.live
             _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
             pipeline.labels = _labels(settings, store, pipeline.detector.enrolled)
             if pipeline.labels is not None:
@@ -681,7 +692,7 @@ def _wyoming(options: argparse.Namespace) -> int:
     from edgekws.daemon import ServiceManager
     from edgekws.engines import load_engine
     from edgekws.promotion import Awaited, boot
-    from edgekws.sinks import Delivery, LineSink, StoreSink
+    from edgekws.sinks import Delivery, LineSink, StoreSink, without_waiting_for_stderr
     from edgekws.wyoming_server import WyomingServer
 
     try:
@@ -747,14 +758,15 @@ def _wyoming(options: argparse.Namespace) -> int:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    delivery = Delivery([StoreSink(store), LineSink(sys.stdout, json=options.json)])
-    try:
-        asyncio.run(serve(delivery))
-    finally:
-        manager.tell("STOPPING=1")
-        awaited.close()
-        delivery.close()
-        own.close()
+    with without_waiting_for_stderr():
+        delivery = Delivery([StoreSink(store), LineSink(sys.stdout, json=options.json)])
+        try:
+            asyncio.run(serve(delivery))
+        finally:
+            manager.tell("STOPPING=1")
+            awaited.close()
+            delivery.close()
+            own.close()
     return 0
 
 
@@ -766,7 +778,7 @@ def _watch(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.config)
     pipeline, model, _ = _listener(settings, options.model)
-    with open_source(options.source or settings.audio.source) as source, closed_by_signals(source.close):
+    with open_source(_source(settings, options)) as source, closed_by_signals(source.close):
         wakes = watch(source, pipeline, sys.stdout, model.id, Gauge())
     _say(f"{wakes} wakes; none was stored")
     return 0
@@ -803,7 +815,7 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     from edgekws.audio import read_recording
     from edgekws.engines import load_engine
 
-    uri = options.source or settings.audio.source
+    uri = _source(settings, options)
     if not options.files and uri.startswith("stdin:"):  # what comes there was said before the prompt; a header only the first take has
         takes = "arecord -d 3 -f S16_LE -r 16000 a.wav, b.wav and c.wav the same way"
         raise UsageError(
@@ -1008,7 +1020,9 @@ def _models(options: argparse.Namespace) -> int:
         return _show_model(store, _model(settings, store, options.model), options.json)
     if options.action == "rollback":
         before = _model_name(settings, store.current_model())
-        name = _model_name(settings, store.rollback())
+        with store.unchanged():
+            _check_previous(settings, store)
+            name = _model_name(settings, store.rollback())
         _note(store, model_event(before, "rolled back", time.time(), back_to=name, reason="by hand"))
     else:
         if options.model is None:
@@ -1019,6 +1033,18 @@ def _models(options: argparse.Namespace) -> int:
     print(f"{name} is current")
     _say("a listener that is running takes it up within a second")
     return 0
+
+
+def _check_previous(settings: Settings, store: Store) -> None:
+    """Raises ModelError where what `rollback` goes back to could not listen."""
+    from edgekws.model import load_model
+
+    if store.current_model() is None:  # there is nothing to go back from
+        return
+    try:
+        load_model(store.previous_model() or _configured(settings))
+    except ModelError as error:
+        raise ModelError(f"{error}. Nothing was changed. To go to another: edgekws models promote ID") from error
 
 
 def _promote(settings: Settings, store: Store, model: Model) -> None:

@@ -7,16 +7,18 @@ import json
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from queue import Full, Queue
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, cast
 
 import numpy as np
 
@@ -31,6 +33,8 @@ QUEUE_CLIPS = 12  # at most 4 MB
 FILES = 1000  # names of clips that a later one may be like: of twenty keywords
 COMMANDS = 4  # of the operator's that may run at once
 CUT_SHORT = "ended without a word: it was killed, or the power went"
+UNREAD_CHARACTERS = 200_000  # wait at most for whoever reads the output: several hundred wakes as JSON
+UNREAD_S = 1.0  # that output waits for its reader; from then on nobody waits, until it is read again
 QUIET_S = 60.0  # between two complaints of one kind
 
 
@@ -274,19 +278,132 @@ def _utc(time_s: float) -> datetime:
     return datetime.fromtimestamp(time_s, timezone.utc)
 
 
-class LineSink:
-    """Each wake as a line on a stream: stdout, or stderr for the journal."""
+class Outlet:
+    """Text to a stream by a thread of its own, so that a reader that hangs holds up nobody: a terminal at Ctrl-S, a program behind a pipe.
 
-    def __init__(self, stream: TextIO, *, json: bool = False) -> None:
+    It can stand in for a text stream. What finds `UNREAD_CHARACTERS` waiting is lost.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.broke: OSError | None = None
+        """Why nothing can be written any more: a closed pipe, a full disk."""
         self._stream = stream
+        self._file: int | None = None
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it is closed, or none of the system's
+            stream.flush()  # type: ignore[union-attr]
+            # Its own: PortAudio's start has the one of stderr at /dev/null. And no buffer, whose lock a thread that hangs would keep.
+            self._file = os.dup(stream.fileno())  # type: ignore[union-attr]
+        self._waiting = ""
+        self._under_way = b""
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="output", daemon=True)
+        self._thread.start()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str, *, wait: bool = False) -> int:
+        """How much was taken: all of it or nothing. With `wait` until there is room."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: len(self._waiting) < UNREAD_CHARACTERS)
+            if len(self._waiting) >= UNREAD_CHARACTERS:
+                return 0
+            self._waiting += text
+            self._changed.notify_all()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nobody waits."""
+
+    def written(self, timeout_s: float) -> bool:
+        """Whether nothing waits any more, at once or soon."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._under_way, timeout_s)
+
+    def close(self, timeout_s: float) -> int:
+        """How many lines were not written after so long; they are lost."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        return self._under_way.count(b"\n") + self._waiting.count("\n")
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    break
+                text, self._waiting = self._waiting, ""
+                self._under_way = text.encode(errors="backslashreplace")
+                self._changed.notify_all()
+            try:
+                self._put(text)
+            except OSError as error:
+                self.broke = error
+            with self._changed:
+                self._under_way = b""
+                self._changed.notify_all()
+        if self._file is not None:
+            os.close(self._file)
+
+    def _put(self, text: str) -> None:
+        if self._file is None:
+            if self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()
+            return
+        while self._under_way:
+            try:
+                self._under_way = self._under_way[os.write(self._file, self._under_way[:4096]) :]
+            except BlockingIOError:  # another program that has this terminal made it so
+                select.select([], [self._file], [])
+
+
+@contextlib.contextmanager
+def without_waiting_for_stderr() -> Iterator[None]:
+    """Meanwhile nobody who says something on stderr, by the log or not, waits for who reads it."""
+    stderr, outlet = sys.stderr, Outlet(sys.stderr)
+
+    def turn(old: object, new: TextIO) -> None:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+                handler.setStream(new)
+        sys.stderr = new
+
+    turn(stderr, cast(TextIO, outlet))
+    try:
+        yield
+    finally:
+        turn(outlet, stderr)
+        outlet.close(UNREAD_S)
+
+
+class LineSink:
+    """Each wake as a line on a stream: stdout, or stderr for the journal. One that nobody reads loses lines, and holds up no other sink."""
+
+    def __init__(self, stream: TextIO | None, *, json: bool = False) -> None:
+        self.wait = False
+        """For room, instead of losing a line: where what is listened to waits too."""
+        self._outlet = Outlet(stream)
         self._json = json
+        self._hangs = False
 
     def deliver(self, event: Event) -> None:
-        if event.kind == "wake":
-            print(as_json(event) if self._json else as_line(event), file=self._stream, flush=True)
+        if event.kind != "wake":
+            return
+        if not self._outlet.write((as_json(event) if self._json else as_line(event)) + "\n", wait=self.wait):
+            raise EdgekwsError("the output is not read, so a wake was not printed. Read it, or run edgekws without a pipe")
+        self._hangs = not self._outlet.written(0 if self._hangs else UNREAD_S)  # as a rule at once, so that a closed pipe is told at once
+        if self._outlet.broke:
+            raise self._outlet.broke
 
     def close(self) -> None:
-        """The stream is not ours."""
+        """The stream is not ours, and stays open."""
+        if lost := self._outlet.close(0 if self._hangs else UNREAD_S):
+            raise EdgekwsError(f"the output is not read: the last {lost} wakes were not printed; edgekws log has them")
 
 
 class StoreSink:

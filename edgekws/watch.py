@@ -46,7 +46,8 @@ def watch(
     def show() -> None:
         size = shutil.get_terminal_size()
         title = f"{model} on {pipeline.engine.name}  {source.uri}"  # a long path is what is cut off
-        rows = view.screen(title, size.columns, size.lines, power(gauge), unicode="utf" in (stream.encoding or "").lower())
+        columns, lines = size.columns or 80, size.lines or 24  # on Python 3.10 a serial console that does not tell has 0 and 0
+        rows = view.screen(title, columns, lines, power(gauge), unicode="utf" in (stream.encoding or "").lower())
         stream.write("\x1b[H" + "\x1b[K\r\n".join(rows) + "\x1b[J")
         stream.flush()
 

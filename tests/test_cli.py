@@ -556,6 +556,29 @@ def test_only_enrolled_takes_two_recordings_and_promises_no_more_than_a_higher_t
     assert re.fullmatch(r'enrolled "open sesame" from 3 recordings, threshold \d\.\d\d; others wake it less, not never\n', said)
 
 
+def test_only_enrolled_of_one_recording_is_said_to_change_nothing(cli, tmp_path):
+    cli("enroll", "open sesame", TAKES[0])
+    cli("enroll", "open sesame", "--speaker", "bob", *TAKES)
+    (tmp_path / "edgekws.toml").write_text('[keyword."open sesame"]\nonly_enrolled = true\n')
+    said = cli("run", "--config", tmp_path / "edgekws.toml", "--source", STREAM).stderr
+
+    assert said.count("only_enrolled changes nothing") == 1
+    assert 'edgekws: "open sesame": only_enrolled changes nothing with one recording, it needs two or more. Enrol it again' in said
+
+
+def test_a_recording_whose_name_is_no_utf_8_is_enrolled_from_and_listened_to(cli, tmp_path):
+    names = []
+    for i, source in enumerate((*TAKES, STREAM)):
+        names.append(os.fsdecode(str(tmp_path).encode() + b"/t\xe4st%d.flac" % i))
+        shutil.copy(source, names[-1])
+    cli("enroll", TRUTH["keyword"], *names[:3])
+
+    assert len(cli.wakes("--source", f"file:{names[3]}")) == len(TRUTH["spoken"])
+    assert "t\\udce4st3.flac" in cli("log", "--all").stdout
+    os.unlink(names[3])
+    assert "no such file" in cli("run", "--source", f"file:{names[3]}", code=1).stderr
+
+
 def recording(path, samples, rate_hz=16000, channels=1):
     with wave.open(str(path), "wb") as file:
         file.setparams((channels, 2, rate_hz, 0, "NONE", ""))
@@ -605,7 +628,12 @@ WRONG = [
     (("log", "--config", "/no/such.toml"), 2, "no such file"),
     (("run", "--source", "file:/no/such.wav"), 1, "no such file"),
     (("run", "--source", f"file:{__file__}"), 1, "not audio"),
-    (("run", "--source", "tape:1"), 1, "Accepted"),
+    (("run", "--source", "tape:1"), 2, "Accepted"),
+    (("run", "--source", "http://x/y"), 2, "unknown kind of source"),
+    (("run", "--source", "mic:default?ratee=48000"), 2, 'unknown option "ratee"'),
+    (("run", "--source", ""), 2, "no source of audio was named"),
+    (("watch", "--source", ""), 2, "no source of audio was named"),
+    (("enroll", "hey", "--source", ""), 2, "no source of audio was named"),
     (("run", "--model", "huge", "--source", STREAM), 2, 'no model "huge"'),
     (("watch", "--model", "huge", "--source", STREAM), 2, 'no model "huge"'),
     (("enroll", "hey", *TAKES, "--model", "huge"), 2, 'no model "huge"'),
@@ -640,6 +668,13 @@ def test_an_unknown_key_in_the_settings_is_wrong_usage(cli, tmp_path):
     (tmp_path / "edgekws.toml").write_text("[detector]\nrefractory = 1\n")
 
     assert 'did you mean "refractory_s"?' in cli("run", "--config", tmp_path / "edgekws.toml", code=2).stderr
+
+
+def test_a_source_that_can_never_be_is_wrong_configuration(cli, tmp_path):
+    """With any other exit code the unit would start again and again."""
+    (tmp_path / "edgekws.toml").write_text('[audio]\nsource = "micc:x"\n')
+
+    assert 'did you mean "mic:"?' in cli("run", "--config", tmp_path / "edgekws.toml", code=2).stderr
 
 
 def altered_onnx(path):
@@ -698,6 +733,21 @@ def test_a_promoted_model_listens_until_it_is_rolled_back(cli):
         "model: edge-small-1 is promoted, before it edge-1",
         "model: edge-small-1 is gone back from: by hand; back to edge-1",
     ]
+
+
+@pytest.mark.parametrize("fault", [altered_onnx, shutil.rmtree, later_manifest])
+def test_going_back_to_a_version_that_is_not_whole_is_refused_and_changes_nothing(cli, fault):
+    cli("models", "promote", "edge-small")
+    cli("models", "promote", "edge-tiny")
+    with contextlib.closing(Store(cli.root)) as store:
+        current, previous = store.current_model(), store.previous_model()
+        fault(previous)
+        done = cli("models", "rollback", code=1)
+
+        assert (store.current_model(), store.previous_model()) == (current, previous)
+    assert done.stdout == "" and "gone back" not in cli("log").stdout
+    (line,) = done.stderr.splitlines()
+    assert str(previous) in line and line.endswith("Nothing was changed. To go to another: edgekws models promote ID")
 
 
 def test_without_any_enrolment_the_bundled_keyword_is_listened_for(cli):

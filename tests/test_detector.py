@@ -50,12 +50,31 @@ def test_a_reset_forgets_scores_and_holds_the_refractory_time():
     assert detector.step(ONE, 2 * HOP_SAMPLES) == []
 
 
-def test_what_the_cohort_has_in_common_is_taken_off():
-    cohort = np.repeat(OTHER[None], COHORT_NEAREST, 0)
+def test_for_another_stream_a_detector_has_the_same_refractory_time_and_none_that_runs():
+    """As the wake service's clients have them: `refractory_s` is the operator's."""
+    one = Detector([enrolled("hey", "ann", ONE)], refractory_s=5.0)
+    hear(one, ONE)
+    hops = -(-round(5.0 * SAMPLE_RATE_HZ) // HOP_SAMPLES)
+    again = hear(one.anew(), *[ONE] * (hops + 1))
+
+    assert [found.end_sample // HOP_SAMPLES for found in again] == [1, 1 + hops]
+
+
+def test_what_the_nearest_of_the_cohort_have_in_common_is_taken_off():
+    cohort = np.concatenate([np.repeat(OTHER[None], COHORT_NEAREST, 0), np.eye(DIM, dtype=np.float32)[8:], -np.repeat(OTHER[None], 9, 0)])
     heard = (0.8 * ONE + 0.6 * OTHER).astype(np.float32)
+    one = enrolled("hey", "ann", ONE, cohort=cohort)
+    detector = Detector([one])
+    hear(detector, heard)
 
     assert scores(heard[None], enrolled("hey", "ann", ONE)) == pytest.approx(0.8)
-    assert scores(heard[None], enrolled("hey", "ann", ONE, cohort=cohort)) == pytest.approx(0.8 - 0.5 * 0.6)
+    assert scores(heard[None], one) == detector.latest["hey", "ann"] == pytest.approx(0.8 - 0.5 * 0.6)
+
+
+def test_of_several_prototypes_the_nearest_counts_in_a_whole_stream_too():
+    both = Enrolled("hey", "ann", np.stack([ONE, TWO]), 0.5)
+
+    assert scores(np.stack([ONE, TWO, OTHER]), both) == pytest.approx([1, 1, 0])
 
 
 def test_step_by_step_scores_are_those_of_the_whole_stream():

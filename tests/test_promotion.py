@@ -24,13 +24,18 @@ from edgekws.detector import Detector
 from edgekws.engines import load_engine
 from edgekws.enrolment import bundled, enrol
 from edgekws.errors import AudioError, ConfigError, EnrolmentError, ModelError
+from edgekws.frontend import LogMel
 from edgekws.model import find_model, load_model, rewrite_manifest, write_manifest
-from edgekws.pipeline import Pipeline
+from edgekws.pipeline import Hop, Pipeline
 from edgekws.promotion import (
+    CALM_HOPS,
     FAILED_BOOTS,
     FAILED_STARTS,
+    PATIENCE_HOPS,
+    WAKES_P,
     WATCHED_S,
     Awaited,
+    Newcomer,
     Updates,
     Version,
     boot,
@@ -41,7 +46,7 @@ from edgekws.promotion import (
 )
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.store import ADAPTED, GENERATIONS, Store, load_enrolled, save_enrolled
-from edgekws.values import HOP_SAMPLES, AudioChunk, Event
+from edgekws.values import HOP_SAMPLES, AudioChunk, Enrolled, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -244,6 +249,26 @@ def test_after_a_gap_nothing_from_before_it_counts_in_either_version(listener, s
     assert listener.whats == ["live"]
 
 
+def test_a_gap_begins_the_rest_of_a_newcomer_anew():
+    one = Enrolled("hey", "ann", np.array([[1.0, 0.0]], np.float32), 0.5)
+    newcomer = Newcomer(Version(None, Engine(np.array([0.0, 1.0], np.float32)), Detector([one])))
+    frames = np.zeros((4, 40), np.float32)
+    newcomer.follow([Hop(i, frames, -1.0) for i in range(1, 31)])
+    assert newcomer.calm_hops == 30
+    newcomer.follow([Hop(31 + i, frames, -1.0) for i in range(2)])  # all that came since a gap
+
+    assert newcomer.calm_hops == 2
+
+
+def test_no_version_goes_live_between_a_gap_and_the_first_hop_after_it(listener, store, tmp_path):
+    listener.hear(HOPS[:40])
+    store.promote(a_copy(tmp_path, "twin"), "twin")
+    listener.hear(HOPS[40:41])  # it is loaded
+    listener.pipeline.feed(AudioChunk(HOPS[0][:0], 50 * HOP_SAMPLES, gap_samples=9 * HOP_SAMPLES))
+
+    assert listener.updates.step(listener.pipeline, 50 * 0.08) == [] and listener.updates.model == "edge-1"
+
+
 def damaged(path):
     with (path / "model.onnx").open("r+b") as file:
         file.seek(1000)
@@ -311,6 +336,33 @@ def test_a_refused_version_is_tried_again_only_once_it_has_changed(listener, sto
     assert listener.whats == ["refused", "live"] and listener.updates.model == "bad"
 
 
+def test_a_version_that_has_a_flaw_does_not_go_live(listener, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(edgekws.promotion, "flaw", lambda version: "it wakes at noise of -50 dBFS")
+    listener.hear(HOPS[:40])
+    store.promote(a_copy(tmp_path, "new"), "new")
+    listener.hear(HOPS[40:60])
+
+    assert [(one.extra["what"], one.extra["reason"]) for one in listener.events] == [("refused", "it wakes at noise of -50 dBFS")]
+    assert (store.current_model(), listener.updates.model) == (None, "edge-1")
+
+
+def test_a_version_that_cannot_hear_a_keyword_any_more_does_not_go_live(listener, store, tmp_path):
+    load = listener.load
+
+    def without_it(reread):
+        version = load(reread)
+        other = [dataclasses.replace(one, keyword="other") for one in version.detector.enrolled]
+        return dataclasses.replace(version, detector=Detector(other))
+
+    listener.hear(HOPS[:40])
+    listener.updates._load = without_it
+    store.promote(a_copy(tmp_path, "new"), "new")
+    listener.hear(HOPS[40:60])
+
+    assert listener.whats == ["refused"] and 'it cannot hear "open sesame" any more' in listener.events[0].extra["reason"]
+    assert (store.current_model(), listener.updates.model) == (None, "edge-1")
+
+
 class Engine:
     """A network with a fault that no honest training gives at will: `says` its embedding, whatever it hears."""
 
@@ -336,26 +388,58 @@ def test_a_version_that_wakes_at_ambience_or_says_no_number_is_refused(word):
         assert said in flaw(Version(model, Engine(says), Detector([enrolled])))
 
 
+@pytest.mark.parametrize("wakes_at_dbfs", [-70, -50])
+def test_a_version_that_wakes_at_a_quiet_room_or_at_a_fan_alone_is_refused(word, wakes_at_dbfs):
+    model = load_model(find_model())
+    enrolled = word(model)
+    noise = np.random.default_rng(1).standard_normal(HOP_SAMPLES) * 32768
+    between = LogMel().hop(np.round(noise * 10 ** (-60 / 20)).astype(np.int16)).mean()
+
+    class Wakes(Engine):
+        def step(self, frames):
+            return self.says if (frames.mean() > between) == (wakes_at_dbfs == -50) else -self.says
+
+    assert flaw(Version(model, Wakes(enrolled.prototypes[0]), Detector([enrolled]))) == f"it wakes at noise of {wakes_at_dbfs} dBFS"
+
+
 @pytest.mark.parametrize("name", ["edge", "edge-small", "edge-tiny", "ds-cnn-l"])
 def test_the_packaged_models_have_no_flaw(name, word):
     model = load_model(find_model(name))
     assert flaw(Version(model, load_engine(model), Detector([word(model), *bundled(model)]))) is None
 
 
-def test_a_newcomer_that_fails_while_it_waits_is_refused(listener, store, tmp_path):
+def out_of_memory(frames):
+    raise RuntimeError("out of memory")
+
+
+def no_number(frames):
+    """It would be deaf: a score that is no number is above no threshold."""
+    return np.full(384, np.nan, np.float32)
+
+
+@pytest.mark.parametrize(("broken", "said"), [(out_of_memory, "out of memory"), (no_number, "its embedding is not a number")])
+def test_a_newcomer_that_fails_while_it_waits_is_refused(listener, store, tmp_path, broken, said):
     """As the memory of a GPU may run out."""
-
-    def broken(frames):
-        raise RuntimeError("out of memory")
-
     listener.hear(HOPS[:40])
     store.promote(a_copy(tmp_path, "new"), "new")
     listener.hear(HOPS[40:41])
     listener.updates._work.result().newcomer.version.engine.step = broken
     listener.hear(HOPS[41:60])
 
-    assert "out of memory" in listener.events[0].extra["reason"] and listener.whats == ["refused"]
+    assert said in listener.events[0].extra["reason"] and listener.whats == ["refused"]
     assert (store.current_model(), listener.updates.model, listener.pipeline.hops) == (None, "edge-1", 60)
+
+
+def test_who_promotes_meanwhile_keeps_that_where_the_version_before_is_refused(listener, store, tmp_path):
+    listener.hear(HOPS[:40])
+    store.promote(a_copy(tmp_path, "bad"), "bad")
+    listener.hear(HOPS[40:41])
+    listener.updates._work.result().newcomer.version.engine.step = out_of_memory
+    store.promote(a_copy(tmp_path, "mended"), "mended")
+    listener.hear(HOPS[41:60])
+
+    assert listener.whats == ["refused", "live"] and "back_to" not in listener.events[0].extra
+    assert listener.updates.model == store.current_model().name == "mended"
 
 
 def test_a_collapsed_embedding_is_refused(tmp_path, word):
@@ -390,6 +474,45 @@ def test_a_version_that_is_restless_in_this_room_is_refused_and_gone_back_from(l
     (event,) = listener.events
     assert event.extra["what"] == "refused" and "above its threshold in" in event.extra["reason"]
     assert store.current_model() is None and listener.updates.model == "edge-1"
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "refused"),
+    [
+        ([1.0] * 10 + [-1.0] * 30, [-1.0] * 40, False),  # a word
+        ([1.0] * 11 + [-1.0] * 29, [-1.0] * 40, True),
+        ([1.0] * 40, [1.0] * 40, False),  # the version in use is as restless here
+        ([0.0] * 40, [-0.1] * 40, True),
+    ],
+)
+def test_a_newcomer_is_restless_above_its_threshold_in_a_quarter_of_the_hops_where_the_version_in_use_is_not(own, other, refused):
+    newcomer = Newcomer(Version(None, None, Detector([])))
+    newcomer.margins = own
+    newcomer.compare([Hop(i, np.zeros((4, 40), np.float32), margin) for i, margin in enumerate(other, 1)])
+
+    assert (newcomer.flaw is not None) == refused
+
+
+def test_a_newcomer_that_never_comes_to_rest_is_refused_in_the_end_and_the_next_is_taken_up(listener, store, tmp_path, monkeypatch):
+    """What waits for it waits too: removals and enrolments as well."""
+    load = listener.load
+
+    def restless(reread):
+        version = load(reread)
+        low = [dataclasses.replace(one, threshold=-1e9) for one in version.detector.enrolled]
+        return dataclasses.replace(version, detector=Detector(low))
+
+    monkeypatch.setattr(edgekws.promotion, "flaw", lambda version: None)
+    monkeypatch.setattr(edgekws.promotion, "RESTLESS", 1.0)
+    listener.hear(HOPS[:40])
+    listener.updates._load = restless
+    store.promote(a_copy(tmp_path, "restless"), "restless")
+    listener.hear((HOPS * 2)[40 : 40 + PATIENCE_HOPS + 20])
+    assert listener.whats == ["refused"] and f"for {CALM_HOPS} hops in a row" in listener.events[0].extra["reason"]
+
+    listener.updates._load = load
+    store.promote(a_copy(tmp_path, "calm"), "calm")
+    assert listener.hear(HOPS[:60]).updates.model == "calm"
 
 
 def test_a_new_enrolment_is_taken_up_and_a_failed_one_is_said(listener, store):
@@ -539,6 +662,14 @@ def test_after_three_failed_starts_the_version_before_boots(store, tmp_path):
     assert "3 starts in a row" in store.events()[0].extra["reason"]
     for _ in range(FAILED_STARTS - 1):
         assert boot(store, fails()) == one
+
+
+def test_a_start_that_does_not_count_leaves_the_count_as_it_was(store, tmp_path):
+    store.promote(a_copy(tmp_path, "one"), "one")
+    for _ in range(FAILED_STARTS + 1):
+        assert boot(store, fails(), counted=False).name == "one"
+
+    assert store.count_start() == 0
 
 
 @pytest.fixture
@@ -749,6 +880,14 @@ def test_a_version_that_wakes_far_more_often_is_gone_back_from(judged, before, a
     assert (judged(events, hours * 3600) is not None) == back
 
 
+def test_hours_without_any_event_are_hours_that_a_version_was_heard(judged):
+    """Eight wakes in its first hour, and none in the 23 since."""
+    events = day("old", 10, 0.0) + day("new", 8, 90_000.0, hours=1.0)[:-1]
+
+    assert judged(events, 3600.0) is not None
+    assert judged(events, 24 * 3600.0) is None
+
+
 def test_a_version_that_listens_again_after_another_is_compared_with_its_own_wakes_too(judged):
     """A week of it, a day of one that hears less, and the day after it was gone back to."""
     before = day("new", 84, 0.0, 7 * 24) + day("old", 4, 7 * 86_400.0)
@@ -791,6 +930,7 @@ def test_what_gaps_took_is_no_time_that_a_version_was_heard(tmp_path):
 def test_where_there_is_nothing_to_compare_with_nothing_is_gone_back_from(judged):
     assert judged(day("new", 1000, 0.0), 86400.0) is None
     assert judged([], 0.0) is None
+    assert judged(day("old", 0, 0.0, hours=0.0) + day("new", 100, 1.0, first="live"), 86400.0) is None
     old = day("old", 10, 0.0) + day("new", 1000, 90_000.0, hours=169.0)
     assert judged(old, 169 * 3600.0) is None  # a week was heard
 
@@ -809,6 +949,16 @@ def test_a_rare_keyword_that_wakes_at_everything_does_not_drown_beside_a_busy_on
 
     assert said.startswith('60 wakes of "computer" in 24.0 h, before it 0')
     assert judged(busy, 86400.0) is None
+
+
+def test_of_many_keywords_one_wakes_more_often_by_chance(judged):
+    """What would be too often for a keyword that is the only one, by itself."""
+    one_too_many = next(after for after in range(40, 400) if more_often(40, 24.0, after, 24.0) < WAKES_P)
+    rare = day("old", 40, 0.0) + day("new", one_too_many, 90_000.0)
+    busy = day("old", 400, 0.0, keyword="stop")[1:-1] + day("new", 400, 90_000.0, keyword="stop")[1:-1]
+
+    assert judged(rare, 86400.0) is not None
+    assert judged(sorted(rare + busy, key=lambda event: event.time_s), 86400.0) is None
 
 
 def test_a_keyword_that_is_only_now_used_costs_no_version(judged):
@@ -907,6 +1057,17 @@ def test_what_the_version_before_a_round_s_alone_wakes_at_is_kept_from_a_minute_
     assert listener.heard == []
     missed = [cut.end_sample - said_from for cut in listener.pipeline.cuts if "would have woken" in cut.clip.reason]
     assert missed == without
+
+
+def test_beside_a_version_that_a_long_running_listener_takes_up_the_one_before_listens_along_too(store, word, tmp_path):
+    listener = Listener(store, word, keeps_clips=True).hear(MINUTE)
+    store.count_start()
+    a_round_s(store, word, tmp_path)
+    store.count_start()
+    listener.hear(MINUTE)
+
+    assert listener.updates.model == "0001-deaf" and listener.pipeline.witness is not None
+    assert store.count_start() == 0  # and a minute of it ends the count
 
 
 def test_what_it_wakes_at_is_enough_to_go_back(store, word, tmp_path):

@@ -1,6 +1,8 @@
+import fcntl
 import io
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -10,7 +12,18 @@ import numpy as np
 import pytest
 
 from edgekws.errors import EdgekwsError, StoreError
-from edgekws.sinks import COMMANDS, CUT_SHORT, CommandSink, Complaints, Delivery, LineSink, StoreSink, as_json, as_line
+from edgekws.sinks import (
+    COMMANDS,
+    CUT_SHORT,
+    CommandSink,
+    Complaints,
+    Delivery,
+    LineSink,
+    StoreSink,
+    as_json,
+    as_line,
+    without_waiting_for_stderr,
+)
 from edgekws.store import Store
 from edgekws.values import Clip, Event
 
@@ -155,6 +168,88 @@ def test_lines_are_for_people_and_json_is_for_scripts():
         "model": "edge-1",
     }
     assert as_line(GAP) == "     4.20 s  gap: 120 ms of audio were lost"
+
+
+def test_lines_that_nobody_reads_hold_up_no_other_sink_and_are_counted(tmp_path):
+    """A pipe is full after some of them; read again, it gets those that waited and what comes."""
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream, open(reading, "rb", buffering=0) as reader:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        delivery = Delivery([StoreSink(Store(tmp_path)), LineSink(stream, json=True), heard := Recording()], queue_events=5000)
+        for _ in range(1500):
+            delivery.put(WAKE)
+        delivery.settle(60)
+
+        assert len(heard.events) == len(Store(tmp_path).events(limit=5000)) == 1500
+        lost = delivery.drops()["line"]
+        assert 0 < lost < 1000
+        lines = b""
+        while lines.count(b"\n") < 1500 - lost:
+            lines += reader.read(65536)
+        delivery.put(replace(WAKE, keyword="after"))
+        delivery.close()
+        lines += reader.read(65536)
+
+    assert [json.loads(line)["keyword"] for line in lines.splitlines()] == [WAKE.keyword] * (1500 - lost) + ["after"]
+    assert delivery.drops()["line"] == lost
+
+
+def test_the_end_waits_a_moment_for_a_reader_and_no_longer(tmp_path, caplog):
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream, open(reading, "rb"):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        delivery = Delivery([LineSink(stream, json=True)])
+        for _ in range(40):
+            delivery.put(WAKE)
+        delivery.close()
+
+    assert "were not printed; edgekws log has them" in caplog.text
+
+
+def test_where_what_is_listened_to_waits_no_line_is_lost():
+    out = io.StringIO()
+    sink = LineSink(out)
+    sink.wait = True
+    for _ in range(5000):
+        sink.deliver(WAKE)
+    sink.close()
+
+    assert out.getvalue().count("\n") == 5000
+
+
+def test_a_closed_pipe_ends_the_listener_at_once():
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = threading.Event()
+    with open(writing, "w") as stream:
+        delivery = Delivery([LineSink(stream)], on_failure=ended.set)
+        delivery.put(WAKE)
+        assert ended.wait(10)
+        with pytest.raises(BrokenPipeError):
+            delivery.close()
+
+
+def test_what_is_said_on_stderr_waits_for_no_reader(monkeypatch):
+    """Neither by the log, which other threads share, nor otherwise; in order, once it is read."""
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream, open(reading, "rb", buffering=0) as reader:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        monkeypatch.setattr(sys, "stderr", stream)
+        handler = logging.StreamHandler()
+        logging.getLogger().addHandler(handler)
+        try:
+            with without_waiting_for_stderr():
+                for i in range(300):
+                    logging.getLogger("edgekws").warning("%d %s", 2 * i, "x" * 40)
+                    print(2 * i + 1, "y" * 40, file=sys.stderr, flush=True)
+                said = b""
+                while said.count(b"\n") < 600:
+                    said += reader.read(65536)
+            assert sys.stderr is handler.stream is stream
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+    assert [int(line.split()[0]) for line in said.splitlines()] == list(range(600))
 
 
 def test_the_store_sink_keeps_gaps_too(tmp_path):
