@@ -19,7 +19,7 @@ import numpy as np
 from edgekws import bench, enrolment
 from edgekws.detector import scores
 from edgekws.engines import load_engine
-from edgekws.evaluation import events
+from edgekws.evaluation import QUIET_HOPS, events, quiet
 from edgekws.model import find_model, load_model
 from edgekws.training.lives import Room, corpus_people, test_speech
 from edgekws.training.material import LEVEL_DBFS, at_level, to_int16
@@ -55,7 +55,7 @@ def measured(corpus: Path, keyword: str, name: str) -> list[dict[str, Any]]:
     engine = load_engine(model)
     people = corpus_people(corpus, [keyword], least=1)
     users = [enrolment.enrol(keyword, one.speaker, one.enrol, engine, model, strict=False) for one in people]
-    speech = [enrolment.embed(to_int16(samples), engine) for samples in test_speech(corpus, keyword)]
+    speech = [enrolment.embed(np.concatenate([quiet(), to_int16(one)]), engine)[QUIET_HOPS:] for one in test_speech(corpus, keyword)]
     hours = sum(map(len, speech)) * HOP_MS / 3_600_000
     # How far above the threshold of each user: at each hop of the speech, and at best in each take of each user.
     above = [[scores(rows, one) - one.threshold for rows in speech] for one in users]

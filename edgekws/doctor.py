@@ -58,12 +58,13 @@ def checks(settings: Settings) -> list[Check]:
         *(_engines(model, settings.model.engine) if model else ()),
         _state_directory(settings.store.root),
         _portaudio(needs_microphone),
+        _source(settings.audio.source),
         _input_device(settings.audio.source),
         _sound_devices(),
         *_told(settings),
         _importable("recordings", "soundfile", "reading of WAV, FLAC and Opus files", "pip install soundfile"),
         _importable("training", "torch", "adaptation and pretraining", f"{install_command('train')}; on a Jetson with NVIDIA's own torch"),
-        _program("speech synthesis", "espeak-ng", "pretraining", "sudo apt-get install espeak-ng"),
+        _speech_synthesis(),
         _power_meter(),
         *_jetson(),
         *_service(),
@@ -192,6 +193,21 @@ def _portaudio(essential: bool) -> Check:
     if library is None:
         return Check("portaudio", False, "libportaudio.so.2 not found", "sudo apt-get install libportaudio2", essential)
     return Check("portaudio", True, library, essential=essential)
+
+
+def _source(source: str) -> Check:
+    """What ends the listener before it hears anything. Whether there is a microphone, `_input_device` asks."""
+    from edgekws.audio import open_source
+    from edgekws.audio.microphone import wanted
+
+    try:
+        if source.startswith("mic:"):
+            wanted(source, source.partition(":")[2])
+        elif not source.startswith("stdin:"):
+            open_source(source).close()
+    except EdgekwsError as error:
+        return Check("source", False, str(error), "[audio] source in edgekws.toml: mic:NAME, file:PATH or stdin:")
+    return Check("source", True, source)
 
 
 def _input_device(source: str) -> Check:
@@ -371,8 +387,12 @@ def _importable(name: str, module: str, purpose: str, mend: str) -> Check:
     return _optional(name, module, purpose, mend, lambda one: importlib.util.find_spec(one) is not None)
 
 
-def _program(name: str, program: str, purpose: str, mend: str) -> Check:
-    return _optional(name, program, purpose, mend, lambda one: shutil.which(one) is not None)
+def _speech_synthesis() -> Check:
+    from edgekws.training.synthesis import PACKAGES, PROGRAMS
+
+    lacking = [one for one in PROGRAMS if shutil.which(one) is None]
+    what = lacking[0] if lacking else ", ".join(PROGRAMS)
+    return _optional("speech synthesis", what, "pretraining", f"sudo apt-get install {PACKAGES}", lambda _: not lacking)
 
 
 def _optional(name: str, what: str, purpose: str, mend: str, found: Callable[[str], bool]) -> Check:

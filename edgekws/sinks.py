@@ -322,8 +322,8 @@ class Outlet:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._under_way, timeout_s)
 
-    def close(self, timeout_s: float) -> int:
-        """How many lines were not written after so long; they are lost."""
+    def close(self, timeout_s: float | None) -> int:
+        """How many lines were not written after so long, None = as long as it takes; they are lost."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -337,7 +337,7 @@ class Outlet:
                 if not self._waiting:
                     break
                 text, self._waiting = self._waiting, ""
-                self._under_way = text.encode(errors="backslashreplace")
+                self._under_way = text.encode(getattr(self._stream, "encoding", None) or "utf-8", "backslashreplace")
                 self._changed.notify_all()
             try:
                 self._put(text)
@@ -402,7 +402,10 @@ class LineSink:
 
     def close(self) -> None:
         """The stream is not ours, and stays open."""
-        if lost := self._outlet.close(0 if self._hangs else UNREAD_S):
+        lost = self._outlet.close(None if self.wait else 0 if self._hangs else UNREAD_S)
+        if self._outlet.broke:
+            raise self._outlet.broke
+        if lost:
             raise EdgekwsError(f"the output is not read: the last {lost} wakes were not printed; edgekws log has them")
 
 

@@ -15,6 +15,7 @@ from edgekws.errors import EdgekwsError, StoreError
 from edgekws.sinks import (
     COMMANDS,
     CUT_SHORT,
+    UNREAD_S,
     CommandSink,
     Complaints,
     Delivery,
@@ -206,15 +207,35 @@ def test_the_end_waits_a_moment_for_a_reader_and_no_longer(tmp_path, caplog):
     assert "were not printed; edgekws log has them" in caplog.text
 
 
-def test_where_what_is_listened_to_waits_no_line_is_lost():
-    out = io.StringIO()
-    sink = LineSink(out)
-    sink.wait = True
-    for _ in range(5000):
-        sink.deliver(WAKE)
-    sink.close()
+def test_where_what_is_listened_to_waits_no_line_is_lost_to_a_reader_that_is_slow_to_the_end():
+    reading, writing = os.pipe()
+    lines = []
 
-    assert out.getvalue().count("\n") == 5000
+    def read_slowly():
+        with open(reading) as reader:
+            time.sleep(2 * UNREAD_S)
+            lines.extend(reader)
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    with open(writing, "w") as stream:
+        sink = LineSink(stream, json=True)
+        sink.wait = True
+        for _ in range(5000):
+            sink.deliver(WAKE)
+        sink.close()
+    reader.join()
+
+    assert [json.loads(line)["keyword"] for line in lines] == [WAKE.keyword] * 5000
+
+
+def test_lines_are_in_the_encoding_of_their_stream(tmp_path):
+    with open(tmp_path / "out", "w", encoding="latin-1") as stream:
+        sink = LineSink(stream)
+        sink.deliver(replace(WAKE, speaker="Дима"))
+        sink.close()
+
+    assert b"hey k\xfcche (\\u0414" in (tmp_path / "out").read_bytes()
 
 
 def test_a_closed_pipe_ends_the_listener_at_once():

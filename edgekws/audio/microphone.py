@@ -65,7 +65,7 @@ def find_input(uri: str) -> InputDevice:
         AudioError: as `input_devices`, or it names none.
         UsageError: an unknown option, or a value that it does not accept.
     """
-    name, host_api, _ = _wanted(uri, uri.partition(":")[2])
+    name, host_api, _ = wanted(uri, uri.partition(":")[2])
     return _answered(lambda: _choose(_portaudio(), uri, name, host_api))[1]
 
 
@@ -95,7 +95,7 @@ class MicSource(Source):
 
     def __init__(self, uri: str, rest: str) -> None:
         self.uri = uri
-        self._name, self._host_api, self._wanted_rate_hz = _wanted(uri, rest)
+        self._name, self._host_api, self._wanted_rate_hz = wanted(uri, rest)
         self._closing = threading.Event()
 
         def attempt() -> _Capture:
@@ -384,7 +384,7 @@ def _give_stderr_back() -> None:
             os.dup2(_stderr, 2)
 
 
-def _wanted(uri: str, rest: str) -> tuple[str, str, int]:
+def wanted(uri: str, rest: str) -> tuple[str, str, int]:
     """(name, host API, rate in Hz or 0) of a URI."""
     name, options = split_options(uri, rest, OPTIONS)
     return name, str(options.get("host_api", "")), int(options.get("rate", 0))

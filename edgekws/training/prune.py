@@ -16,6 +16,7 @@ widths that backends like. The head's outputs are never pruned: the embedding ke
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -288,26 +289,34 @@ def _as_cut(cut: Network) -> Network:
 def latency_cost(network: Network) -> Callable[[Widths], float]:
     """CPU seconds of a hop on this very host, from a table: what was measured with each group at some widths, the others as they are.
 
-    The savings of groups are taken to add up, which is not quite so where one group feeds another: measure what comes out.
+    The savings of groups do not quite add up, since one group feeds another. So they are scaled to what all groups save at their narrowest,
+    which is measured too: of `edge` their sum left 25 µs of 43.
     """
     members = groups(network)
     flat = [torch.arange(float(conv.spec.c_out)) for conv in network.convs()]
     full: Widths = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
-    whole = hop_cpu_s(network)
-    table: list[dict[int, float]] = []
-    for group in members:
+    tried: list[tuple[int, int]] = []
+    for g, group in enumerate(members):
         width = full[group[0]]
-        saved = {width: 0.0}
-        for narrower in range(ROUND_TO, width, max(ROUND_TO, width // 8 // ROUND_TO * ROUND_TO)):
-            if narrower >= KEPT_SHARE * width:
-                saved[narrower] = whole - hop_cpu_s(prune(network, flat, {**full, **dict.fromkeys(group, narrower)}))
-        table.append(saved)
+        first = max(1, math.ceil(KEPT_SHARE * width / ROUND_TO)) * ROUND_TO
+        tried += [(g, narrower) for narrower in range(first, width, max(ROUND_TO, width // 8 // ROUND_TO * ROUND_TO))]
+    changes = [dict.fromkeys(members[g], narrower) for g, narrower in tried]
+    narrowest = {i: narrower for change in reversed(changes) for i, narrower in change.items()}
+    whole, least, *each = hop_cpu_s([network, *(prune(network, flat, {**full, **change}) for change in (narrowest, *changes))])
+    table: list[dict[int, float]] = [{full[group[0]]: 0.0} for group in members]
+    for (g, narrower), cost_s in zip(tried, each, strict=True):
+        table[g][narrower] = whole - cost_s
+    for one in table:  # whatever was measured, who is narrower saves no less
+        widest_first = sorted(one, reverse=True)
+        one.update(zip(widest_first, np.maximum.accumulate([one[width] for width in widest_first]).tolist(), strict=True))
+    saved = sum(one[min(one)] for one in table)
+    scale = max(0.0, whole - least) / saved if saved else 0.0
 
     def cost(widths: Widths) -> float:
         total = whole
-        for group, saved in zip(members, table, strict=True):
-            known = sorted(saved)
-            total -= float(np.interp(widths[group[0]], known, [saved[w] for w in known]))
+        for group, one in zip(members, table, strict=True):
+            known = sorted(one)
+            total -= scale * float(np.interp(widths[group[0]], known, [one[w] for w in known]))
         return total
 
     return cost
@@ -353,15 +362,16 @@ def energy_cost(network: Network, meter: PowerMeter, window_s: float = 4.0) -> C
     return lambda widths: joules_per_cpu_s * seconds(widths)
 
 
-def hop_cpu_s(network: Network, hops: int = 200, repeats: int = 5) -> float:
-    """CPU time of one hop in ONNX Runtime: the lowest mean of some passes, which is the one that was disturbed least."""
-    run = _hops(network)
-    found = []
+def hop_cpu_s(networks: Sequence[Network], hops: int = 200, repeats: int = 5) -> list[float]:
+    """CPU time of one hop of each in ONNX Runtime, in turns: the lowest mean of some passes, which is the one that was disturbed least."""
+    runs = [_hops(network) for network in networks]
+    lowest = [np.inf] * len(runs)
     for _ in range(repeats):
-        start_s = time.thread_time()
-        run(hops)
-        found.append((time.thread_time() - start_s) / hops)
-    return min(found)
+        for i, run in enumerate(runs):
+            start_s = time.thread_time()
+            run(hops)
+            lowest[i] = min(lowest[i], (time.thread_time() - start_s) / hops)
+    return lowest
 
 
 def _hops(network: Network) -> Callable[[int], None]:

@@ -620,8 +620,9 @@ class Target:
         except OutOfReach as error:
             if self.kind == "params":  # as a number, which is exact
                 least = f"has {error.cost:.0f} parameters of {factory.parameters}. Give params={error.cost:.0f} or more"
-            else:  # a hundredth more, since it is rounded
-                least = f"costs more on this host. Give {self.kind}={1010 * error.cost:.3g} or more"
+            else:
+                cost_now = f"{1000 * error.cost:.3g} {self.kind.rpartition('_')[2]}"
+                least = f"costs about {cost_now} on this host as it is loaded now. Give {self.kind}={1200 * error.cost:.3g} or more"
             raise UsageError(f"no target {self}: the narrowest network {least}") from None
 
 
@@ -915,6 +916,8 @@ def adapt(
     new = round_.hear(by_network(network), enrolled)
     old = round_.hear(by_network(load_network(used)), listened_for(used, round_.voices))
     costs = step_cpu_s([model, used])
+    if target.kind == "latency_ms" and criterion and costs[0] > SLOWER * target.value / 1000:
+        say(f"a hop of it takes {1000 * costs[0]:.3g} ms, and not {target}")
     same = model.raw["spec"] == used.raw["spec"]  # one network with other weights costs the same, whatever was measured
     reasons = verdict(new, old, _collapse(network, round_.held[0]), () if same else costs)
     facts["metrics"] = {"held_out": {"new": new.summary(), "old": old.summary()}}
