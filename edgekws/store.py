@@ -425,14 +425,15 @@ class Store:
     def last_clip(self) -> Clip:
         """The last wake's, or the one that is the same recording. Raises StoreError when there is none."""
         for wake in self._last_wake():
-            for clip in self._of_wake(wake):
+            for clip in self.clips_of(wake):
                 return clip
         raise StoreError("none of the last wake's audio is kept. Try: edgekws clips list")
 
     def _last_wake(self) -> list[Event]:
         return self._events("kind = 'wake' ORDER BY id DESC LIMIT 1")
 
-    def _of_wake(self, wake: Event) -> list[Clip]:
+    def clips_of(self, wake: Event) -> list[Clip]:
+        """A wake's own, or the one that is the same recording."""
         return self._rows("WHERE event = ?", wake.id) or self._rows("WHERE id = ?", wake.extra.get("alike"))
 
     def clip_samples(self, clip: Clip) -> np.ndarray:
@@ -482,11 +483,11 @@ class Store:
             StoreError: there is nothing to confirm, neither a clip nor a rejection.
         """
         wakes = self._last_wake()
-        if not wakes or not (self._is_rejected(wakes[0].id) or self._of_wake(wakes[0])):
+        if not wakes or not (self._is_rejected(wakes[0].id) or self.clips_of(wakes[0])):
             self.last_clip()  # says so
         (wake,) = wakes
         self._execute(f"DELETE FROM events WHERE kind = 'reject' AND {EXTRA('wake')} = ?", wake.id)
-        clips = [self.confirm_clip(clip.id) for clip in self._of_wake(wake)]
+        clips = [self.confirm_clip(clip.id) for clip in self.clips_of(wake)]
         return wake, self.mark_clip(clips[0].id, "confirmed", CONFIRMED, label="positive") if clips else None
 
     def reject_clip(self, id: int) -> Clip:

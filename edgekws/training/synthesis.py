@@ -1,6 +1,6 @@
 """Speech from text: espeak-ng, flite and festival, many voices, rates and pitches.
 
-The programs are Debian packages (espeak-ng, flite, festival and its festvox voices, wamerican for the words).
+The programs, festival's voices and the words are Debian packages (`PACKAGES`).
 Nothing is downloaded at run time.
 """
 
@@ -34,6 +34,8 @@ ESPEAK_VARIANTS = tuple(f"m{i}" for i in range(1, 9)) + tuple(f"f{i}" for i in r
 )  # fmt: skip
 FLITE_VOICES = ("awb", "kal16", "rms", "slt")
 FESTIVAL_VOICES = ("cmu_us_slt_arctic_hts", "kal_diphone", "ked_diphone")
+PROGRAMS = ("espeak-ng", "flite", "text2wave")
+PACKAGES = "espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts wamerican"
 
 
 class Missing(EdgekwsError):
@@ -108,15 +110,21 @@ def say(text: str, voice: Voice) -> np.ndarray:
 
 
 def check() -> None:
-    """Raises Missing: one of the programs, or the words, are not there."""
-    for program in ("espeak-ng", "flite", "text2wave"):
+    """Raises Missing: one of the programs, or the words, are not there, or a voice of flite or festival says nothing."""
+    for program in PROGRAMS:
         _find(program)
     words()
+    for program, names in (("flite", FLITE_VOICES), ("festival", FESTIVAL_VOICES)):
+        for name in names:
+            try:
+                say("yes", Voice(program, name))
+            except EdgekwsError as error:
+                raise Missing(f"{error}. Try: apt-get install {PACKAGES}") from error
 
 
 def _find(program: str) -> None:
     if shutil.which(program) is None:
-        raise Missing(f"{program} is not installed. Try: apt-get install espeak-ng flite festival festvox-us-slt-hts wamerican")
+        raise Missing(f"{program} is not installed. Try: apt-get install {PACKAGES}")
 
 
 def _run(command: list[str], text: bytes | None = None) -> bytes:
