@@ -573,13 +573,16 @@ def _listen(
     open_it: gives the source. What sets the event meanwhile wants it to give up.
     """
     from edgekws.daemon import closed_by_signals, listen
-    from edgekws.sinks import Delivery
+    from edgekws.sinks import Delivery, LineSink
 
     ended = threading.Event()
     source: Source | None = None
 
     def end() -> None:
         ended.set()
+        for sink in sinks:
+            if isinstance(sink, LineSink):
+                sink.wait = False
         if source is not None:
             source.close()
 

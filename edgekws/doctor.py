@@ -197,13 +197,15 @@ def _portaudio(essential: bool) -> Check:
 
 def _source(source: str) -> Check:
     """What ends the listener before it hears anything. Whether there is a microphone, `_input_device` asks."""
-    from edgekws.audio import open_source
-    from edgekws.audio.microphone import wanted
+    from edgekws.audio import microphone, open_source, stdin
 
+    scheme, _, rest = source.partition(":")
     try:
-        if source.startswith("mic:"):
-            wanted(source, source.partition(":")[2])
-        elif not source.startswith("stdin:"):
+        if scheme == "mic":
+            microphone.wanted(source, rest)
+        elif scheme == "stdin":
+            stdin.wanted(source, rest)
+        else:
             open_source(source).close()
     except EdgekwsError as error:
         return Check("source", False, str(error), "[audio] source in edgekws.toml: mic:NAME, file:PATH or stdin:")

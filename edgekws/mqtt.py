@@ -203,7 +203,10 @@ class MqttSink:
         if self._outdated and not self._waiting():
             self._outdated = False
             # Not here: paho holds its messages' lock, for which the delivery's thread may wait while it holds `_telling`.
-            threading.Thread(target=self._tell_all, daemon=True).start()
+            try:
+                threading.Thread(target=self._tell_all, daemon=True).start()
+            except RuntimeError:  # the unit's TasksMax=; at the next acknowledgement then
+                self._outdated = True
 
     def _told(self, client: Any, data: Any, message: Any) -> None:
         if message.topic in TOGGLES:

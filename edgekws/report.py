@@ -161,19 +161,15 @@ def _runs_of(events: Sequence[Event]) -> list[list[Event]]:
 
 
 def _is_file(event: Event) -> bool:
-    return str(event.extra.get("source", "")).startswith("file:")
+    source = str(event.extra.get("source", ""))
+    return bool(source) and not source.startswith(("mic:", "stdin:"))  # a path alone is a file too
 
 
 def _heard(run: Sequence[Event]) -> Iterator[tuple[str, float]]:
     """The version that listened, and seconds of audio, between each event of a run and the next."""
-    furthest_s = 0.0
     for before, event in pairwise(run):
-        furthest_s = max(furthest_s, before.stream_s)
-        if _is_file(run[0]):  # is heard faster than it lasts; behind the furthest place two of them write in turns
-            step_s = event.stream_s - furthest_s
-        else:
-            # No audio lasts longer than it took: else two listeners wrote in turns. A place in the stream counts what gaps took.
-            step_s = min(event.stream_s - before.stream_s, event.time_s - before.time_s) - _lost_s(event)
+        # No audio lasts longer than it took: else two listeners wrote in turns. A place in the stream counts what gaps took.
+        step_s = min(event.stream_s - before.stream_s, event.time_s - before.time_s) - _lost_s(event)
         yield before.model, max(0.0, step_s)
 
 

@@ -303,11 +303,9 @@ class Outlet:
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
-    def write(self, text: str, *, wait: bool = False) -> int:
-        """How much was taken: all of it or nothing. With `wait` until there is room."""
+    def write(self, text: str) -> int:
+        """How much was taken: all of it or nothing."""
         with self._changed:
-            if wait:
-                self._changed.wait_for(lambda: len(self._waiting) < UNREAD_CHARACTERS)
             if len(self._waiting) >= UNREAD_CHARACTERS:
                 return 0
             self._waiting += text
@@ -322,8 +320,8 @@ class Outlet:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._under_way, timeout_s)
 
-    def close(self, timeout_s: float | None) -> int:
-        """How many lines were not written after so long, None = as long as it takes; they are lost."""
+    def close(self, timeout_s: float) -> int:
+        """How many lines were not written after so long; they are lost if the process ends."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -386,7 +384,7 @@ class LineSink:
 
     def __init__(self, stream: TextIO | None, *, json: bool = False) -> None:
         self.wait = False
-        """For room, instead of losing a line: where what is listened to waits too."""
+        """For the reader, instead of losing a line: where what is listened to waits too, until somebody wants it to end."""
         self._outlet = Outlet(stream)
         self._json = json
         self._hangs = False
@@ -394,15 +392,19 @@ class LineSink:
     def deliver(self, event: Event) -> None:
         if event.kind != "wake":
             return
-        if not self._outlet.write((as_json(event) if self._json else as_line(event)) + "\n", wait=self.wait):
-            raise EdgekwsError("the output is not read, so a wake was not printed. Read it, or run edgekws without a pipe")
+        line = (as_json(event) if self._json else as_line(event)) + "\n"
+        while not self._outlet.write(line):
+            if not self.wait:
+                raise EdgekwsError("the output is not read, so a wake was not printed. Read it, or run edgekws without a pipe")
+            self._outlet.written(UNREAD_S)
         self._hangs = not self._outlet.written(0 if self._hangs else UNREAD_S)  # as a rule at once, so that a closed pipe is told at once
         if self._outlet.broke:
             raise self._outlet.broke
 
     def close(self) -> None:
         """The stream is not ours, and stays open."""
-        lost = self._outlet.close(None if self.wait else 0 if self._hangs else UNREAD_S)
+        while (lost := self._outlet.close(0 if self._hangs and not self.wait else UNREAD_S)) and self.wait:
+            pass  # another second
         if self._outlet.broke:
             raise self._outlet.broke
         if lost:

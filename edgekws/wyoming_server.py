@@ -246,6 +246,7 @@ class _Client:
         self._names: frozenset[str] | None = None  # None = all
         self._context: object = None
         self._pipeline: Pipeline | None = None
+        self._served = server.version
         self._newcomer: Newcomer | None = None
         self._woke = False
 
@@ -318,12 +319,15 @@ class _Client:
 
     async def _start(self, format: tuple[int, int, int]) -> None:
         self._stop()
+        before = self._served
         self._served, own = await self._server.take()
         self._offered = self._served
         self._pipeline = Pipeline(own.engine, own.detector)
         self._set(format)
         self._heard = 0  # samples at 16 kHz
         self._woke = False
+        if self._served is not before:
+            await self._tell_if_deaf()
 
     def _set(self, format: tuple[int, int, int]) -> None:
         self._format = format

@@ -48,7 +48,7 @@ def test_a_command_and_certificates_that_the_listener_only_misses_are_looked_for
     assert found(there)["command of a wake"].ok and not {"command of a wake", "mqtt certificates"} & found(settings).keys()
 
 
-@pytest.mark.parametrize("source", ["mik:default", "mic:default?rat=48000", "file:/no/such.wav"])
+@pytest.mark.parametrize("source", ["mik:default", "mic:default?rat=48000", "stdin:foo", "file:/no/such.wav"])
 def test_a_source_that_would_end_the_listener_is_an_essential_fault(settings, source):
     check = found(replace(settings, audio=AudioSettings(source=source)))["source"]
 

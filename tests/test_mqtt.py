@@ -347,6 +347,34 @@ def test_what_waited_in_an_outage_that_was_not_noticed_at_once_is_not_the_last_t
     broker.stop()
 
 
+def test_where_no_thread_can_be_begun_what_was_outdated_is_told_at_the_next_acknowledgement(monkeypatch):
+    """A fake: the unit's TasksMax= would stop the tests' own threads too."""
+    begun = []
+
+    class Thread:
+        def __init__(self, target, daemon):
+            self.target = target
+
+        def start(self):
+            begun.append(self.target)
+            if len(begun) == 1:
+                raise RuntimeError("can't start new thread")
+
+    one = MqttSink("mqtt://127.0.0.1:1", "kitchen", list)
+    try:
+        one._outdated = True
+        with monkeypatch.context() as patch:
+            patch.setattr(mqtt.threading, "Thread", Thread)
+            patch.setattr(one, "_waiting", lambda: 0)
+            one._published()
+            one._published()
+            one._published()
+    finally:
+        one.close()
+
+    assert begun == [one._tell_all] * 2
+
+
 def test_it_ends_though_a_name_server_does_not_answer(monkeypatch):
     monkeypatch.setattr(mqtt, "CLOSE_S", 0.2)
     asked, answered = threading.Event(), threading.Event()

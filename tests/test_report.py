@@ -326,16 +326,6 @@ def test_what_gaps_took_was_not_heard(told):
     assert told(events, since_h=-5)["listening"]["hours"] == pytest.approx(2)  # within the gap
 
 
-def test_a_file_that_is_heard_in_a_moment_counts_as_long_as_it_lasts(told):
-    file = [at(-2, "start", 0, source="file:a.wav"), at(-1.9995, place=4), at(-1.999, "stop", 5, audio_s=5 * HOUR_S)]
-    other = at(-1.9996, "start", 0, source="file:b.wav")
-
-    for events, hours in ((file, 5), (file[:2], 4), ([other, file[1], at(-1.9994, place=1), at(-1.9993, place=4.5)], 4.5)):
-        facts = told(events, alive=False)
-        assert facts["listening"]["hours"] == pytest.approx(hours)
-        assert [row["hours"] for row in facts["models"] if row["hours"]] == [pytest.approx(hours)]
-
-
 def test_a_boot_whose_microphone_comes_late_is_no_crash_and_costs_the_run_before_it_no_hours(told):
     before, boot = [at(-48, "start"), at(-38, place=10)], at(-20, "deaf", 0, reason="no microphone")
     begin = at(-19.9, "start", 0, source="mic:default", before="ended without a word")

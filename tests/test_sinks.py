@@ -229,6 +229,21 @@ def test_where_what_is_listened_to_waits_no_line_is_lost_to_a_reader_that_is_slo
     assert [json.loads(line)["keyword"] for line in lines] == [WAKE.keyword] * 5000
 
 
+def test_where_somebody_wants_it_to_end_nobody_waits_for_a_reader_any_more():
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream, open(reading):
+        delivery = Delivery([line := LineSink(stream, json=True), others := Recording()], queue_events=5000)
+        line.wait = True
+        for _ in range(1500):
+            delivery.put(WAKE)
+        delivery.settle(2 * UNREAD_S)
+        assert len(others.events) < 1500
+        line.wait = False
+        delivery.close()
+
+    assert (len(others.events), others.closed) == (1500, True)
+
+
 def test_lines_are_in_the_encoding_of_their_stream(tmp_path):
     with open(tmp_path / "out", "w", encoding="latin-1") as stream:
         sink = LineSink(stream)

@@ -392,7 +392,8 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
     assert {(one.name, one.version) for one in models} == {(name, "edge-small-1") for name in both}
 
 
-def test_a_stream_whose_keyword_is_removed_is_told(tmp_path):
+@pytest.mark.parametrize("between_streams", [False, True])
+def test_a_stream_whose_keyword_is_removed_is_told(tmp_path, between_streams):
     service = Service(tmp_path / "state")
 
     async def talk():
@@ -400,6 +401,8 @@ def test_a_stream_whose_keyword_is_removed_is_told(tmp_path):
             await connection.write_event(Detect(names=[KEYWORD]).event())
             await send(connection, ONCE)
             woke = await answer(connection)
+            if between_streams:
+                await connection.write_event(AudioStop().event())
             service.tell("enroll", "another name", *sorted(map(str, DEMO.glob("enrol-*.flac"))))
             service.tell("enroll", "--remove", KEYWORD)
             service.says('serves "another name" now')

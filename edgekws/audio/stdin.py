@@ -45,9 +45,7 @@ class StdinSource(Source):
     def __init__(
         self, uri: str, rest: str, descriptor: int = 0, *, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        name, options = split_options(uri, rest, OPTIONS)
-        if name:
-            raise UsageError(f'cannot open {uri}: standard input has no name, but here is "{name}". Accepted: stdin: or stdin:?rate=48000')
+        options = wanted(uri, rest)
         try:
             mode = os.fstat(descriptor).st_mode
         except OSError as error:
@@ -196,3 +194,11 @@ class StdinSource(Source):
         while len(data) < count and (more := self._read()):
             data += more
         return data
+
+
+def wanted(uri: str, rest: str) -> dict[str, int | str]:
+    """The options of a URI. Raises UsageError: it is none of standard input."""
+    name, options = split_options(uri, rest, OPTIONS)
+    if name:
+        raise UsageError(f'cannot open {uri}: standard input has no name, but here is "{name}". Accepted: stdin: or stdin:?rate=48000')
+    return options
