@@ -203,15 +203,17 @@ def _at_a_microphone(model: Model, backend: str, folder: Path) -> Mapping[str, A
     if not (model.path / "prototypes.npz").exists():  # one that was adapted brings no keyword; what makes one needs more than listening
         takes = sorted(map(str, (Path(__file__).parent / "demo").glob("enrol-*.flac")))
         subprocess.run([*command[:3], "enroll", "open sesame", *takes, *command[-2:]], env=_environment(), capture_output=True)
-    with subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, env=_environment(), stdout=quiet, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent) as run:
         assert run.stderr is not None
-        for line in run.stderr:
-            if line.startswith("listening to"):
-                time.sleep(MICROPHONE_S)
-                peak_mb = _peak_rss_mb(run.pid)
-                run.kill()
-                return {"rss_mb_microphone": peak_mb, "why_no_microphone": None}
-            said = line.strip() or said
+        try:
+            for line in run.stderr:
+                if line.startswith("listening to"):
+                    time.sleep(MICROPHONE_S)
+                    return {"rss_mb_microphone": _peak_rss_mb(run.pid), "why_no_microphone": None}
+                said = line.strip() or said
+        finally:  # or it would go on to record
+            run.kill()
     return {**_NO_MICROPHONE, "why_no_microphone": said.removeprefix("edgekws: ")}
 
 
@@ -229,6 +231,8 @@ def _energy(
     if one.training:
         why = "training runs beside it, and a meter cannot tell the one from the other"
         return {"energy_mj_per_hop": None, "why_no_energy": why, "energy": None, "conditions": {"after": conditions()}}
+    if not window_s:
+        return {"energy_mj_per_hop": None, "why_no_energy": "not asked for", "energy": None, "conditions": {"after": conditions()}}
     meter = given or load_meter(gpu=_on_gpu(row["backend"]))
     before = conditions(meter=meter)
     if isinstance(meter, NoMeter):
@@ -821,6 +825,7 @@ def _serve_listener(model_path: str, backend: str, pcm: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for who started this
     try:
         _serve_listener(*sys.argv[1:])
     except EdgekwsError as error:

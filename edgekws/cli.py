@@ -848,8 +848,10 @@ def _make_enrolment(settings: Settings, keyword: str, speaker: str, options: arg
     speakers = [one for one in known if one.keyword == keyword]
     made = next((one for one in speakers if one.speaker == speaker), made)
     who = f" ({speaker})" if speaker else ""
-    others = "; others wake it less, not never" if options.only_enrolled else ""
+    others = "; others wake it less, not never" if made.only_enrolled else ""
     print(f'enrolled "{keyword}"{who} from {len(recordings)} recordings, threshold {made.threshold:.2f}{others}', flush=True)
+    if options.only_enrolled and not made.only_enrolled:
+        _say(f'[keyword."{keyword}"] only_enrolled = false in the configuration holds: anyone wakes it as easily')
     if earlier:
         _say(f"in place of the {earlier[0]} that were there")
     if len(speakers) > 1:

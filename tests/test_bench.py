@@ -103,6 +103,31 @@ def test_the_daemon_at_a_microphone_is_small_too(null_sink, monkeypatch):
     assert f"edgekws run at the microphone: {row['rss_mb_microphone']:.1f} MB" in bench.report_table([row])
 
 
+def test_a_bench_that_is_killed_leaves_no_listener_that_records(null_sink, tmp_path):
+    env = {**os.environ, "PULSE_SERVER": null_sink.env["PULSE_SERVER"], "STATE_DIRECTORY": str(tmp_path), "TMPDIR": str(tmp_path)}
+    killed = subprocess.Popen([sys.executable, "-m", "edgekws", "bench", "--seconds", "1", "--repeats", "1"], env=env)
+
+    def listeners():
+        found = []
+        for one in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (one / "cmdline").read_bytes().decode().split("\0")
+                if "mic:default" in words and any(word.startswith(str(tmp_path)) for word in words):
+                    found.append(one.name)
+        return found
+
+    while not listeners() and killed.poll() is None:
+        time.sleep(0.05)
+    seen = listeners()
+    killed.kill()
+    killed.wait()
+    deadline_s = time.monotonic() + 10
+    while listeners() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+
+    assert seen and not listeners()
+
+
 def test_without_a_microphone_the_reason_is_told(model, monkeypatch, tmp_path):
     monkeypatch.setenv("PULSE_SERVER", f"unix:{tmp_path}/none")
     (row,) = bench.bench(model, seconds=1, repeats=1, paced_s=0.1)
@@ -204,6 +229,13 @@ def test_a_listener_that_draws_nothing_to_be_seen_has_no_energy_but_the_reason(m
     assert row["energy"]["real_time"]["mj_per_hop"] >= 4000 * 0.08 * 0.95  # 4 hops in 0.32 s, or later on a busy machine
     assert row["energy"]["back_to_back"]["mw"]["median"] == pytest.approx(4000)
     assert "in real time: below the sensor's resolution" in bench.report_table([row])
+
+
+def test_without_windows_no_energy_is_asked_for_and_the_rest_is_told(measure):
+    row = measure(Steady(), window_s=0, repeats=1)
+
+    assert (row["energy_mj_per_hop"], row["why_no_energy"]) == (None, "not asked for") and row["latency_ms"]["p50"] > 0
+    assert "not asked for" in bench.report_table([row])
 
 
 def test_work_back_to_back_draws_more_than_in_real_time(measure):

@@ -555,6 +555,10 @@ def test_only_enrolled_takes_two_recordings_and_promises_no_more_than_a_higher_t
     said = cli("enroll", "open sesame", "--only-enrolled", *TAKES).stdout
     assert re.fullmatch(r'enrolled "open sesame" from 3 recordings, threshold \d\.\d\d; others wake it less, not never\n', said)
 
+    (cli.root.parent / "edgekws.toml").write_text('[keyword."open sesame"]\nonly_enrolled = false\n')
+    done = cli("enroll", "open sesame", "--only-enrolled", *TAKES, "--config", cli.root.parent / "edgekws.toml")
+    assert "not never" not in done.stdout and "only_enrolled = false in the configuration holds" in done.stderr
+
 
 def test_only_enrolled_of_one_recording_is_said_to_change_nothing(cli, tmp_path):
     cli("enroll", "open sesame", TAKES[0])

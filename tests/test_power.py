@@ -666,6 +666,12 @@ def test_what_scatters_more_than_it_costs_is_no_number():
     assert cost["resolution_mw"] == pytest.approx(4.62, abs=0.01)
 
 
+def test_a_counter_that_stands_still_is_no_energy_and_not_zero():
+    cost = per_hop(windows(0, 0), windows(0), [125], step_mw=None)
+
+    assert (cost["mj_per_hop"], cost["mj_per_hop_above_idle"]) == (None, None) and "stood still" in cost["why_not"]
+
+
 def test_less_than_idle_is_no_negative_energy():
     assert per_hop(windows(4000, 4000), windows(3900), [125], step_mw=40.0)["mj_per_hop_above_idle"] is None
 

@@ -272,18 +272,15 @@ def test_what_is_said_on_stderr_waits_for_no_reader(monkeypatch):
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
         monkeypatch.setattr(sys, "stderr", stream)
         handler = logging.StreamHandler()
-        logging.getLogger().addHandler(handler)
-        try:
-            with without_waiting_for_stderr():
-                for i in range(300):
-                    logging.getLogger("edgekws").warning("%d %s", 2 * i, "x" * 40)
-                    print(2 * i + 1, "y" * 40, file=sys.stderr, flush=True)
-                said = b""
-                while said.count(b"\n") < 600:
-                    said += reader.read(65536)
-            assert sys.stderr is handler.stream is stream
-        finally:
-            logging.getLogger().removeHandler(handler)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [handler])  # no other test's, whose stderr is gone
+        with without_waiting_for_stderr():
+            for i in range(300):
+                logging.getLogger("edgekws").warning("%d %s", 2 * i, "x" * 40)
+                print(2 * i + 1, "y" * 40, file=sys.stderr, flush=True)
+            said = b""
+            while said.count(b"\n") < 600:
+                said += reader.read(65536)
+        assert sys.stderr is handler.stream is stream
 
     assert [int(line.split()[0]) for line in said.splitlines()] == list(range(600))
 

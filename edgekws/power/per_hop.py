@@ -26,6 +26,12 @@ def per_hop(idle: Sequence[Energy], load: Sequence[Energy], hops: Sequence[int],
         return {"mj_per_hop": None, "mj_per_hop_above_idle": None, "why_not": unknown[0] if unknown else "nothing was measured"}
     idle_mw = [one.mean_mw or 0.0 for one in idle]
     load_mw = [one.mean_mw or 0.0 for one in load]
+    if fmean(idle_mw) <= 0:
+        return {
+            "mj_per_hop": None,
+            "mj_per_hop_above_idle": None,
+            "why_not": "the meter stood still: it told no power while the machine was on",
+        }
     above_mw = [mw - fmean(idle_mw[2 * i : 2 * i + 2]) for i, mw in enumerate(load_mw)]
     # What the mean of the repeats can be trusted to: two standard errors; of a single one, what idle itself drifted by.
     scatter_mw = 2 * stdev(above_mw) / len(above_mw) ** 0.5 if len(above_mw) > 1 else abs(idle_mw[1] - idle_mw[0])
