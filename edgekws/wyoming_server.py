@@ -267,6 +267,8 @@ class _Client:
         finally:
             self._stop()
             self.writer.transport.abort()
+            with contextlib.suppress(OSError, asyncio.TimeoutError):  # why it was lost, which asyncio would tell with a traceback
+                await asyncio.wait_for(self.writer.wait_closed(), WRITE_S)
 
     async def refuse(self, why: str) -> None:
         """Tell a client why, and end it."""

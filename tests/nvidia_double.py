@@ -9,6 +9,7 @@ first run of a context is allowed; a plan is taken only by the version and GPU t
 import ctypes
 import enum
 import json
+import threading
 
 import numpy as np
 import onnxruntime as ort
@@ -41,7 +42,7 @@ class _Handle:
     """A stream or a graph: a number to those that ask."""
 
     def __init__(self, number):
-        self.number, self.queue, self.captured = number, [], None
+        self.number, self.queue, self.captured, self.thread = number, [], None, 0
 
     def __int__(self):
         return self.number
@@ -67,7 +68,7 @@ class Cudart:
         error, at = self.fail.get(name, (None, 0))
         if error and self.calls.count(name) >= at:
             return error
-        capturing = any(one.captured is not None for one in list(self._handles.values()))
+        capturing = any(one.captured is not None and one.thread == threading.get_ident() for one in list(self._handles.values()))
         if capturing and name in ("cudaMalloc", "cudaMallocHost", "cudaFree", "cudaFreeHost", "cudaStreamSynchronize"):
             return cudaError_t.cudaErrorStreamCaptureUnsupported
         return cudaError_t.cudaSuccess
@@ -161,7 +162,7 @@ class Cudart:
 
     def cudaStreamBeginCapture(self, stream, mode):
         assert mode == cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        stream.captured = []
+        stream.captured, stream.thread = [], threading.get_ident()
         return (self._called("cudaStreamBeginCapture"),)
 
     def cudaStreamEndCapture(self, stream):
