@@ -30,21 +30,23 @@ from test_power import ORIN_NANO, jetson  # noqa: E402
 from test_round import ENDS_S as SPOKEN_S  # noqa: E402
 from test_round import KEYWORD, OTHER_S, SPEAKER, TAKES, ambience, moments  # noqa: E402
 
-from edgekws.training import adaptation  # noqa: E402
+from edgekws.training import adaptation, quantise  # noqa: E402
 from edgekws.training import round as rounds  # noqa: E402
 from edgekws.training.adaptation import Board, snapshot, why_not  # noqa: E402
 
 torch.set_num_threads(1)
 IDLE = Board(0.1, 50.0, 8000.0)
 DAY_S = 86_400.0
-# A real `edgekws adapt` but for a short replay, few steps, and a gate that lets everything pass: what comes after it is what dies here.
+# A real `edgekws adapt` but for a short replay, few made sounds, steps and hops to calibrate INT8 on, and a gate that lets everything pass: what comes after it is what dies here.
 CHILD = """
 import sys
+from edgekws.training import quantise
 from edgekws.training import round as rounds
 few = rounds.replay()[:2]
 rounds.replay = lambda: few
 rounds.verdict = lambda *heard: []
 rounds.STEPS.update({"weights-only": 2})
+rounds.FOREIGN = quantise.CALIBRATION_HOPS = 4
 from edgekws.cli import main
 sys.exit(main(["adapt", "--recipe", "weights-only", "--json", "--config", sys.argv[1]]))
 """
@@ -89,9 +91,11 @@ def store(config):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Little replay, two steps, and a gate that says what it is told: what follows it is tested here."""
+    """Little of everything that takes time, and a gate that says what it is told: what follows it is tested here."""
     few = rounds.replay()[:2]
     monkeypatch.setattr(rounds, "replay", lambda: few)
+    monkeypatch.setattr(rounds, "FOREIGN", 4)
+    monkeypatch.setattr(quantise, "CALIBRATION_HOPS", 4)
     monkeypatch.setitem(rounds.STEPS, "weights-only", 2)
     reasons = []
     monkeypatch.setattr(rounds, "verdict", lambda *heard: list(reasons))

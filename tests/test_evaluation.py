@@ -321,6 +321,12 @@ def test_made_noise_of_any_length_takes_transforms_of_short_and_fast_ones(monkey
     assert abs(noise.mean()) < 0.1 * noise.std()
 
 
+def test_made_noise_is_heard_as_loud_as_it_is():
+    power = np.abs(np.fft.rfft(evaluation.pink(np.random.default_rng(0), 5 * SAMPLE_RATE_HZ))) ** 2  # every 0.2 Hz
+
+    assert power[: 20 * 5].sum() < 0.02 * power.sum()
+
+
 @pytest.mark.parametrize("offset", [0, 1000])
 def test_noise_is_as_strong_as_asked_whatever_its_offset(tmp_path, offset):
     import soundfile
