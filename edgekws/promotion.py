@@ -49,6 +49,8 @@ FAILED_BOOTS = 6  # more: who pulls the plug a few times, or a brown-out, ends a
 STEADY_S = 60.0  # of listening, after which a start has not failed
 CHECK_S = 60.0  # between two looks at how a new version does, later a twentieth of the time that it has listened
 WATCHED_S = 7 * 86400.0  # a new version is watched for so long, and compared with so long before it
+LEAST_HEARD_H = 24.0  # in which; else the board was off for most of it, and the week goes on
+LONGEST_TRIAL_S = 4 * WATCHED_S
 # A better model wakes more often too: from a recall of one half to all of it is twice as often. Beyond that it is worse.
 MORE = 2.0
 WAKES, WAKES_P = 5, 0.001  # looked at again and again for a week, so a strict level
@@ -486,7 +488,7 @@ class Updates:
         try:
             if self._store.current_model() != self._live.model.path:
                 return None
-            left_s = self._store.promoted_s() + WATCHED_S - self._now()
+            left_s = trial_ends_s(self._store, self.model) - self._now()
             if left_s <= 0:
                 return None
             before = self._version_of(self._store.previous_model())
@@ -502,13 +504,13 @@ class Updates:
         """Whether the version in use turned out worse than the one before; then back to that."""
         try:
             path, last = self._store.current_model(), self._store.last_event()
-            promoted_s = self._store.promoted_s()
-            age_s = self._now() - promoted_s
+            age_s = self._now() - self._store.promoted_s()
             own = path is not None and path == self._live.model.path
             self._check_pause_s = max(CHECK_S, min(age_s, WATCHED_S) / 20)
-            if age_s > WATCHED_S:
-                self._before_until_s = 0.0  # it was behind, and was set
-            if not own or last == self._checked_event or age_s > WATCHED_S:
+            over = age_s > WATCHED_S and self._now() > trial_ends_s(self._store, self.model)
+            if over:
+                self._before_until_s = 0.0  # the clock was behind, and was set; or it was not known that a day would be heard so soon
+            if not own or last == self._checked_event or over:
                 return None
             self._checked_event = last
             tally = self._store.tally(self.model, WATCHED_S)
@@ -613,6 +615,16 @@ def start_counted(store: Store) -> Iterator[None]:
         raise
     with contextlib.suppress(StoreError):
         store.clear_starts()
+
+
+def trial_ends_s(store: Store, model: str) -> float:
+    """When the week on trial of the version that listens ends, seconds since the epoch.
+
+    Later where it has listened for less than a day by then, after four weeks at the latest: a board that is off shows nothing.
+    """
+    since_s = store.promoted_s()
+    heard_s = store.listened_s(model, LEAST_HEARD_H)
+    return since_s + (LONGEST_TRIAL_S if heard_s is None else min(max(heard_s - since_s, WATCHED_S), LONGEST_TRIAL_S))
 
 
 def worse(tally: Tally, stream_s: float, enrolled_s: Mapping[str, float]) -> str | None:

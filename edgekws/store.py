@@ -97,6 +97,16 @@ ADAPTED = "adapted.npz"  # in a model version that was adapted here: what it lis
 SCHEMA = len(MIGRATIONS)  # user_version of the database
 # Of an event's `extra`. One flipped bit in that text is met by SQLite as an error of the whole statement, and no check of its finds it.
 EXTRA = "CASE WHEN json_valid(extra) THEN json_extract(extra, '$.{}') END".format
+OWN = f"{EXTRA('client')} IS NULL"  # the wake service's clients have streams of their own
+HEARD = f"""(SELECT id, time_s, stream_s, model, kind, extra FROM events
+    WHERE {OWN} AND (kind IN ('start', 'stop', 'wake', 'gap') OR {EXTRA("what")} = 'live'))"""
+# Seconds of audio from one such event to the next, since a time. Another stream begins where the place in it falls; what is between two
+# streams is no audio. Nor is what lasted longer than it took: there a listener to a file came between two events of the one at the
+# microphone. Nor is what a gap took.
+STEPS = f"""(SELECT id, time_s, stream_s, model,
+    max(0, min(stream_s - lag(stream_s) OVER (ORDER BY id), time_s - lag(time_s) OVER (ORDER BY id))
+        - CASE kind WHEN 'gap' THEN coalesce({EXTRA("lost_ms")}, 0) / 1000.0 ELSE 0 END) AS step
+    FROM {HEARD} WHERE time_s >= ?)"""
 COLUMNS = ("kind", "time_s", "stream_s", "keyword", "speaker", "score", "threshold", "latency_ms", "model")
 CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
 # What goes first where there is no more space: -1 older sound of the room than a quarter of it holds (but the 30 pieces that a round asks
@@ -246,31 +256,34 @@ class Store:
 
         Counted by SQLite: as Python objects the 100 000 events that may be there took 68 MB of the listener, this takes 2 (measured).
         """
-        own = f"{EXTRA('client')} IS NULL"  # the wake service's clients have streams of their own
-        kinds = f"kind IN ('start', 'stop', 'wake', 'gap') OR {EXTRA('what')} = 'live'"
-        heard = f"(SELECT id, time_s, stream_s, model, kind, extra FROM events WHERE {own} AND ({kinds}))"
-        other = f"SELECT id FROM {heard} WHERE model != ? ORDER BY id DESC LIMIT 1"
-        first, _ = self._execute(f"SELECT id, time_s FROM {heard} WHERE id > ({other}) ORDER BY id LIMIT 1", model)
-        if not first:
+        first = self._first_heard(model)
+        if first is None:
             return None
-        id, since_s = first[0]
+        id, since_s = first
         from_s = since_s - before_s
-        # Another stream begins where the place in it falls; what is between two streams is no audio. Nor is what lasted longer than it
-        # took: there a listener to a file came between two events of the one at the microphone. Nor is what a gap took.
-        last = "lag({}) OVER (ORDER BY id)".format
-        lost = f"CASE kind WHEN 'gap' THEN coalesce({EXTRA('lost_ms')}, 0) / 1000.0 ELSE 0 END"
-        step = f"min(stream_s - {last('stream_s')}, time_s - {last('time_s')}) - {lost}"
-        steps = f"(SELECT id, stream_s, {step} AS step FROM {heard} WHERE time_s >= ?)"
-        hours = "total(max(step, 0)) FILTER (WHERE id <= ?) / 3600, total(max(step, 0)) FILTER (WHERE id > ?) / 3600"
-        ((old_h, new_h, stream_s, _),) = self._execute(f"SELECT {hours}, stream_s, max(id) FROM {steps}", id, id, from_s)[0]
+        hours = "total(step) FILTER (WHERE id <= ?) / 3600, total(step) FILTER (WHERE id > ?) / 3600"
+        ((old_h, new_h, stream_s, _),) = self._execute(f"SELECT {hours}, stream_s, max(id) FROM {STEPS}", id, id, from_s)[0]
         # Of the hours before some may be its own: another version was tried and gone back from. Then so are the wakes.
         pair = "count(*) FILTER (WHERE model != ? OR time_s < ?), count(*) FILTER (WHERE model = ? AND time_s >= ?)"
-        counted = f"SELECT keyword, {pair} FROM events WHERE kind = ? AND time_s >= ? AND {own} GROUP BY keyword"
+        counted = f"SELECT keyword, {pair} FROM events WHERE kind = ? AND time_s >= ? AND {OWN} GROUP BY keyword"
         wakes, rejects = (
             {row[0]: (row[1], row[2]) for row in self._execute(counted, model, since_s, model, since_s, kind, from_s)[0]}
             for kind in ("wake", "reject")
         )
         return Tally(since_s, (old_h, new_h), stream_s or 0.0, wakes, rejects)
+
+    def listened_s(self, model: str, hours: float) -> float | None:
+        """When `model` had heard so many hours of audio, seconds since the epoch; None = not yet, as far as events tell."""
+        id, since_s = self._first_heard(model) or (0, 0.0)  # what was before it may be deleted
+        so_far = f"SELECT time_s, total(step) FILTER (WHERE id > ? AND model = ?) OVER (ORDER BY id) AS heard_s FROM {STEPS}"
+        rows, _ = self._execute(f"SELECT min(time_s) FROM ({so_far}) WHERE heard_s >= ?", id, model, since_s, hours * 3600)
+        return rows[0][0]
+
+    def _first_heard(self, model: str) -> tuple[int, float] | None:
+        """Id and time of the event from which on `model` alone was heard; None = it never was, or nothing was before it."""
+        other = f"SELECT id FROM {HEARD} WHERE model != ? ORDER BY id DESC LIMIT 1"
+        first, _ = self._execute(f"SELECT id, time_s FROM {HEARD} WHERE id > ({other}) ORDER BY id LIMIT 1", model)
+        return first[0] if first else None
 
     def begin_listening(self) -> bool:
         """A listener begins. Whether the one before it ended without a word: it was killed, or the power went."""

@@ -1086,8 +1086,7 @@ def test_what_it_wakes_at_is_enough_to_go_back(store, word, tmp_path):
 
 def heard(store, before="edge-1", live="0001-deaf", hours=30.0):
     """As the log says it: a day of the one and then of the other."""
-    now_s = store._now()
-    for event in day(before, 2, now_s - 300_000) + day(live, 2, now_s - 200_000, hours):
+    for event in day(before, 2, 1e9 - 300_000) + day(live, 2, 1e9 - 200_000, hours):
         store.add_event(event)
 
 
@@ -1103,6 +1102,26 @@ def test_the_version_before_listens_along_for_a_week_or_until_another_is_promote
     assert listener.pipeline.witness is not None
     store.promote(a_copy(tmp_path, "by-hand"), "by-hand")
     assert listener.hear(MINUTE[:60]).pipeline.witness is None and listener.updates.model == "by-hand"
+
+
+@pytest.mark.parametrize(("age_days", "hours", "listens_along"), [(8, 3.0, True), (8, 25.0, False), (27, 3.0, True), (28, 3.0, False)])
+def test_a_week_in_which_the_board_was_off_goes_on_until_a_day_was_heard_or_for_four(store, word, tmp_path, age_days, hours, listens_along):
+    a_round_s(store, word, tmp_path, age_s=age_days * 86_400)
+    heard(store, hours=hours)
+
+    assert (Listener(store, word, keeps_clips=True).hear(MINUTE).pipeline.witness is not None) == listens_along
+
+
+def test_the_week_ends_in_a_listener_that_hears_the_day_that_it_lacked(store, word, tmp_path):
+    a_round_s(store, word, tmp_path, age_s=8 * 86_400)
+    heard(store, hours=3.0)
+    listener = Listener(store, word, keeps_clips=True).hear(MINUTE)
+    for event in day("0001-deaf", 2, 1e9 - 90_000):
+        store.add_event(event)
+    listener.at += round(WATCHED_S / 20 / 0.08)  # to its next look
+
+    assert listener.pipeline.witness is not None
+    assert listener.hear(MINUTE).pipeline.witness is None
 
 
 @pytest.mark.parametrize("set_right", [True, False])

@@ -22,7 +22,7 @@ from edgekws.evaluation import WORSE, sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import NoMeter, Recording, load_meter
 from edgekws.power.conditions import SYSFS, free_memory_mb, hottest_c, on_battery
-from edgekws.promotion import WATCHED_S, model_event
+from edgekws.promotion import model_event, trial_ends_s
 from edgekws.store import ADAPTED, Store
 from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of, told_apart
 from edgekws.values import Clip, Event
@@ -225,7 +225,7 @@ def look_back(
         if ADAPTED not in live.raw["files"]:  # promoted by hand, and not a round's
             return None
         known_as, since_s = {(one.keyword, one.speaker) for one in voices}, store.promoted_s()
-        until_s = since_s + WATCHED_S
+        until_s = trial_ends_s(store, live.id)
         if any(e.model == live.id and e.extra.get("what") == "kept" and e.time_s >= since_s for e in _events(store, "model")):
             return None
         # Also wakes that a later round rejected: it asked the factory network, which may be the version before.
@@ -258,7 +258,7 @@ def look_back(
 
 def on_trial(store: Store, live: Model, now_s: float) -> bool:
     """Whether a round made the version that listens, and its week is not over."""
-    return ADAPTED in live.raw["files"] and now_s < store.promoted_s() + WATCHED_S
+    return ADAPTED in live.raw["files"] and now_s < trial_ends_s(store, live.id)
 
 
 def _came_back(store: Store, name: str) -> bool:
