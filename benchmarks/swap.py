@@ -165,7 +165,7 @@ def exchange(folder: Path, other: str, swaps: int, *, paced: bool) -> dict[str, 
 
     source, version = Stream(paced), load()
     pipeline = Watched(version)
-    updates = Updates(version, load, Store(store.root))
+    updates = Updates(version, load, Store(store.root), store.enrolment_stamp())
     promoter = Promoter(Store(store.root), versions, swaps, source)
     delivery = Delivery([promoter], on_failure=source.close)
     audio_s = listen(source, pipeline, delivery, updates.model, updates=updates).audio_s

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -361,15 +361,21 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
         if made == SAVED_EVERY:  # a start that is cut off goes on from here
             made = 0
             with contextlib.suppress(StoreError):  # said below
-                still = {f"{other.id} {only}" for other in enrolments for only in (False, True)}
-                store.save_prototypes(cached_for, {**{key: old for key, old in kept.items() if key in still}, **found})
+                _keep_prototypes(store, cached_for, {**kept, **found})
     if found.keys() - kept.keys() - brought.keys():
         try:
-            store.save_prototypes(cached_for, found)
+            _keep_prototypes(store, cached_for, found)
             found = store.prototypes(cached_for) or found  # what they have in common is one array then, not one each
         except StoreError as error:
             log.warning("%s", error)
     return list(found.values())
+
+
+def _keep_prototypes(store: Store, cached_for: str, found: Mapping[str, Enrolled]) -> None:
+    """Of who is enrolled: whoever was removed while they were made is not kept again."""
+    with store.unchanged():
+        still = {f"{one.id} {only}" for one in store.enrolments() for only in (False, True)}
+        store.save_prototypes(cached_for, {key: one for key, one in found.items() if key in still})
 
 
 def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *, running: bool = False) -> list[Enrolled]:
@@ -467,8 +473,9 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
     # A file waits for the engine that was asked for; whoever speaks to a microphone does not.
     at_once = not _source(settings, options).startswith("file:")
     load = _Loader(settings, options, own, at_once=at_once)
+    around = own.enrolment_stamp()  # before the enrolments are read: who is enrolled or removed meanwhile is noticed then
     version = boot(store, load.version_of) if options.model is None else load.version_of(_model(settings, store, options.model).path)
-    updates = Updates(version, load, own, follows_promotion=options.model is None, version_of=load.version_of)
+    updates = Updates(version, load, own, around, follows_promotion=options.model is None, version_of=load.version_of)
     return Pipeline(version.engine, version.detector), updates
 
 

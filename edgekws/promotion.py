@@ -212,6 +212,7 @@ class Updates:
         version: Version,
         load: Callable[[bool], Version],
         store: Store,
+        around: object,
         *,
         follows_promotion: bool = True,
         version_of: Callable[[Path | None], Version] | None = None,
@@ -224,6 +225,7 @@ class Updates:
 
         Args:
             version: what the pipeline has.
+            around: `Store.enrolment_stamp` from before it was loaded.
             worker: where the rest is done; else a thread.
             prepare: begins to make ready the engine that was asked for.
             follows_promotion: False where the model was named on the command line.
@@ -238,7 +240,7 @@ class Updates:
         self._store = store
         self._follows = follows_promotion
         self._clock, self._now = clock, now
-        self._around = store.enrolment_stamp()
+        self._around = around
         self._live_stamp = self._seen = (store.model_stamp() if follows_promotion else None, self._around)
         here = version.model.path if version.model.path.parent == store.root / "models" else None
         if follows_promotion and store.current_model() != here:  # promoted while this one was loaded
@@ -400,7 +402,8 @@ class Updates:
     def _prepare(self, pipeline: Pipeline, stamp: tuple[object, object], reread: bool, prepared: bool, before: float) -> _Ready | Event:
         """A newcomer that is warm and may go live, or why there is none."""
         path = self._store.current_model()
-        stamp = (self._store.model_stamp() if self._follows else None, stamp[1])  # of what is loaded now, not of what was noticed
+        # Of what is loaded now, not of what was noticed: a version is not to blame that it does not hear who was removed a moment ago.
+        stamp = (self._store.model_stamp() if self._follows else None, self._store.enrolment_stamp())
         engine: Engine | None = None
         try:
             try:

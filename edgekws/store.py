@@ -678,24 +678,26 @@ class Store:
     def remove_enrolment(self, keyword: str, speaker: str | None = None) -> list[Enrolment]:
         """Delete a speaker's recordings of a keyword, or everybody's, and the clips that it heard of them. What was deleted."""
         gone = [one for one in self.enrolments() if one.keyword == keyword and speaker in (None, one.speaker)]
+        if not gone:
+            return []
         # The enrolment itself is the last to go: a removal that is cut short can then be asked for again.
-        if gone and (self.root / "edgekws.db").exists():
+        if (self.root / "edgekws.db").exists():
             self.forget_voice(keyword, speaker)
-        if gone:  # A voice is not kept in the cache either.
+        with self.unchanged():  # else a listener that starts keeps the voice in the cache again in between
             with _told(self.root / "prototypes"):
                 for path in (self.root / "prototypes").glob("*.npz"):
                     _shred(path)
                 shutil.rmtree(self.root / "prototypes", ignore_errors=True)
-        for one in gone:
-            folder = self._enrolment(one.keyword, one.speaker)
-            with _told(folder), self._lock():
-                for path in folder.glob("*.wav"):
-                    _shred(path)
-                (folder / "enrolment.json").unlink()
-                shutil.rmtree(folder)
-                with contextlib.suppress(OSError):  # other speakers are left
-                    folder.parent.rmdir()
-                os.utime(self.root / "enrolments")
+            for one in gone:
+                folder = self._enrolment(one.keyword, one.speaker)
+                with _told(folder):
+                    for path in folder.glob("*.wav"):
+                        _shred(path)
+                    (folder / "enrolment.json").unlink()
+                    shutil.rmtree(folder)
+                    with contextlib.suppress(OSError):  # other speakers are left
+                        folder.parent.rmdir()
+                    os.utime(self.root / "enrolments")
         return gone
 
     def enrolment_stamp(self) -> object:

@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import functools
 import json
@@ -73,9 +74,13 @@ def test_the_command_verifies_models_without_openssl_in_its_memory():
     assert "libcrypto" not in said
 
 
-def test_every_keyword_of_the_demo_stream_is_printed_once(enrolled):
-    wakes = enrolled.wakes("--source", f"file:{STREAM}")
+@pytest.fixture(scope="module")
+def wakes(enrolled):
+    """What the demo stream is heard as."""
+    return enrolled.wakes("--source", f"file:{STREAM}")
 
+
+def test_every_keyword_of_the_demo_stream_is_printed_once(wakes):
     assert len(wakes) == len(TRUTH["spoken"])
     for wake, spoken in zip(wakes, TRUTH["spoken"], strict=True):
         assert spoken["start_s"] < wake["stream_s"] <= spoken["end_s"] + 0.5
@@ -84,17 +89,17 @@ def test_every_keyword_of_the_demo_stream_is_printed_once(enrolled):
 
 
 @pytest.mark.parametrize("chunk", [1, 160, 16000])
-def test_any_chunking_gives_the_same_events(enrolled, chunk):
-    assert enrolled.wakes("--source", f"file:{STREAM}?chunk={chunk}") == enrolled.wakes("--source", f"file:{STREAM}?chunk=1280")
+def test_any_chunking_gives_the_same_events(enrolled, wakes, chunk):
+    assert enrolled.wakes("--source", f"file:{STREAM}?chunk={chunk}") == wakes
 
 
-def test_a_pipe_gives_the_same_events_as_a_file(enrolled):
+def test_a_pipe_gives_the_same_events_as_a_file(enrolled, wakes):
     process = subprocess.Popen(
         [*COMMAND, "run", "--json", "--source", "stdin:"], env=enrolled.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     out, _ = process.communicate(read_recording(Path(STREAM)).tobytes(), timeout=120)
 
-    assert [json.loads(line)["stream_s"] for line in out.splitlines()] == [wake["stream_s"] for wake in enrolled.wakes("--source", STREAM)]
+    assert [json.loads(line)["stream_s"] for line in out.splitlines()] == [wake["stream_s"] for wake in wakes]
 
 
 def test_the_log_reads_back_what_was_printed(enrolled, tmp_path):
@@ -488,6 +493,53 @@ def test_a_start_that_is_cut_off_while_prototypes_are_made_anew_goes_on_where_it
     assert asked == [f"a{i:02}" for i in [*range(cli.SAVED_EVERY + 2), cli.SAVED_EVERY, cli.SAVED_EVERY + 1]]
 
 
+def test_who_is_removed_while_prototypes_are_made_is_not_kept_again(tmp_path, monkeypatch):
+    from edgekws import cli, enrolment
+    from edgekws.config import Settings, StoreSettings
+    from edgekws.model import load_model
+
+    store = Store(tmp_path)
+    for speaker in ("ann", "bob"):
+        store.save_enrolment("hey", speaker, [np.ones(16_000, np.int16)])
+
+    def enrol(keyword, speaker, *_, **__):
+        if speaker == "bob":
+            Store(tmp_path).remove_enrolment(keyword, "ann")
+        return Enrolled(keyword, speaker, np.ones((1, 4), np.float32), 0.5, voice=np.ones(50, np.float32))
+
+    monkeypatch.setattr(enrolment, "enrol", enrol)
+    made = cli._prototypes(Settings(store=StoreSettings(root=tmp_path)), store, store.enrolments(), load_model(find_model()), None)
+
+    assert [one.speaker for one in made] == ["bob"]
+    (kept,) = tmp_path.glob("prototypes/*.npz")
+    assert [one.speaker for one in load_enrolled(kept).values()] == ["bob"]
+
+
+def test_who_is_enrolled_while_a_listener_starts_is_listened_for(tmp_path, monkeypatch):
+    from edgekws import cli, promotion
+    from edgekws.config import Settings, StoreSettings
+
+    boot = promotion.boot
+
+    def slowly(store, load):
+        version = boot(store, load)
+        Store(tmp_path).save_enrolment("open sesame", "", [read_recording(Path(take)) for take in TAKES])
+        return version
+
+    monkeypatch.setattr(promotion, "boot", slowly)
+    settings = Settings(store=StoreSettings(root=tmp_path))
+    pipeline, updates = cli._updates(settings, argparse.Namespace(model=None, source="stdin:", config=None), Store(tmp_path))
+    at, end_s = 0, time.monotonic() + 60
+    while pipeline.detector.enrolled[0].keyword != "open sesame" and time.monotonic() < end_s:
+        pipeline.feed(AudioChunk(np.zeros(1280, np.int16), at * 1280))
+        at += 1
+        updates.step(pipeline, at * 0.08)
+        time.sleep(0.01)
+    updates.close()
+
+    assert [one.keyword for one in pipeline.detector.enrolled] == ["open sesame"]
+
+
 def test_a_keyword_in_another_spelling_is_the_one_that_is_enrolled(cli):
     cli("enroll", "open sesame", "--speaker", "ann", *TAKES)
     said = cli("enroll", "Open Sesame", "--speaker", "bob", *TAKES)
@@ -847,13 +899,19 @@ def test_a_demo_that_is_interrupted_while_it_listens_ends_there_and_tells_no_res
     assert not went_on and "spoken keywords heard" not in capsys.readouterr().err
 
 
-def test_the_demo_lives_in_a_room_and_what_hears_less_goes_not_live(enrolled, tmp_path, capsys):
-    """With two steps of training what is left after pruning hears nothing: the gate must say so. Hardly changed, all weights may pass."""
+def test_the_demo_lives_in_a_room_and_what_hears_less_goes_not_live(enrolled, tmp_path, capsys, monkeypatch):
+    """With two steps of training what is left after pruning hears nothing: the gate must say so. Hardly changed, all weights may pass.
+
+    With four of the minutes of shipped speech: an hour of it is most of a round's time.
+    """
     pytest.importorskip("torch")
     from edgekws import cli
     from edgekws.config import Settings, StoreSettings
     from edgekws.store import Store
+    from edgekws.training import round as rounds
 
+    few = rounds.replay()[:4]
+    monkeypatch.setattr(rounds, "replay", lambda: few)
     root = tmp_path / "state"
     shutil.copytree(enrolled.root / "enrolments", root / "enrolments")  # without the clips that other tests made there
     live = cli._demo_life(Settings(store=StoreSettings(root=root)), DEMO, steps=2)
@@ -881,10 +939,11 @@ def test_help_needs_nothing_heavy():
 
 
 def test_auto_is_the_engine_that_bench_found_best_here(tmp_path, monkeypatch, capsys):
-    from edgekws import cli
+    from edgekws import bench, cli
     from edgekws.config import ModelSettings, Settings, StoreSettings
     from edgekws.store import Store
 
+    monkeypatch.setitem(bench.bench.__kwdefaults__, "paced_s", 0.1)  # no option, and ten seconds
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     settings = Settings(model=ModelSettings(id="edge-small"), store=StoreSettings(root=tmp_path / "state"))
     store = Store(tmp_path / "state")

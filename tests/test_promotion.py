@@ -46,7 +46,7 @@ from edgekws.promotion import (
 )
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.store import ADAPTED, GENERATIONS, Store, load_enrolled, save_enrolled
-from edgekws.values import HOP_SAMPLES, AudioChunk, Enrolled, Event
+from edgekws.values import HOP_SAMPLES, AudioChunk, Clip, Enrolled, Event
 
 DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
@@ -101,6 +101,7 @@ class Listener:
             version,
             self.load,
             Store(store.root),
+            store.enrolment_stamp(),
             version_of=self.version_of,
             worker=worker or AtOnce(),
             clock=lambda: self.at * 0.08,
@@ -344,6 +345,24 @@ def test_a_version_that_has_a_flaw_does_not_go_live(listener, store, tmp_path, m
 
     assert [(one.extra["what"], one.extra["reason"]) for one in listener.events] == [("refused", "it wakes at noise of -50 dBFS")]
     assert (store.current_model(), listener.updates.model) == (None, "edge-1")
+
+
+def test_a_version_is_not_to_blame_that_it_does_not_hear_who_was_removed_a_moment_ago(store, word, tmp_path):
+    """A promotion is noticed at once, a removal a second later."""
+    store.save_enrolment("hey", "bob", [np.ones(16_000, np.int16)])
+    listener = Listener(store, word)
+    live = listener.updates._live
+    (one,) = live.detector.enrolled
+    both = Detector([one, dataclasses.replace(one, keyword="hey", speaker="bob")])
+    listener.updates._live = dataclasses.replace(live, detector=both)
+    listener.hear(HOPS[:40])
+    store.remove_enrolment("hey")
+    clip = Clip("positive", "hey", "bob", 1.0, 16_000, 0.0, "woke", model="edge-1", time_s=store._now())
+    store.add_clip(clip, np.ones(32_000, np.int16))  # of a wake between the removal and the switch
+    store.promote(a_copy(tmp_path, "new"), "new")
+    listener.hear(HOPS[40:80])
+
+    assert (listener.updates.model, store.current_model().name, store.clips()) == ("new", "new", [])
 
 
 def test_a_version_that_cannot_hear_a_keyword_any_more_does_not_go_live(listener, store, tmp_path):
@@ -591,7 +610,8 @@ def test_what_was_promoted_while_the_listener_started_is_not_missed(store, word,
     listener = Listener(store, word)
     version = listener.load(False)
     store.promote(a_copy(tmp_path, "new"), "new")
-    listener.updates = Updates(version, listener.load, Store(store.root), worker=AtOnce(), clock=lambda: listener.at * 0.08)
+    clock = {"worker": AtOnce(), "clock": lambda: listener.at * 0.08}
+    listener.updates = Updates(version, listener.load, Store(store.root), store.enrolment_stamp(), **clock)
 
     assert listener.hear(HOPS[:60]).updates.model == "new"
 

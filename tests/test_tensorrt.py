@@ -441,7 +441,7 @@ class Listener:
         self.word = None
         version = self.load(False)
         clock = {"clock": lambda: self.at * 0.08, "now": lambda: 1e9 + self.at * 0.08}
-        self.updates = Updates(version, self.load, Store(root), **clock, **options)
+        self.updates = Updates(version, self.load, Store(root), self.store.enrolment_stamp(), **clock, **options)
         self.pipeline = Pipeline(version.engine, version.detector)
         self.stream = read_recording(DEMO / "stream.flac")
 
