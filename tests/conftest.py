@@ -1,4 +1,4 @@
-"""A virtual microphone: what is played into it is what a program captures, bit for bit."""
+"""A virtual microphone: what is played into it is what a program captures, bit for bit; a browser; and which tests come first."""
 
 import os
 import shutil
@@ -7,6 +7,14 @@ import subprocess
 import time
 
 import pytest
+
+# A minute or more each, the longest first: .ci/test gives each worker a file at a time, and none should begin one when the others are done.
+LONG = ("boot", "adaptation", "cli", "bench", "promotion", "trial", "wheels", "tensorrt", "pretrain", "round")
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
 class NullSink:

@@ -456,9 +456,8 @@ def test_the_page_holds_each_row_the_reasons_and_the_host(rows, model):
     assert f"| cpu | {rows[0]['host']['cpu']} |" in page
 
 
-def test_a_report_is_a_page_and_the_same_rows_as_json(tmp_path):
-    from edgekws.cli import main
-
+def test_a_report_is_a_page_and_the_same_rows_as_json(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.bench.__kwdefaults__, "paced_s", 0.1)  # no option, and ten seconds
     page = tmp_path / "bench.md"
     assert main(["bench", "--model", "edge-small", "--seconds", "1", "--repeats", "1", "--report", str(page), "--json"]) == 0
 
