@@ -104,17 +104,8 @@ def main() -> int:
         soundfile.write(folder / "word.wav", samples[int(3.2 * rate_hz) : int(6.2 * rate_hz)], rate_hz, subtype="PCM_16")
         config = folder / "edgekws.toml"
         config.write_text(f'[store]\nroot = "{folder / "state"}"\n')
-        enroll = [
-            sys.executable,
-            "-m",
-            "edgekws",
-            "enroll",
-            "open sesame",
-            *sorted(map(str, DEMO.glob("enrol-*.flac"))),
-            "--config",
-            str(config),
-        ]
-        subprocess.run(enroll, check=True, capture_output=True)
+        enroll = [sys.executable, "-m", "edgekws", "enroll", "open sesame", *sorted(map(str, DEMO.glob("enrol-*.flac")))]
+        subprocess.run([*enroll, "--config", str(config)], check=True, capture_output=True)
         over = threading.Event()
         threading.Thread(target=play, args=(sink.env, folder / "word.wav", over), daemon=True).start()
         listener = Listener(sink.env, config)

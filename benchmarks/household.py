@@ -10,7 +10,6 @@ speech that no network was trained on. "shared" is as deployed (`enrolment.toget
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from edgekws.evaluation import QUIET_HOPS, events, quiet
 from edgekws.model import find_model, load_model
 from edgekws.training.lives import Room, corpus_people, test_speech
 from edgekws.training.material import LEVEL_DBFS, at_level, to_int16
+from edgekws.training.trial import write_jsonl
 from edgekws.values import HOP_MS
 
 SIZES = (1, 2, 3, 4, 6)
@@ -45,8 +45,7 @@ def main() -> None:
             rows.append({"benchmark": "household", **row, "host": bench.host()})
             print(told(rows[-1]), flush=True)
     if arguments.save:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        write_jsonl(RESULTS, rows)
 
 
 def measured(corpus: Path, keyword: str, name: str) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ import numpy as np
 
 from edgekws.errors import install_command
 from edgekws.evaluation import WORSE, chance_of_fall, people_of
+from edgekws.pictures import new_figure, save
 
 Row = Mapping[str, Any]
 Pair = tuple[Row, Row]
@@ -473,13 +474,11 @@ def report(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     """Recall at 0.5 false accepts an hour against parameters and against CPU time of a hop, over the lives that all arms shared."""
-    from matplotlib.figure import Figure
-
     groups: dict[tuple[str, str, float], list[Row]] = {}
     for row in measured(rows):
         groups.setdefault((row["network"], row["arm"], row["compression"]), []).append(row)
     shared = set.intersection(*({life_of(row) for row in found} for found in groups.values()))
-    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure = new_figure(13, 9)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     networks, names = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
     for (network, arm, compression), found in groups.items():
@@ -519,7 +518,7 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     figure.suptitle(f"{lives}; bars: 95 % over users", fontsize=10)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     for path in paths:
-        figure.savefig(path, dpi=120)
+        save(figure, path)
 
 
 def made_corpus(folder: Path, minutes: int = 8) -> Path:

@@ -10,7 +10,6 @@ right name: as the nearest prototype has it ("word"), and as the listener names 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from edgekws.model import find_model, load_model
 from edgekws.pipeline import Pipeline
 from edgekws.training.lives import Room, corpus_people
 from edgekws.training.material import LEVEL_DBFS, TRAIN_NOISE_FOLDS, at_level, to_int16
+from edgekws.training.trial import write_jsonl
 from edgekws.values import AudioChunk
 
 SNR_DB = 10.0
@@ -62,8 +62,7 @@ def main() -> None:
             rows.append({"benchmark": "voices", **row, "host": bench.host()})
             print(told(rows[-1]), flush=True)
     if arguments.save:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        write_jsonl(RESULTS, rows)
 
 
 def heard_where(corpus: Path, take: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]:

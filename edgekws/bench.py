@@ -74,7 +74,7 @@ def bench(
         say: gets each warning and what takes long.
 
     Returns:
-        One row for each engine, and for each beside training (DESIGN section 8). The latencies are over all `n` hops;
+        One row for each engine, and for each beside training. The latencies are over all `n` hops;
         `cpu_s_per_audio_hour` is the median pass, back to back.
 
     Raises:
@@ -480,22 +480,8 @@ def choice(rows: Sequence[Mapping[str, Any]]) -> str:
 def report_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a page that says on what machine, with what, and what could not be measured."""
     here = rows[0]["host"]
-    cells = [
-        [
-            "model",
-            "engine",
-            "beside",
-            "p50 ms",
-            "p95 ms",
-            "p99 ms",
-            "max ms",
-            "live p99 ms",
-            "CPU-s/h",
-            "MB",
-            "mJ/hop above idle",
-            "mJ/hop in all",
-        ]
-    ]
+    head = ["model", "engine", "beside", "p50 ms", "p95 ms", "p99 ms", "max ms", "live p99 ms", "CPU-s/h", "MB"]
+    cells = [[*head, "mJ/hop above idle", "mJ/hop in all"]]
     for row in rows:
         mode = (row["energy"] or {}).get("real_time", {})
         cells.append(

@@ -627,7 +627,7 @@ def _run(options: argparse.Namespace) -> int:
 def _run_listener(options: argparse.Namespace, settings: Settings, store: Store, beside: contextlib.ExitStack) -> int:
     from edgekws.daemon import Status, open_patiently
     from edgekws.sinks import CommandSink, LineSink, StoreSink
-    from edgekws.values import Event
+    from edgekws.values import befell
 
     pipeline, updates = _updates(settings, options, store)
     stored = StoreSink(_store(settings))  # another than this thread's
@@ -656,13 +656,13 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
 
     def open_it(ended: threading.Event, delivery: Delivery) -> Source | None:
         def deaf(why: str) -> None:
-            delivery.put(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, updates.model, "deaf", extra={"reason": why}))
+            delivery.put(befell("deaf", updates.model, time.time(), reason=why))
 
         status.delivery = delivery
         with store.start_waits():
             source = open_patiently(uri, ended, deaf)
         if source is None:
-            delivery.put(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, updates.model, "stop", extra={"audio_s": 0.0, "wakes": 0}))
+            delivery.put(befell("stop", updates.model, time.time(), audio_s=0.0, wakes=0))
         else:
             lines.wait = not source.live
             _say(f"listening to {source.uri} with {updates.model} on {pipeline.engine.name} for {_names(pipeline.detector.enrolled)}")
@@ -1542,12 +1542,12 @@ def _learner_for(what: str) -> Iterator[None]:
 
 def _no_round(store: Store, reason: str, as_json: bool, back: str | None = None, *, logged: bool = False) -> int:
     """Said, and in the log, but not the same line every night; `logged`: it is there already."""
-    from edgekws.values import Event
+    from edgekws.values import befell
 
-    skipped: dict[str, object] = {"what": "skipped", "reason": reason}
+    skipped: dict[str, Any] = {"what": "skipped", "reason": reason}
     last = store.last_of("round")
     if not logged and (last is None or last.extra != skipped):
-        _note(store, Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, "", "round", extra=skipped))
+        _note(store, befell("round", "", time.time(), **skipped))
     print(json.dumps({"promoted": False, "skipped": reason, "gone_back": back}) if as_json else f"no round: {reason}")
     return 0
 
@@ -1562,9 +1562,8 @@ BENCH_OPTIONS = {
 
 
 def _bench(options: argparse.Namespace) -> int:
-    of_listener, of_lives = BENCH_OPTIONS["listener"], BENCH_OPTIONS["adaptation"]
-    if given := [name for name in (of_lives if options.what == "listener" else of_listener) if getattr(options, name)]:
-        other = "adaptation" if options.what == "listener" else "listener"
+    other = "adaptation" if options.what == "listener" else "listener"
+    if given := [name for name in BENCH_OPTIONS[other] if getattr(options, name)]:
         raise UsageError(f"--{given[0].replace('_', '-')} is an option of edgekws bench {other}, this is bench {options.what}")
     if options.what == "adaptation":
         return _bench_adaptation(options)
@@ -1584,7 +1583,7 @@ def _bench_listener(
     options: argparse.Namespace, settings: Settings, write_page: Callable[[bytes], object], write_figures: Callable[[bytes], object]
 ) -> int:
     from edgekws import bench
-    from edgekws.values import Event
+    from edgekws.values import befell
 
     store = _store(settings)
     model = _model(settings, store, options.model)
@@ -1605,8 +1604,7 @@ def _bench_listener(
         for row in rows:
             if row["beside"] is None and row["backend"] != "null":
                 cost = {name: row[name] for name in ("backend", "energy_mj_per_hop", "why_no_energy", "cpu_s_per_audio_hour", "rss_mb")}
-                extra = {**cost, "p99_ms": row["latency_ms"]["p99"]}
-                _note(store, Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, model.id, "bench", extra=extra))
+                _note(store, befell("bench", model.id, time.time(), **cost, p99_ms=row["latency_ms"]["p99"]))
     if options.all and options.model is None and (found := bench.recommended(rows)):  # of the model that listens, not of any
         store.save_engine(found[0]["backend"])
         _say(f'edgekws: engine = "auto" is {found[0]["backend"]} on this machine from the next start on ({found[1]})')

@@ -23,7 +23,7 @@ from edgekws.pipeline import Pipeline
 from edgekws.promotion import Updates
 from edgekws.pseudo_labels import Cut
 from edgekws.sinks import Complaints, Delivery
-from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event
+from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Event, befell
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +160,7 @@ def listen(
         cuts.clear()
 
     def tell(kind: str, at_sample: int, **extra: object) -> None:
-        event = Event("", "", 0.0, 0.0, now(), at_sample / SAMPLE_RATE_HZ, 0.0, model, kind, extra=extra)
-        delivery.put(event, wait=not source.live)
+        delivery.put(befell(kind, model, now(), at_sample / SAMPLE_RATE_HZ, **extra), wait=not source.live)
 
     def deaf(why: str) -> None:
         tell("deaf", at, reason=why)
@@ -216,7 +215,6 @@ def listen(
             audio += len(chunk.samples)
             at = chunk.first_sample + len(chunk.samples)
             status.hops, status.audio_s = pipeline.hops, audio / SAMPLE_RATE_HZ
-            status.model = model
             status.busy_s += clock() - arrived
             manager.progress(pipeline.hops, status.line)
         if pipeline.labels is not None:

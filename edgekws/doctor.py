@@ -16,7 +16,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from ctypes.util import find_library
 from dataclasses import dataclass
@@ -386,7 +386,7 @@ def _service(systemctl: str = "systemctl") -> Iterator[Check]:
 
 
 def _importable(name: str, module: str, purpose: str, mend: str) -> Check:
-    return _optional(name, module, purpose, mend, lambda one: importlib.util.find_spec(one) is not None)
+    return _optional(name, module, purpose, mend, importlib.util.find_spec(module) is not None)
 
 
 def _speech_synthesis() -> Check:
@@ -394,10 +394,10 @@ def _speech_synthesis() -> Check:
 
     lacking = [one for one in PROGRAMS if shutil.which(one) is None]
     what = lacking[0] if lacking else ", ".join(PROGRAMS)
-    return _optional("speech synthesis", what, "pretraining", f"sudo apt-get install {PACKAGES}", lambda _: not lacking)
+    return _optional("speech synthesis", what, "pretraining", f"sudo apt-get install {PACKAGES}", not lacking)
 
 
-def _optional(name: str, what: str, purpose: str, mend: str, found: Callable[[str], bool]) -> Check:
-    if found(what):
+def _optional(name: str, what: str, purpose: str, mend: str, found: bool) -> Check:
+    if found:
         return Check(name, True, what, essential=False)
     return Check(name, False, f"{what} is not installed: no {purpose}", mend, False)

@@ -294,8 +294,8 @@ def load_negatives(model: Model) -> Negatives:
     return _negatives(path, window_steps, segments)
 
 
-def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.ndarray:
-    """The `count` highest values that lie at least `gap_hops` apart, highest first."""
+def peaks(values: np.ndarray, count: int) -> np.ndarray:
+    """The `count` highest values that lie at least `PEAK_GAP_HOPS` apart, highest first."""
     left = values.copy()
     found: list[np.float32] = []
     while len(found) < count and len(left):
@@ -303,7 +303,7 @@ def peaks(values: np.ndarray, count: int, gap_hops: int = PEAK_GAP_HOPS) -> np.n
         if not np.isfinite(left[at]):
             break
         found.append(left[at])
-        left[max(0, at - gap_hops) : at + gap_hops] = -np.inf
+        left[max(0, at - PEAK_GAP_HOPS) : at + PEAK_GAP_HOPS] = -np.inf
     return np.array(found, np.float32)
 
 

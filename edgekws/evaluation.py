@@ -1,4 +1,4 @@
-"""How well a model hears the people of a corpus: the only definition of accuracy in the project (DESIGN section 6).
+"""How well a model hears the people of a corpus: the only definition of accuracy in the project.
 
 A corpus is a folder with a manifest.csv (path, kind, label, speaker, take, split, duration_s). Each user, a keyword and a speaker, is
 enrolled from the takes marked `enrol`; those marked `test` are listened to by the user's own model, everything of kind `negative` by
@@ -292,6 +292,17 @@ def pink(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate(blocks)[:count] if blocks else np.zeros(0, np.float32)
 
 
+def noise_of(recordings: Sequence[np.ndarray], rng: np.random.Generator, count: int) -> np.ndarray:
+    """One recording after the other, made noise where there is none: float32, shape (count,)."""
+    if not recordings:
+        return pink(rng, count)
+    parts: list[np.ndarray] = []
+    while sum(map(len, parts)) < count:
+        one = recordings[int(rng.integers(len(recordings)))]
+        parts.append(np.roll(one, -int(rng.integers(len(one)))))
+    return np.concatenate(parts)[:count] if parts else np.zeros(0, np.float32)
+
+
 def without_offset(samples: np.ndarray) -> np.ndarray:
     """float32, centred where the offset of a recording is more than 1 % of its power, and as it is elsewhere.
 
@@ -316,13 +327,7 @@ class _Noise:
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """float32, shape (count,)."""
-        if not self._recordings:
-            return pink(rng, count)
-        parts: list[np.ndarray] = []
-        while sum(map(len, parts)) < count:
-            one = self._recordings[int(rng.integers(len(self._recordings)))]
-            parts.append(np.roll(one, -int(rng.integers(len(one)))))
-        return np.concatenate(parts)[:count] if parts else np.zeros(0, np.float32)
+        return noise_of(self._recordings, rng, count)
 
     @functools.cached_property
     def _recordings(self) -> list[np.ndarray]:

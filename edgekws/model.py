@@ -4,8 +4,9 @@ manifest.json        what the model is, and the sha256 of each other file; writt
 model.onnx           (frames, states) → (embedding, states)
 model_fp16.onnx      the same in float16, for GPUs (optional)
 model_int8.onnx      the same in INT8, in a version that is deployed so (optional)
-weights.safetensors  the same network for training, without pickle
-prototypes.npz       keywords enrolled for this very version (optional)
+prototypes.npz       keywords that anyone may say (optional)
+negatives.npz        what the network said of hours without a keyword: thresholds are calibrated on it (optional)
+adapted.npz          what an adapted version listens for, by enrolment (optional)
 parity.npz           golden frames and embeddings: an engine must reproduce them before it goes live
 """
 
@@ -66,7 +67,7 @@ class Model:
     id: str
     path: Path
     network: str
-    """ds-cnn-s, ds-cnn-m, ds-cnn-l, resnet15 or edge."""
+    """edge, edge-small, edge-tiny, ds-cnn-l or another name of `training.networks.spec`."""
     dim: int
     """Length of the embedding."""
     states: tuple[State, ...]

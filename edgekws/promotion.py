@@ -27,7 +27,7 @@ from edgekws.frontend import LogMel
 from edgekws.model import Model, golden
 from edgekws.pipeline import Hop, Pipeline
 from edgekws.store import ADAPTED, Store, Tally
-from edgekws.values import HOP_SAMPLES, Event
+from edgekws.values import HOP_SAMPLES, Event, befell
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Version:
 
 def model_event(model: str, what: str, now_s: float, stream_s: float = 0.0, **facts: object) -> Event:
     """Something that befell a model version; `what` is live, refused, rolled back, kept, promoted, reloaded or engine."""
-    return Event("", "", 0.0, 0.0, now_s, stream_s, 0.0, model, "model", extra={"what": what, **facts})
+    return befell("model", model, now_s, stream_s, what=what, **facts)
 
 
 # Judging.
@@ -545,7 +545,7 @@ def _let_go(engine: Engine) -> None:
 # Going back.
 
 
-def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[], float] = time.time, *, counted: bool = True) -> Version:
+def boot(store: Store, load: Callable[[Path | None], Version], *, counted: bool = True) -> Version:
     """The promoted version; after three failed starts with it, or six boots of failed ones, or where it cannot be loaded, the one before
     it, and at last the default.
 
@@ -563,7 +563,7 @@ def boot(store: Store, load: Callable[[Path | None], Version], now: Callable[[],
         log.error("%s is gone back from: %s", name, reason)
         try:
             to = back.name if back else "the configured model"
-            store.add_event(model_event(name, "rolled back", now(), back_to=to, reason=reason))
+            store.add_event(model_event(name, "rolled back", time.time(), back_to=to, reason=reason))
         except StoreError as error:
             log.warning("%s", error)
 

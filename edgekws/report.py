@@ -22,7 +22,7 @@ from edgekws.errors import EdgekwsError
 from edgekws.model import builtin_models, manifests
 from edgekws.pictures import svg, time_axis
 from edgekws.sinks import words
-from edgekws.store import CLOCK_SET_S, Store
+from edgekws.store import CLOCK_SET_S, DAY_S, Store
 from edgekws.values import HOP_MS, Clip, Event
 
 EVENTS, CLIPS = 100_000, 20_000  # the newest ones: read and drawn in seconds
@@ -31,7 +31,6 @@ ROWS = 40  # of a table
 SOME = 20  # wakes on either side, before a drift is told
 UNITS = (Path("/etc/systemd/system"), Path("/usr/local/lib/systemd/system"), Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 LEAST = 6  # values, of which the least and the most hold the median in 95 of 100 cases
-DAY_S = 86_400
 LISTENER = ("start", "stop", "wake", "gap", "deaf", "model")  # kinds of events that say what it was at
 BINS_S = (60, 300, 900, 3600, 6 * 3600, DAY_S, 7 * DAY_S, 28 * DAY_S)  # widths of a bar, of which the first that gives at most `BINS` holds
 BINS = 60

@@ -5,6 +5,8 @@
     enrolments/KEYWORD/SPEAKER/             enrolment.json, replaced last, and the takes that it names: 16-bit mono WAV at 16 kHz
     prototypes/MODEL.npz                    those takes as a model hears them: a cache, made again from the takes
     models/ID/, current → ID, previous → ID model versions that were promoted here, the last few of them
+    round/, round.lock                      what one round of adaptation makes, and that it is the only one
+    engine, loading-ENGINE                  what `bench --all` found best here, and one that is being loaded
     starts                                  how many starts with the current version failed in a row, of each boot of the machine
     listening                               held by a listener, and not empty until it ends in order
     lock                                    held for the moment of a change
@@ -126,6 +128,7 @@ LEAST_ROOM, ROOM_BYTES = 30, 10 * 2 * SAMPLE_RATE_HZ
 MOST_NEAR, NEAR_BYTES = 200, 112_640
 CONFIRMED, REJECTED = "confirmed by the user", "rejected by the user"
 NOT_IT = "confirmed as not the keyword"  # of a near miss that was not taken for it either
+NO_AUDIO = "none of the last wake's audio is kept. Try: edgekws clips list"
 DAY_S = 86_400
 CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970
 STEADY_S = 3600.0  # A clock is believed after it went steadily for this long, seen by whoever deletes by it.
@@ -437,13 +440,10 @@ class Store:
 
     def last_clip(self) -> Clip:
         """The last wake's, or the one that is the same recording. Raises StoreError when there is none."""
-        for wake in self._last_wake():
-            for clip in self.clips_of(wake):
-                return clip
-        raise StoreError("none of the last wake's audio is kept. Try: edgekws clips list")
-
-    def _last_wake(self) -> list[Event]:
-        return self._events("kind = 'wake' ORDER BY id DESC LIMIT 1")
+        wake = self.last_of("wake")
+        for clip in self.clips_of(wake) if wake else ():
+            return clip
+        raise StoreError(NO_AUDIO)
 
     def clips_of(self, wake: Event) -> list[Clip]:
         """A wake's own, or the one that is the same recording."""
@@ -495,10 +495,9 @@ class Store:
         Raises:
             StoreError: there is nothing to confirm, neither a clip nor a rejection.
         """
-        wakes = self._last_wake()
-        if not wakes or not (self._is_rejected(wakes[0].id) or self.clips_of(wakes[0])):
-            self.last_clip()  # says so
-        (wake,) = wakes
+        wake = self.last_of("wake")
+        if wake is None or not (self._is_rejected(wake.id) or self.clips_of(wake)):
+            raise StoreError(NO_AUDIO)
         self._execute(f"DELETE FROM events WHERE kind = 'reject' AND {EXTRA('wake')} = ?", wake.id)
         clips = [self.confirm_clip(clip.id) for clip in self.clips_of(wake)]
         return wake, self.mark_clip(clips[0].id, "confirmed", CONFIRMED, label="positive") if clips else None
@@ -524,10 +523,9 @@ class Store:
         Raises:
             StoreError: also where nothing ever woke.
         """
-        rows = self._execute("SELECT id FROM events WHERE kind = 'wake' ORDER BY id DESC LIMIT 1")[0]
-        if not rows:
+        if (wake := self.last_of("wake")) is None:
             raise StoreError("nothing woke yet, so there is nothing to reject")
-        return self.reject_wake(rows[0][0])
+        return self.reject_wake(wake.id)
 
     def reject_wake(self, id: int) -> tuple[Event, Clip | None]:
         """The same of any wake, by the id of its event. Raises StoreError where that is no wake, or is not known any more."""
@@ -1136,10 +1134,7 @@ def _slug(name: str, hashed: str | None = None) -> str:
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """16-bit mono at 16 kHz; on the disk once this returns."""
-    with path.open("wb") as file:
-        file.write(wav(samples))
-        file.flush()
-        os.fsync(file.fileno())
+    _put(path, wav(samples))
 
 
 def wav(samples: np.ndarray) -> bytes:
@@ -1168,10 +1163,7 @@ def _read_wav(path: Path, advice: str = "Enrol that keyword again") -> np.ndarra
 def _shred(path: Path) -> None:
     """Write over the file, then delete it. A card or SSD that spreads its writes may keep the old bytes: that is beyond us."""
     with contextlib.suppress(FileNotFoundError):
-        with path.open("r+b") as file:
-            file.write(b"\0" * path.stat().st_size)
-            file.flush()
-            os.fsync(file.fileno())
+        _put(path, b"\0" * path.stat().st_size, "r+b")
         path.unlink()
 
 
@@ -1208,14 +1200,19 @@ def _write(path: Path, data: bytes) -> None:
     """All of it or nothing, also after a power cut."""
     new = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with new.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _put(new, data)
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _put(path: Path, data: bytes, mode: str = "wb") -> None:
+    """On the disk once this returns."""
+    with path.open(mode) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

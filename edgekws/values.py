@@ -82,6 +82,11 @@ class Event:
     extra: dict[str, object] = field(default_factory=dict)
 
 
+def befell(kind: str, model: str, time_s: float, stream_s: float = 0.0, **extra: object) -> Event:
+    """An event that is no wake; `extra` is what there is to know of it."""
+    return Event("", "", 0.0, 0.0, time_s, stream_s, 0.0, model, kind, extra=extra)
+
+
 @dataclass(frozen=True)
 class Clip:
     """A piece of audio that was kept to learn from; the store has its samples."""

@@ -63,8 +63,6 @@ class WyomingServer:
         stamp: Callable[[], object],
         new_engine: Callable[[Version], Engine],
         delivery: Delivery,
-        *,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -83,7 +81,7 @@ class WyomingServer:
         self.version = start()
         """What streams that begin now are given; the others go over to it."""
         self._idle: list[Engine] = [self.version.engine]
-        self.delivery, self.clock = delivery, clock
+        self.delivery = delivery
         self._loading = asyncio.Lock()
         self._reread = asyncio.Event()
         self._clients: set[_Client] = set()
@@ -222,7 +220,7 @@ class WyomingServer:
     async def _admit(self, client: _Client) -> None:
         if len(self._clients) >= CLIENTS:
             idlest = min(self._clients, key=lambda one: one.active_s)
-            if self.clock() - idlest.active_s < IDLE_S:
+            if time.monotonic() - idlest.active_s < IDLE_S:
                 self.complaints.say(f"wyoming: {CLIENTS} clients are connected, so {client.name} was refused", kind="full")
                 await client.refuse(f"{CLIENTS} clients are connected, which is all that may be")
                 return
@@ -241,7 +239,7 @@ class _Client:
     def __init__(self, server: WyomingServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.name = "{}:{}".format(*(writer.get_extra_info("peername") or ("?", "?"))[:2])
-        self.active_s = server.clock()
+        self.active_s = time.monotonic()
         self._server = server
         self._names: frozenset[str] | None = None  # None = all
         self._context: object = None
@@ -254,7 +252,7 @@ class _Client:
         """Answer until the connection ends, whoever ends it."""
         try:
             while (frame := await _read(self.reader)) is not None:
-                self.active_s = self._server.clock()
+                self.active_s = time.monotonic()
                 await self._obey(frame)
         except (_Junk, UnicodeEncodeError) as junk:  # or it wants half a surrogate pair back, in a pong or a context
             log.info("wyoming: %s: %s", self.name, junk)

@@ -22,7 +22,7 @@ __all__ = ["AGREE_SHARE", "ORDER", "Energy", "NoMeter", "PowerMeter", "Recording
 # The INA3221 by sysfs gives a fresh reading whenever it is asked; jtop and tegrastats read the same chip, at their own pace.
 ORDER = ("ina3221", "jtop", "tegrastats", "nvml", "rapl")
 SYSFS = Path("/sys")
-AGREE_SHARE = 0.1  # two meters of the same rails that differ by more are reported
+AGREE_SHARE, READINGS = 0.1, 6  # two meters of the same rails that differ by more, over so many readings, are reported
 # Which rails together are the whole module: Orin Nano and Orin NX have one for it, AGX Orin has not. There VDDQ_VDD2_1V8AO is fed with 5 V,
 # as VIN_SYS_5V0 is, and so counted as a part of that. (jtop adds all four up.)
 WHOLE = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
@@ -113,14 +113,14 @@ def whole(rails_mw: dict[str, float]) -> tuple[str, float]:
     raise PowerError(f"no rail is known to be the whole module's: found {found}; known are {' or '.join(map(' + '.join, WHOLE))}")
 
 
-def disagreement(one: PowerMeter, other: PowerMeter, readings: int = 6) -> str | None:
+def disagreement(one: PowerMeter, other: PowerMeter) -> str | None:
     """A warning with both numbers when two meters' means over the rails of both differ by more than AGREE_SHARE; else None.
 
     Raises:
         PowerError: one of them stopped, or they have no rail in common.
     """
     totals = [0.0, 0.0]
-    for _ in range(readings):
+    for _ in range(READINGS):
         slow = other.read()  # waits for its turn; the fast one is asked right after
         fast = one.read()
         both = (fast.keys() & slow.keys()) - {one.rail if "+" in one.rail else "", other.rail if "+" in other.rail else ""}
@@ -128,7 +128,7 @@ def disagreement(one: PowerMeter, other: PowerMeter, readings: int = 6) -> str |
             raise PowerError(f"{one.name} and {other.name} have no rail in common: {', '.join(fast)} and {', '.join(slow)}")
         totals[0] += sum(fast[label] for label in both)
         totals[1] += sum(slow[label] for label in both)
-    mw = [total / readings for total in totals]
+    mw = [total / READINGS for total in totals]
     if abs(mw[0] - mw[1]) <= AGREE_SHARE * max(mw):
         return None
     return (

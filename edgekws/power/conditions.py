@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edgekws.power import SYSFS
 from edgekws.power.tegrastats import ABSENT_C
 
-SYSFS = Path("/sys")
 PLAUSIBLE_C = (-50.0, 150.0)  # a zone that is switched off reads -256, an unset one 0 K
 
 
@@ -68,12 +67,10 @@ def clocks_mhz(sysfs: Path = SYSFS) -> dict[str, float]:
     return found
 
 
-def power_mode(command: str = "nvpmodel") -> str | None:
+def power_mode() -> str | None:
     """A Jetson's power mode by name, as `nvpmodel -q` tells it; None elsewhere."""
-    if shutil.which(command) is None:
-        return None
     try:
-        said = subprocess.run([command, "-q"], capture_output=True, text=True, timeout=5.0).stdout
+        said = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=5.0).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(r"NV Power Mode:\s*(\S+)", said)

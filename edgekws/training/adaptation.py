@@ -20,12 +20,12 @@ from edgekws.config import KeywordSettings
 from edgekws.errors import EdgekwsError, EngineUnavailable, EnrolmentError, ModelError, StoreError, UsageError
 from edgekws.evaluation import WORSE, sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
-from edgekws.power import NoMeter, Recording, load_meter
-from edgekws.power.conditions import SYSFS, free_memory_mb, hottest_c, on_battery
+from edgekws.power import SYSFS, NoMeter, Recording, load_meter
+from edgekws.power.conditions import free_memory_mb, hottest_c, on_battery
 from edgekws.promotion import model_event, trial_ends_s
 from edgekws.store import ADAPTED, Store
 from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of, told_apart
-from edgekws.values import Clip, Event
+from edgekws.values import Clip, Event, befell
 
 # Networks of one embedding space, since they learned from one teacher: any of them can give a second opinion, and pruning may start from a
 # small one. ResNet15 does not ship, and is here for benchmarks: an opinion is a score, whatever the space.
@@ -448,10 +448,9 @@ def _mark(store: Store, clips: dict[int, Clip], outcome: Outcome) -> None:
                     store.settle_clip(moment.id, state, reason)
 
 
-def _note(store: Store, what: str, now_s: float, **facts: Any) -> None:
+def _note(store: Store, what: str, now_s: float, *, model: str = "", **facts: Any) -> None:
     """An event; a log that cannot be written stops no round."""
-    model = str(facts.pop("model", ""))
-    _add_event(store, Event("", "", 0.0, 0.0, now_s, 0.0, 0.0, model, "round", extra={"what": what, **facts}))
+    _add_event(store, befell("round", model, now_s, what=what, **facts))
 
 
 def _add_event(store: Store, event: Event) -> None:

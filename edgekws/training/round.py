@@ -64,6 +64,7 @@ from edgekws.training.prune import (
     choose_widths,
     energy_cost,
     latency_cost,
+    least_cpu_s,
     parameter_cost,
     prune,
 )
@@ -162,11 +163,9 @@ class Snapshot:
     def sha256(self) -> str:
         """Of all audio."""
         digest = hashlib.sha256()
-        for samples in [r for v in self.voices for r in v.recordings] + [
-            m.samples for m in (*self.positives, *self.near_misses, *self.doubtful)
-        ]:
-            digest.update(samples.tobytes())
-        for samples in self.ambience:
+        recordings = [one for voice in self.voices for one in voice.recordings]
+        moments = [one.samples for one in (*self.positives, *self.near_misses, *self.doubtful)]
+        for samples in (*recordings, *moments, *self.ambience):
             digest.update(samples.tobytes())
         return digest.hexdigest()
 
@@ -368,14 +367,13 @@ class _Round:
         engine.close()
         if not self.voices:
             raise EnrolmentError("nothing usable is enrolled, so there is nothing to adapt to. Try: edgekws enroll KEYWORD")
-        numbers = {(v.keyword, v.speaker): i for i, v in enumerate(self.voices)}
-        self.number = numbers
+        self.number = {(v.keyword, v.speaker): i for i, v in enumerate(self.voices)}
         self.train_positives: list[Moment] = []
         self.held_positives: list[Moment] = []
-        for whose in numbers:
+        for whose in self.number:
             mine = [m for m in admitted if (m.keyword, m.speaker) == whose]
             every = 3 if len(mine) >= MANY else 2
-            alone = len(mine) == 1 and len(numbers) > 1  # others have more to learn from: it shows what that does to this voice
+            alone = len(mine) == 1 and len(self.number) > 1  # others have more to learn from: it shows what that does to this voice
             self.train_positives += [] if alone else [m for i, m in enumerate(mine) if i % every != every - 1]
             self.held_positives += mine if alone else mine[every - 1 :: every]
         pieces = [log_mel(piece) for piece in snapshot.ambience if len(piece) >= 5 * 16000]
@@ -763,16 +761,15 @@ def _collapse(network: Network, frames: np.ndarray) -> float:
 
 
 def step_cpu_s(models: Sequence[Model], hops: int = 200, repeats: int = 15) -> list[float]:
-    """CPU time of one hop of each on this host, in turns: the lowest mean of some passes, which is the one that was disturbed least."""
+    """CPU time of one hop of each on this host, as the engine does it that runs here."""
     engines = [load_engine(model) for model in models]
     frames = np.random.default_rng(0).standard_normal((HOP_FRAMES, N_MELS)).astype(np.float32)
-    lowest = [np.inf] * len(engines)
-    for _ in range(repeats):
-        for i, engine in enumerate(engines):
-            start_s = time.thread_time()
-            for _ in range(hops):
-                engine.step(frames)
-            lowest[i] = min(lowest[i], (time.thread_time() - start_s) / hops)
+
+    def steps(engine: Engine, count: int) -> None:
+        for _ in range(count):
+            engine.step(frames)
+
+    lowest = least_cpu_s([functools.partial(steps, engine) for engine in engines], hops, repeats)
     for engine in engines:
         engine.close()
     return lowest

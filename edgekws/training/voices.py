@@ -25,7 +25,7 @@ SHRINK = 0.3  # of the mean variance within a voice, added to each direction's
 FEWEST = 20  # readers
 
 
-def write_voices(path: Path, corpus: Path, seed: int = 6) -> bool:
+def write_voices(path: Path, corpus: Path) -> bool:
     """Learn from the corpus' readers that are for training, and write the npz. False, and nothing written, where they are too few."""
     files = set(train_files(corpus)[0])
     readers: dict[str, list[tuple[Path, float, float]]] = {}
@@ -34,7 +34,7 @@ def write_voices(path: Path, corpus: Path, seed: int = 6) -> bool:
             readers.setdefault(one.speaker, []).append((one.path, one.start_s, one.duration_s))
     if len(readers) < FEWEST:
         return False
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(6)
     read = functools.cache(read_audio)
     rows = []
     for parts in readers.values():
