@@ -364,18 +364,21 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
                 _keep_prototypes(store, cached_for, {**kept, **found})
     if found.keys() - kept.keys() - brought.keys():
         try:
-            _keep_prototypes(store, cached_for, found)
-            found = store.prototypes(cached_for) or found  # what they have in common is one array then, not one each
+            found = _keep_prototypes(store, cached_for, found)
+            again = store.prototypes(cached_for)  # what they have in common is one array then, not one each
+            found = {key: again.get(key, one) for key, one in found.items()}  # another process may keep others at the same time
         except StoreError as error:
             log.warning("%s", error)
     return list(found.values())
 
 
-def _keep_prototypes(store: Store, cached_for: str, found: Mapping[str, Enrolled]) -> None:
-    """Of who is enrolled: whoever was removed while they were made is not kept again."""
+def _keep_prototypes(store: Store, cached_for: str, found: Mapping[str, Enrolled]) -> dict[str, Enrolled]:
+    """Of who is enrolled, which it returns: whoever was removed while they were made is not kept again."""
     with store.unchanged():
         still = {f"{one.id} {only}" for one in store.enrolments() for only in (False, True)}
-        store.save_prototypes(cached_for, {key: one for key, one in found.items() if key in still})
+        kept = {key: one for key, one in found.items() if key in still}
+        store.save_prototypes(cached_for, kept)
+    return kept
 
 
 def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *, running: bool = False) -> list[Enrolled]:
@@ -470,12 +473,12 @@ def _updates(settings: Settings, options: argparse.Namespace, store: Store) -> t
     from edgekws.promotion import Updates, boot
 
     own = _store(settings)  # for the thread beside the listener
-    # A file waits for the engine that was asked for; whoever speaks to a microphone does not.
-    at_once = not _source(settings, options).startswith("file:")
-    load = _Loader(settings, options, own, at_once=at_once)
+    live = _is_live(settings, options)
+    load = _Loader(settings, options, own, at_once=live)
     around = own.enrolment_stamp()  # before the enrolments are read: who is enrolled or removed meanwhile is noticed then
-    version = boot(store, load.version_of) if options.model is None else load.version_of(_model(settings, store, options.model).path)
-    updates = Updates(version, load, own, around, follows_promotion=options.model is None, version_of=load.version_of)
+    follows = options.model is None
+    version = boot(store, load.version_of, counted=live) if follows else load.version_of(_model(settings, store, options.model).path)
+    updates = Updates(version, load, own, around, follows_promotion=follows, counted=live, version_of=load.version_of)
     return Pipeline(version.engine, version.detector), updates
 
 
@@ -562,6 +565,13 @@ def _source(settings: Settings, options: argparse.Namespace) -> str:
     return settings.audio.source if given is None else given
 
 
+def _is_live(settings: Settings, options: argparse.Namespace) -> bool:
+    """No file: that is listened to beside the service, waits for its engine, and its start and end say nothing about a version."""
+    from edgekws.audio.opening import SCHEMES
+
+    return _source(settings, options).partition(":")[0] in SCHEMES.keys() - {"file"}
+
+
 def _names(enrolled: Sequence[Enrolled]) -> str:
     return ", ".join(f'"{one.keyword}"' + (f" ({one.speaker})" if one.speaker else "") for one in enrolled) or "none"
 
@@ -620,7 +630,9 @@ def _run(options: argparse.Namespace) -> int:
     one_heap()
     settings = load_settings(options.config)
     store = _store(settings)
-    with without_waiting_for_stderr(), start_counted(store), contextlib.ExitStack() as beside:
+    with without_waiting_for_stderr(), contextlib.ExitStack() as beside:
+        if _is_live(settings, options):
+            beside.enter_context(start_counted(store))
         return _run_listener(options, settings, store, beside)
 
 
@@ -659,7 +671,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
             delivery.put(befell("deaf", updates.model, time.time(), reason=why))
 
         status.delivery = delivery
-        with store.start_waits():
+        with store.start_waits() if _is_live(settings, options) else contextlib.nullcontext():
             source = open_patiently(uri, ended, deaf)
         if source is None:
             delivery.put(befell("stop", updates.model, time.time(), audio_s=0.0, wakes=0))
@@ -1031,8 +1043,13 @@ def _models(options: argparse.Namespace) -> int:
     if options.action == "show":
         return _show_model(store, _model(settings, store, options.model), options.json)
     if options.action == "rollback":
-        before = _model_name(settings, store.current_model())
+        current = store.current_model()
+        before = _model_name(settings, current)
         with store.unchanged():
+            if (now := store.current_model()) != current:
+                raise StoreError(
+                    f"{_model_name(settings, now)} has become current meanwhile, so nothing was changed. Try: edgekws models list"
+                )
             _check_previous(settings, store)
             name = _model_name(settings, store.rollback())
         _note(store, model_event(before, "rolled back", time.time(), back_to=name, reason="by hand"))

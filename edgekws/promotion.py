@@ -215,6 +215,7 @@ class Updates:
         around: object,
         *,
         follows_promotion: bool = True,
+        counted: bool = True,
         version_of: Callable[[Path | None], Version] | None = None,
         worker: Executor | None = None,
         prepare: Callable[[Model, str], Preparation] = Preparation,
@@ -229,6 +230,7 @@ class Updates:
             worker: where the rest is done; else a thread.
             prepare: begins to make ready the engine that was asked for.
             follows_promotion: False where the model was named on the command line.
+            counted: `boot` counted this start.
             version_of: a promoted one by its directory, None = the configured model. Where clips are kept the one before a round's listens
                 along for a week, so that what it alone wakes at is among them, for `training.adaptation.look_back` to judge.
         """
@@ -238,7 +240,7 @@ class Updates:
         self._before_until_s = 0.0
         self._load = load
         self._store = store
-        self._follows = follows_promotion
+        self._follows, self._counted = follows_promotion, counted
         self._clock, self._now = clock, now
         self._around = around
         self._live_stamp = self._seen = (store.model_stamp() if follows_promotion else None, self._around)
@@ -484,8 +486,9 @@ class Updates:
 
     def _steady(self, keeps_clips: bool) -> Version | None:
         """The start has not failed. The version that may listen along from now on."""
-        with contextlib.suppress(StoreError):
-            self._store.clear_starts()
+        if self._counted:
+            with contextlib.suppress(StoreError):
+                self._store.clear_starts()
         if self._version_of is None or not keeps_clips or ADAPTED not in self._live.model.raw["files"]:
             return None
         try:
@@ -506,6 +509,7 @@ class Updates:
     def _check(self, stream_s: float) -> Event | None:
         """Whether the version in use turned out worse than the one before; then back to that."""
         try:
+            stamp = self._store.model_stamp()  # first, so that what is gone back from is what was judged
             path, last = self._store.current_model(), self._store.last_event()
             age_s = self._now() - self._store.promoted_s()
             own = path is not None and path == self._live.model.path
@@ -523,10 +527,11 @@ class Updates:
             reason = worse(tally, stream_s, enrolled_s) if tally else None
             if reason is None:
                 return None
-            stamp = self._store.model_stamp()
+            if not (gone_back := self._go_back(stamp)):
+                return None
             self._refused.add(stamp)
             log.error("%s is gone back from: %s", self.model, reason)
-            return model_event(self.model, "rolled back", self._now(), stream_s, reason=reason, **self._go_back(stamp))
+            return model_event(self.model, "rolled back", self._now(), stream_s, reason=reason, **gone_back)
         except StoreError as error:
             log.warning("%s", error)
             return None
@@ -559,29 +564,31 @@ def boot(store: Store, load: Callable[[Path | None], Version], *, counted: bool 
         ModelError, EngineUnavailable: none can be loaded.
     """
 
-    def note(name: str, back: Path | None, reason: str) -> None:
-        log.error("%s is gone back from: %s", name, reason)
+    def go_back(bad: Path, reason: str) -> Path | None:
+        """What is current then. Where that was another by now nothing is gone back from: two services start at once, and both load it."""
         try:
+            with store.unchanged():
+                if store.current_model() != bad:
+                    return store.current_model()
+                back = store.rollback()
+            log.error("%s is gone back from: %s", bad.name, reason)
             to = back.name if back else "the configured model"
-            store.add_event(model_event(name, "rolled back", time.time(), back_to=to, reason=reason))
+            store.add_event(model_event(bad.name, "rolled back", time.time(), back_to=to, reason=reason))
         except StoreError as error:
             log.warning("%s", error)
+        return store.current_model()
 
     current = store.current_model()
     if current is not None and counted:
         try:
             failed, boots = store.count_start(), store.failed_boots()
             if failed >= FAILED_STARTS or boots >= FAILED_BOOTS:
-                back = store.rollback()
-                store.clear_starts()
                 which = f"{failed} starts in a row" if failed >= FAILED_STARTS else f"all starts in {boots} boots of the machine in a row"
-                note(current.name, back, f"{which} with it ended within {STEADY_S:.0f} s")
-                current = back
+                current = go_back(current, f"{which} with it ended within {STEADY_S:.0f} s")
         except StoreError as error:
             log.warning("%s", error)
-    versions = list(dict.fromkeys((current, store.previous_model() if current else None, None)))
     errors: list[tuple[Path, EdgekwsError]] = []
-    for path in versions:
+    for path in dict.fromkeys((current, store.previous_model() if current else None, None)):
         try:
             version = load(path)
         except (ModelError, EngineUnavailable) as error:
@@ -589,15 +596,11 @@ def boot(store: Store, load: Callable[[Path | None], Version], *, counted: bool 
                 raise errors[0][1] if errors else error from None
             errors.append((path, error))
             continue
-        for (bad, reason), back in zip(errors, [*versions[1:]], strict=False):
+        for bad, reason in errors:
             if isinstance(reason, ModelUnreadable):
                 log.error("%s stays the promoted version, and another listens until the next start: %s", bad.name, reason)
                 break
-            try:
-                store.rollback()
-                note(bad.name, back, str(reason))
-            except StoreError as error:
-                log.warning("%s", error)
+            go_back(bad, str(reason))
         return version
     raise AssertionError("the configured model is always tried")
 

@@ -400,6 +400,8 @@ class Store:
                     clip = _revoked(clip)
                 values = [getattr(clip, name) for name in CLIP]
                 number = self._execute(f"INSERT INTO clips ({', '.join(CLIP)}) VALUES ({', '.join('?' * len(CLIP))})", *values)[1]
+                if not path.exists():  # a database without this row was opened in between, in place of a damaged one
+                    write_wav(path, samples.astype("<i2", copy=False))
             except BaseException:
                 _shred(path)
                 raise
@@ -533,16 +535,18 @@ class Store:
         if not found or found[0].id != id or found[0].kind != "wake":
             raise StoreError(f"there is no wake {id}. Try: edgekws log --json")
         (wake,) = found
-        self._count_reject(wake, self._now())
-        clips = self._rows("WHERE event = ?", wake.id) or self._alike(wake)
-        return wake, self._revoke(clips[0]) if clips else None
+        with self.unchanged():  # else a clip that comes just now is kept as what it was
+            self._count_reject(wake, self._now())
+            clips = self._rows("WHERE event = ?", wake.id) or self._alike(wake)
+            return wake, self._revoke(clips[0]) if clips else None
 
     def note_alike(self, wake: int, file: str) -> None:
         """The wake of this event was the same recording as the clip in this file: what a person says of the one holds for the other."""
-        for clip in self._rows("WHERE file = ?", file):  # none where it was deleted
-            self._execute("UPDATE events SET extra = json_set(extra, '$.alike', ?) WHERE id = ? AND json_valid(extra)", clip.id, wake)
-            if self._is_rejected(wake):
-                self.reject_wake(wake)
+        with self.unchanged():
+            for clip in self._rows("WHERE file = ?", file):  # none where it was deleted
+                self._execute("UPDATE events SET extra = json_set(extra, '$.alike', ?) WHERE id = ? AND json_valid(extra)", clip.id, wake)
+                if self._is_rejected(wake):
+                    self.reject_wake(wake)
 
     def _alike(self, wake: Event) -> list[Clip]:
         """The kept clip that a wake was noted to be like; what a person said of that very clip stays."""
@@ -819,6 +823,7 @@ class Store:
                         os.utime(folder)
             old = self._model("current")
             if old != target:
+                os.utime(target)  # asked for again: a listener that went back from it takes it up
                 if not keeps_previous:
                     self._link("previous", old)
                 self._link("current", target)

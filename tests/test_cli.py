@@ -515,6 +515,22 @@ def test_who_is_removed_while_prototypes_are_made_is_not_kept_again(tmp_path, mo
     assert [one.speaker for one in load_enrolled(kept).values()] == ["bob"]
 
 
+def test_who_another_process_does_not_know_yet_stays_among_the_prototypes_of_this_one(tmp_path, monkeypatch):
+    from edgekws import cli, enrolment
+    from edgekws.config import Settings, StoreSettings
+    from edgekws.model import load_model
+
+    store, save = Store(tmp_path), Store.save_prototypes
+    for speaker in ("ann", "bob"):
+        store.save_enrolment("hey", speaker, [np.ones(16_000, np.int16)])
+    made = Enrolled("hey", "", np.ones((1, 4), np.float32), 0.5, voice=np.ones(50, np.float32))
+    monkeypatch.setattr(enrolment, "enrol", lambda keyword, speaker, *_, **__: replace(made, speaker=speaker))
+    monkeypatch.setattr(Store, "save_prototypes", lambda self, model, found: save(self, model, dict([*found.items()][:1])))
+    heard = cli._prototypes(Settings(store=StoreSettings(root=tmp_path)), store, store.enrolments(), load_model(find_model()), None)
+
+    assert [one.speaker for one in heard] == ["ann", "bob"]
+
+
 def test_who_is_enrolled_while_a_listener_starts_is_listened_for(tmp_path, monkeypatch):
     from edgekws import cli, promotion
     from edgekws.config import Settings, StoreSettings

@@ -179,6 +179,40 @@ def test_rejecting_the_last_wake_makes_its_clip_a_hard_negative(store):
     assert [(one.kind, one.extra) for one in store.events()[2:]] == [("reject", {"wake": wake.id})]
 
 
+def test_a_wake_that_is_rejected_while_its_clip_is_kept_is_no_positive(store, monkeypatch):
+    event = store.add_event(WAKE)
+    other = Store(store.root)
+    assert other.clips() == []  # its database is open
+    judge = threading.Thread(target=other.reject_last)
+    asked = store._is_rejected
+
+    def meanwhile(wake):
+        found = asked(wake)
+        judge.start()
+        judge.join(0.3)  # it has to wait
+        return found
+
+    monkeypatch.setattr(store, "_is_rejected", meanwhile)
+    store.add_clip(dataclasses.replace(CLIP, event=event.id), SOUND)
+    judge.join()
+
+    assert [(one.label, one.state) for one in store.clips()] == [("negative", "confirmed")]
+
+
+def test_a_clip_keeps_its_audio_where_the_database_has_to_be_begun_anew_meanwhile(store, monkeypatch):
+    event = store.add_event(WAKE)
+
+    def lost(wake):
+        for path in store.root.glob("edgekws.db*"):
+            path.unlink()
+        return False
+
+    monkeypatch.setattr(store, "_is_rejected", lost)
+    kept = store.add_clip(dataclasses.replace(CLIP, event=event.id), SOUND)
+
+    np.testing.assert_array_equal(store.clip_samples(kept), SOUND)
+
+
 def test_a_wake_without_a_clip_is_rejected_without_touching_another(store):
     event = store.add_event(WAKE)
     store.add_clip(dataclasses.replace(CLIP, event=event.id), SOUND)

@@ -664,6 +664,26 @@ def test_a_start_takes_the_promoted_version_or_the_one_before_it_or_the_default(
     ]
 
 
+@pytest.mark.parametrize("failed_starts", [0, FAILED_STARTS])
+def test_two_services_that_start_at_once_go_back_once(store, tmp_path, failed_starts):
+    """The other is done with it while this one loads the bad version, or counts."""
+    one = [store.promote(a_copy(tmp_path, name), name) for name in ("zero", "one", "two")][1]
+    other = Store(store.root)
+    for _ in range(failed_starts):
+        store.count_start()
+
+    def load(path):
+        if path and path.name == "two":
+            assert boot(other, fails("two"), counted=False) == one
+        return fails("two")(path)
+
+    if failed_starts:
+        count, store.count_start = store.count_start, lambda: (count(), boot(other, fails("two"), counted=False))[0]
+
+    assert boot(store, load) == one == store.current_model()
+    assert [event.extra["back_to"] for event in store.events()] == ["one"]
+
+
 def test_where_no_version_loads_the_promoted_one_stays_and_its_reason_is_told(store, tmp_path):
     """An engine that is missing here is no fault of a version."""
     two = [store.promote(a_copy(tmp_path, name), name) for name in ("one", "two")][1]
@@ -1035,6 +1055,41 @@ def test_the_listener_itself_goes_back_and_says_why(store, word, tmp_path):
     assert listener.updates.model == "edge-1" and store.current_model() is None
 
 
+@pytest.fixture
+def too_often(store, word, tmp_path):
+    """A listener with "new", after "old", that wakes at every chance and is looked at next."""
+    for name in ("old", "new"):
+        store.promote(a_copy(tmp_path, name), name)
+    os.utime(store.root / "models" / "current", (1e9, 1e9), follow_symlinks=False)
+    for event in day("old", 2, 1e9 - 90_000) + day("new", 60, 1e9 - 1, 0.01, first="live"):
+        store.add_event(event)
+    return Listener(store, word)
+
+
+def test_a_version_that_was_gone_back_from_listens_again_where_somebody_promotes_it(too_often, store):
+    too_often.hear(MINUTE)
+    assert (too_often.whats, too_often.updates.model) == (["rolled back", "live"], "old")
+    store.promote(store.models()["new"], "new")
+
+    assert too_often.hear(HOPS[:60]).updates.model == "new"
+
+
+@pytest.mark.parametrize("by_hand", ["rollback", "promote"])
+def test_a_choice_by_hand_at_the_moment_of_going_back_stands(too_often, store, tmp_path, monkeypatch, by_hand):
+    judge = edgekws.promotion.worse
+
+    def judged(*given):
+        if store.current_model().name == "new":
+            store.rollback() if by_hand == "rollback" else store.promote(a_copy(tmp_path, "third"), "third")
+        return judge(*given)
+
+    monkeypatch.setattr(edgekws.promotion, "worse", judged)
+    too_often.hear(MINUTE)
+
+    chosen = {"rollback": "old", "promote": "third"}[by_hand]
+    assert (store.current_model().name, too_often.updates.model, too_often.whats) == (chosen, chosen, ["live"])
+
+
 def test_a_clock_that_is_wrong_at_a_look_delays_the_next_by_hours_and_not_by_a_year(store, word, tmp_path):
     store.promote(a_copy(tmp_path, "new"), "new")
     os.utime(store.root / "models" / "current", (1e9, 1e9), follow_symlinks=False)
@@ -1389,6 +1444,26 @@ def test_a_version_damaged_on_disk_does_not_keep_the_listener_from_starting(stor
     assert done.returncode == 0 and "with good on" in done.stderr
     assert "bad is gone back from" in cli(store.root, "log").stdout
     assert (store.current_model().name, (store.root / "starts").exists()) == ("good", False)
+
+
+def test_files_that_are_listened_to_count_as_no_starts(store, tmp_path):
+    store.promote(a_copy(tmp_path, "good", "edge-small"), "good")
+    store.count_start()  # of the service, which has begun a moment ago
+    assert cli(store.root, "run", "--source", DEMO / "stream.flac").returncode == 0
+
+    assert store.count_start() == 1
+
+
+def test_a_rollback_that_waited_for_another_one_changes_nothing(store, tmp_path, monkeypatch, capsys):
+    from edgekws.cli import main
+
+    one = [store.promote(a_copy(tmp_path, name), name) for name in ("zero", "one", "two")][1]
+    monkeypatch.setenv("STATE_DIRECTORY", str(store.root))
+    unchanged = Store.unchanged
+    monkeypatch.setattr(Store, "unchanged", lambda self: (Store(store.root).rollback(), unchanged(self))[1])
+
+    assert main(["models", "rollback"]) == 1 and store.current_model() == one
+    assert "one has become current meanwhile, so nothing was changed" in capsys.readouterr().err
 
 
 def test_show_prints_what_is_recorded_and_says_what_is_not(store, tmp_path):
