@@ -584,10 +584,12 @@ def _listen(
     updates: Updates | None = None,
     status: Status | None = None,
     keep: Callable[[Clip, np.ndarray], None] | None = None,
+    tidy: Callable[[], bool] = lambda: False,
 ) -> Heard | None:
     """To the source's end or a signal; then everything is delivered. None: the end came before there was a source.
 
     open_it: gives the source. What sets the event meanwhile wants it to give up.
+    keep, tidy: as `Delivery` has them.
     """
     from edgekws.daemon import closed_by_signals, listen
     from edgekws.sinks import Delivery, LineSink
@@ -603,7 +605,7 @@ def _listen(
         if source is not None:
             source.close()
 
-    delivery = Delivery(sinks, on_failure=end, keep=keep)
+    delivery = Delivery(sinks, on_failure=end, keep=keep, tidy=tidy)
     try:
         with closed_by_signals(end, updates.reload if updates else None):
             if (source := open_it(ended, delivery)) is None:
@@ -685,7 +687,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
         return source
 
     start_s = time.monotonic()
-    heard = _listen(open_it, pipeline, updates.model, sinks, updates, status, stored.keep)
+    heard = _listen(open_it, pipeline, updates.model, sinks, updates, status, stored.keep, stored.tidy)
     if heard is not None:
         gaps = f", {heard.gaps} gaps of {heard.lost_s:.2f} s in all" if heard.gaps else ""
         _say(f"{heard.audio_s:.1f} s of audio in {time.monotonic() - start_s:.1f} s, {heard.wakes} wakes{gaps}")
@@ -713,6 +715,7 @@ def _wyoming(options: argparse.Namespace) -> int:
 
     from edgekws.daemon import ServiceManager
     from edgekws.engines import load_engine
+    from edgekws.model import load_model
     from edgekws.promotion import Awaited, boot
     from edgekws.sinks import Delivery, LineSink, StoreSink, without_waiting_for_stderr
     from edgekws.wyoming_server import WyomingServer
@@ -749,6 +752,9 @@ def _wyoming(options: argparse.Namespace) -> int:
         return (own.model_stamp() if options.model is None else None), own.enrolment_stamp(), prepared
 
     def new_engine(served: Version) -> Engine:
+        # Of an upgrade's network the prototypes of this one know nothing: its streams would be deaf.
+        if load_model(served.model.path).raw["files"] != served.model.raw["files"]:
+            raise ModelError(f"another network took the place of {served.model.id} on the disk, and is served soon. Connect again")
         # Not the one in the settings: that may have ended the process that loaded it, or have been changed since.
         return load_engine(served.model, served.engine.name, fall_back=True, at_once=True)
 
@@ -762,7 +768,7 @@ def _wyoming(options: argparse.Namespace) -> int:
             # Not counted: three starts of this process say nothing about a version under which the listener runs well.
             return boot(own, load.version_of, counted=False)
 
-        serving = server = WyomingServer(start, load, stamp, new_engine, delivery)
+        serving = server = WyomingServer(start, load, load.version_of, stamp, new_engine, delivery)
 
         def ready(port: int) -> None:
             _say(f"serving {_names(serving.version.detector.enrolled)} with {serving.version.model.id} on tcp://{host}:{port}")

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from typing import Protocol, TextIO, cast
 
 import numpy as np
 
-from edgekws.errors import EdgekwsError
+from edgekws.errors import EdgekwsError, StoreError
 from edgekws.store import Store
 from edgekws.values import Clip, Event
 
@@ -58,17 +58,21 @@ class Delivery:
         queue_events: int = QUEUE_EVENTS,
         *,
         keep: Callable[[Clip, np.ndarray], object] | None = None,
+        tidy: Callable[[], bool] = lambda: False,
+        tidy_s: float = 3600.0,
     ) -> None:
         """
         Args:
             on_failure: called, on the delivery's thread, when a sink broke for good: the listener should end and call `close()`.
             keep: takes clips, on the delivery's thread; one that it raises for is lost. None: clips are not wanted.
+            tidy: called, on the delivery's thread, where nothing came for `tidy_s`, and again as long as it says so and nothing comes.
         """
         self.dropped = 0
         """Events that found the queue full."""
         self.clips_dropped = 0
         """Clips that found it full, or that could not be kept."""
         self._keep = keep
+        self._tidy, self._tidy_s = tidy, tidy_s
         self._clips = threading.Semaphore(QUEUE_CLIPS)
         self._sinks = list(sinks)
         self._lost = {_name(sink): 0 for sink in sinks}
@@ -118,8 +122,21 @@ class Delivery:
         if self._failure is not None:
             raise self._failure
 
+    def _next(self) -> Event | tuple[Clip, np.ndarray] | threading.Event | None:
+        pause_s = self._tidy_s
+        while True:
+            try:
+                return self._queue.get(timeout=pause_s)
+            except Empty:
+                pause_s = self._tidy_s
+            try:
+                if self._tidy():
+                    pause_s = 0.0
+            except EdgekwsError as error:
+                self._complaints.say(str(error), kind=StoreSink.__name__)
+
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (item := self._next()) is not None:
             if isinstance(item, Event):
                 for sink in list(self._sinks):
                     self._try(sink, sink.deliver, item)
@@ -417,23 +434,27 @@ class StoreSink:
     def __init__(self, store: Store) -> None:
         """`store` is for this sink alone."""
         self._store = store
-        self._died = False
+        self._listens = self._died = False
         self._wakes: list[Event] = []
         self._files: dict[str, str] = {}  # of the clips, by the names that they came with
 
     def deliver(self, event: Event) -> None:
-        if event.kind in ("start", "deaf") and self._store.begin_listening():
-            log.warning("the listener before this one %s", CUT_SHORT)
-            self._died = True
+        if event.kind in ("start", "deaf"):
+            self._listens = True
+            self._begin()
+        elif event.kind != "stop":
+            self._take_over()
         if event.kind == "start" and self._died:
             event, self._died = replace(event, extra={**event.extra, "before": CUT_SHORT}), False
         stored = self._store.add_event(event)
         if event.kind == "stop":
+            self._listens = False
             self._store.end_listening()
         if event.kind == "wake":
             self._wakes = [*self._wakes[-20:], stored]
 
     def keep(self, clip: Clip, samples: np.ndarray) -> None:
+        self._take_over()
         wakes = [one for one in reversed(self._wakes) if one.keyword == clip.keyword]
         if clip.label == "alike":
             for wake in [one for one in wakes if one.score == clip.score][:1]:
@@ -442,6 +463,21 @@ class StoreSink:
         event = next((one.id for one in wakes if one.time_s == clip.time_s), 0)
         stored = self._store.add_clip(replace(clip, event=event), samples)
         self._files = {**dict(list(self._files.items())[-FILES:]), clip.file: stored.file}
+
+    def tidy(self) -> bool:
+        """Clips grow too old where nothing wakes, too. Whether there is more to do."""
+        return self._store.drop_old_clips()
+
+    def _begin(self) -> None:
+        if self._store.begin_listening():
+            log.warning("the listener before this one %s", CUT_SHORT)
+            self._died = True
+
+    def _take_over(self) -> None:
+        """Once nobody listens beside this one, whom it found when it began, it is the one that does. An event is worth more than that."""
+        if self._listens and not self._store.listens():
+            with contextlib.suppress(StoreError):
+                self._begin()
 
     def close(self) -> None:
         self._store.close()

@@ -95,6 +95,7 @@ UPDATE clips SET threshold = coalesce(
 )
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BOOTS = 20  # whose failed starts are known: more than anybody asks for
+REMOVED = ".removed-"  # an enrolment whose recordings are to be written over
 ADAPTED = "adapted.npz"  # in a model version that was adapted here: what it listens for, by enrolment
 SCHEMA = len(MIGRATIONS)  # user_version of the database
 # Of an event's `extra`. One flipped bit in that text is met by SQLite as an error of the whole statement, and no check of its finds it.
@@ -109,6 +110,7 @@ STEPS = f"""(SELECT id, time_s, stream_s, model,
     max(0, min(stream_s - lag(stream_s) OVER (ORDER BY id), time_s - lag(time_s) OVER (ORDER BY id))
         - CASE kind WHEN 'gap' THEN coalesce({EXTRA("lost_ms")}, 0) / 1000.0 ELSE 0 END) AS step
     FROM {HEARD} WHERE time_s >= ?)"""
+COMINGS = ("start", "stop", "gap", "deaf")  # kinds of events
 COLUMNS = ("kind", "time_s", "stream_s", "keyword", "speaker", "score", "threshold", "latency_ms", "model")
 CLIP = tuple(one.name for one in fields(Clip) if one.name != "id")
 # What goes first where there is no more space: -1 older sound of the room than a quarter of it holds (but the 30 pieces that a round asks
@@ -226,9 +228,18 @@ class Store:
         values = [*(getattr(event, name) for name in COLUMNS), _json(event.extra)]
         number = self._execute(f"INSERT INTO events ({columns}) VALUES ({marks})", *values)[1]
         with contextlib.suppress(StoreError):  # The event is safe, and the next one tries this again.
-            self._execute("DELETE FROM events WHERE id <= ?", number - self._events_max)
-            self._drop_old_clips()
+            self._drop_old_events(event.kind, number)
+            self.drop_old_clips()
         return replace(event, id=number)
+
+    def _drop_old_events(self, kind: str, number: int) -> None:
+        """Comings and goings have a quarter of the room: of a microphone that opens and gives nothing there are 9 000 a day, which pushed
+        out every wake, rejection, version and round in eleven."""
+        if kind in COMINGS:
+            oldest = f"SELECT id FROM events WHERE kind IN {COMINGS} ORDER BY id DESC LIMIT 1 OFFSET ?"
+            self._execute(f"DELETE FROM events WHERE kind IN {COMINGS} AND id <= ({oldest})", max(1, self._events_max // 4))
+        if number - self._execute("SELECT min(id) FROM events")[0][0][0] >= self._events_max:  # else there is no need to count
+            self._execute("DELETE FROM events WHERE id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?)", self._events_max)
 
     def events(self, *, since_s: float = 0.0, after: int = 0, limit: int = 1000) -> list[Event]:
         """At most `limit` events in the order they came, none older than `since_s` (epoch) and all with an id above `after`.
@@ -373,11 +384,16 @@ class Store:
     def _ready(self, db: sqlite3.Connection) -> sqlite3.Connection:
         """Audio of which no row knows is deleted: whoever wrote it was killed, or the rows were lost with a damaged database."""
         known = {row[0] for row in db.execute("SELECT file FROM clips")}
-        orphans = [path for path in (self.root / "clips").glob("*") if path.name not in known]
+        orphans = [path for path in (self.root / "clips").glob("*") if path.name not in known and path.is_file()]
         for path in orphans:
-            _shred(path)
+            try:
+                _shred(path)
+            except OSError as error:  # it costs nobody the log
+                log.warning("%s: no row in the database knows this clip, and it cannot be deleted: %s", path, error.strerror)
         if orphans:
-            log.warning("%s: %d clips without a row in the database were deleted", self.root / "clips", len(orphans))
+            log.warning(
+                "%s: %d clips without a row in the database were deleted", self.root / "clips", sum(not one.exists() for one in orphans)
+            )
         return db
 
     # Clips.
@@ -406,7 +422,7 @@ class Store:
                 _shred(path)
                 raise
         self._first_kept = self._first_kept or number
-        self._drop_old_clips()
+        self.drop_old_clips()
         size = "SELECT coalesce(sum(duration_s), 0) FROM clips"
         for _ in range(FEW):  # The next clip goes on: where the settings allow less than before it may be a thousand.
             if self._execute(size)[0][0][0] * 2 * SAMPLE_RATE_HZ <= self._clips_max_bytes:
@@ -597,10 +613,9 @@ class Store:
                         _shred(self.root / "clips" / clip.file)
                     self._execute(f"DELETE FROM clips WHERE id IN ({', '.join('?' * len(some))})", *(clip.id for clip in some))
 
-    def _drop_old_clips(self) -> None:
-        """By a clock that can be believed: one that is set to a wrong year for a moment must not cost everything that was kept.
-
-        So only a store that is open for long does it: the listener's own.
+    def drop_old_clips(self) -> bool:
+        """Some of them, by a clock that can be believed: one that is set to a wrong year for a moment must not cost everything that was
+        kept. So only a store that is open for long does it: the listener's own. Whether there may be more.
         """
         now_s, clock_s = self._now(), self._clock()
         if self._told_before is None:
@@ -621,7 +636,10 @@ class Store:
             future = now_s + DAY_S
             if self._execute("SELECT 1 FROM clips WHERE time_s > ? LIMIT 1", future)[0] and not self._lags(now_s):
                 self._execute("UPDATE clips SET time_s = ? WHERE time_s > ?", now_s, future)  # they age from now on
-            self._delete_clips(self._rows("WHERE time_s < ? ORDER BY id LIMIT ?", now_s - self._clips_max_s, FEW))
+            old = self._rows("WHERE time_s < ? ORDER BY id LIMIT ?", now_s - self._clips_max_s, FEW)
+            self._delete_clips(old)
+            return len(old) == FEW
+        return False
 
     def _lags(self, now_s: float) -> bool:
         """Where something is of the future: whether it is this clock that is wrong, as on a board without a battery at first.
@@ -642,26 +660,27 @@ class Store:
         folder = self._enrolment(keyword, speaker)
         takes = {}
         for i, samples in enumerate(recordings, 1):
-            data = samples.astype("<i2", copy=False)
-            takes[f"take-{i}-{hashlib.sha256(data.tobytes()).hexdigest()[:12]}.wav"] = data
+            samples = samples.astype("<i2", copy=False)
+            takes[f"take-{i}-{hashlib.sha256(samples.tobytes()).hexdigest()[:12]}.wav"] = samples
         record = {"format": FORMAT, "keyword": keyword, "speaker": speaker, "only_enrolled": only_enrolled, "takes": list(takes)}
+        data = json.dumps(record, ensure_ascii=False, indent=1).encode("utf-8", "surrogateescape")
+        path = folder / "enrolment.json"
         with _told(folder), self._lock():
+            self._sweep_takes()
             folder.mkdir(parents=True, exist_ok=True)
-            made = []
+            new = [folder / name for name in takes if not (folder / name).exists()]
             try:
-                for name, data in takes.items():
-                    if not (folder / name).exists():
-                        made.append(folder / name)
-                        write_wav(folder / name, data)
-                _write(folder / "enrolment.json", json.dumps(record, ensure_ascii=False, indent=1).encode("utf-8", "surrogateescape"))
+                for name, samples in takes.items():
+                    _write(folder / name, wav(samples))  # one that was there may be torn
+                _write(path, data)
             except BaseException:
-                for path in made:
-                    path.unlink(missing_ok=True)
+                if not path.exists() or path.read_bytes() != data:  # else they are the enrolment by now
+                    for take in new:
+                        take.unlink(missing_ok=True)
                 raise
-            for path in folder.glob("take-*.wav"):
-                if path.name not in takes:
-                    _shred(path)
-            os.utime(self.root / "enrolments")
+            finally:
+                os.utime(self.root / "enrolments")
+            self._sweep_takes()
         return _read_enrolment(folder)
 
     def enrolments(self) -> list[Enrolment]:
@@ -681,8 +700,11 @@ class Store:
         """Delete a speaker's recordings of a keyword, or everybody's, and the clips that it heard of them. What was deleted."""
         gone = [one for one in self.enrolments() if one.keyword == keyword and speaker in (None, one.speaker)]
         if not gone:
+            if (self.root / "enrolments").exists():
+                with self.unchanged():
+                    self._sweep_takes()  # of a removal that was cut short
             return []
-        # The enrolment itself is the last to go: a removal that is cut short can then be asked for again.
+        # The enrolment itself goes last, and at once: a removal that is cut short before can be asked for again.
         if (self.root / "edgekws.db").exists():
             self.forget_voice(keyword, speaker)
         with self.unchanged():  # else a listener that starts keeps the voice in the cache again in between
@@ -693,14 +715,32 @@ class Store:
             for one in gone:
                 folder = self._enrolment(one.keyword, one.speaker)
                 with _told(folder):
-                    for path in folder.glob("*.wav"):
-                        _shred(path)
-                    (folder / "enrolment.json").unlink()
-                    shutil.rmtree(folder)
+                    os.rename(folder, self.root / "enrolments" / f"{REMOVED}{secrets.token_hex(8)}")  # a listener sees that
                     with contextlib.suppress(OSError):  # other speakers are left
                         folder.parent.rmdir()
-                    os.utime(self.root / "enrolments")
+            self._sweep_takes()
         return gone
+
+    def _sweep_takes(self) -> None:
+        """Recordings that no enrolment names: of one that was replaced or removed, or of a process that was killed."""
+        folder = self.root / "enrolments"
+        with _told(folder):
+            for one in folder.glob("*/*"):
+                if one.is_dir():
+                    there = (one / "enrolment.json").exists()
+                    try:
+                        named = _read_enrolment(one).takes if there else ()
+                    except StoreError:  # it may be mended by hand
+                        continue
+                    for path in (*one.glob("take-*.wav"), *one.glob(".take-*")):
+                        if path not in named:
+                            _shred(path)
+                    if not there:
+                        shutil.rmtree(one)
+            for one in folder.glob(f"{REMOVED}*"):
+                for path in one.glob("*.wav"):
+                    _shred(path)
+                shutil.rmtree(one)
 
     def enrolment_stamp(self) -> object:
         """Differs after any change of the enrolments that was made here. One system call."""
@@ -804,10 +844,12 @@ class Store:
         target = folder / name
         with _told(target), self._lock():
             folder.mkdir(exist_ok=True)
-            for litter in folder.glob(".*"):  # of a promotion that was killed
-                litter.unlink() if litter.is_symlink() else shutil.rmtree(litter)
+            for litter in [*folder.iterdir()]:  # of a promotion that was killed
+                if litter.name.startswith("."):
+                    litter.unlink() if litter.is_symlink() else shutil.rmtree(litter)
+                elif litter.name not in LINKS and litter.is_dir() and not (litter / "manifest.json").exists():
+                    shutil.rmtree(litter)
             if not (target / "manifest.json").exists():
-                shutil.rmtree(target, ignore_errors=True)  # deleted in part
                 with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
                     shutil.copytree(path, Path(new) / name)
                     for copied in (Path(new) / name, *(Path(new) / name).rglob("*")):
@@ -826,14 +868,13 @@ class Store:
                 os.utime(target)  # asked for again: a listener that went back from it takes it up
                 if not keeps_previous:
                     self._link("previous", old)
+                self._forget_starts()
                 self._link("current", target)
-                (self.root / "starts").unlink(missing_ok=True)
             kept = (target, self.previous_model())
             others = [one for one in self.models().values() if one not in kept]
             others.sort(key=lambda one: (one / "manifest.json").stat().st_ctime_ns)  # when it came here; mtime was copied
             for one in others[: max(0, len(others) + sum(one is not None for one in kept) - GENERATIONS)]:
-                (one / "manifest.json").unlink()  # at once no version any more
-                shutil.rmtree(one)
+                _remove_whole(one)
         return target
 
     @contextlib.contextmanager
@@ -867,10 +908,15 @@ class Store:
             raise StoreError("no model was promoted, so there is nothing to go back from: the packaged default is in use")
         with _told(self.root / "models"), self._lock():
             old = self.previous_model()
+            self._forget_starts()
             self._link("current", old)
             self._link("previous", None)
-            (self.root / "starts").unlink(missing_ok=True)
         return old
+
+    def _forget_starts(self) -> None:
+        """Before another version becomes current, also where the power goes in between: the failures are not its own."""
+        (self.root / "starts").unlink(missing_ok=True)
+        _sync(self.root)
 
     def count_start(self) -> int:
         """A start of the listener begins; how many before it failed in a row since the machine booted: all until `clear_starts`."""
@@ -960,8 +1006,8 @@ class Store:
 
     def _link(self, name: str, target: Path | None) -> None:
         path = self.root / "models" / name
-        if path.is_dir() and not path.is_symlink() and self._model(name) is not None:
-            shutil.rmtree(path)  # the second copy
+        if path.is_dir() and not path.is_symlink() and (self._model(name) is not None or not (path / "manifest.json").exists()):
+            _remove_whole(path)  # the second copy, or what is left of one
         if target is None:
             path.unlink(missing_ok=True)
         else:
@@ -1158,6 +1204,8 @@ def _read_wav(path: Path, advice: str = "Enrol that keyword again") -> np.ndarra
                 data = file.readframes(file.getnframes())
                 if file.getparams()[:3] == (1, 2, SAMPLE_RATE_HZ) and len(data) == 2 * file.getnframes():
                     return np.frombuffer(data, "<i2").astype(np.int16)
+        except FileNotFoundError:
+            raise StoreError(f"{path}: is not there any more. {advice}") from None
         except OSError:
             raise
         except Exception:  # wave.Error, EOFError, and for some lengths a bare RuntimeError (found by mutating clips)
@@ -1170,6 +1218,13 @@ def _shred(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         _put(path, b"\0" * path.stat().st_size, "r+b")
         path.unlink()
+
+
+def _remove_whole(folder: Path) -> None:
+    """At once no version any more; what is left where it is cut short is litter by its name."""
+    gone = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+    os.rename(folder, gone)
+    shutil.rmtree(gone)
 
 
 def _revoked(clip: Clip) -> Clip:

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from edgekws import __version__
 from edgekws.audio.resampling import To16k, mono
 from edgekws.engines import Engine
 from edgekws.enrolment import as_enrolled
-from edgekws.errors import EdgekwsError, NotInstalled
+from edgekws.errors import EdgekwsError, EngineUnavailable, ModelError, NotInstalled
 from edgekws.pipeline import Pipeline
 from edgekws.promotion import CALM_HOPS, LOOK_AROUND_S, PATIENCE_HOPS, Newcomer, Version, flaw
 from edgekws.sinks import Complaints, Delivery
@@ -60,6 +61,7 @@ class WyomingServer:
         self,
         start: Callable[[], Version],
         load: Callable[[bool], Version],
+        again: Callable[[Path], Version],
         stamp: Callable[[], object],
         new_engine: Callable[[Version], Engine],
         delivery: Delivery,
@@ -68,15 +70,17 @@ class WyomingServer:
         Args:
             start: gives what is served first.
             load: gives what should be served by now, with True from settings that are read again. On a thread of its own.
+            again: gives the version of that directory with the enrolments of now, where what should be served cannot be had.
             stamp: differs when what `load` gives does. Asked once a second.
-            new_engine: one more of what that version runs on, for each stream beyond those that already ended.
+            new_engine: one more of what that version runs on, for each stream beyond those that already ended. Raises ModelError: what
+                it was loaded from is not there any more, so what is there should be served.
             delivery: gets each wake and stays open.
         """
         try:
             import wyoming  # noqa: F401
         except ImportError as error:
             raise NotInstalled("the package wyoming", "wyoming") from error
-        self._load, self._stamp, self._new_engine = load, stamp, new_engine
+        self._load, self._again, self._stamp, self._new_engine = load, again, stamp, new_engine
         self._seen = stamp()
         self.version = start()
         """What streams that begin now are given; the others go over to it."""
@@ -159,11 +163,7 @@ class WyomingServer:
                 if not reread and (now == self._seen or not settled):
                     continue
                 self._seen = now
-                version, reason = await asyncio.to_thread(self._newer, reread)
-                if reason is not None:
-                    version.engine.close()
-                    log.error("wyoming: %s is refused, %s goes on: %s", version.model.id, self.version.model.id, reason)
-                    continue
+                version = await asyncio.to_thread(self._newer, reread)
                 before, self.version = self.version, version
                 for engine in self._idle:
                     engine.close()
@@ -177,9 +177,20 @@ class WyomingServer:
                 log.error("wyoming: %s goes on: %s", self.version.model.id, error, exc_info=None if known else error)
                 await asyncio.sleep(LOOK_AROUND_S)  # what it was told to read again is not waited for above
 
-    def _newer(self, reread: bool) -> tuple[Version, str | None]:
-        version = self._load(reread)
-        return version, flaw(version) if version.model.path != self.version.model.path else None
+    def _newer(self, reread: bool) -> Version:
+        """What should be served by now; where that cannot be had, what is, as who was removed, or is new, is so for that too."""
+        here = self.version.model
+        try:
+            return self._sound(self._load(reread))
+        except (ModelError, EngineUnavailable) as error:
+            log.error("wyoming: %s goes on: %s", here.id, error)
+        return self._sound(self._again(here.path))
+
+    def _sound(self, version: Version) -> Version:
+        if version.model != self.version.model and (reason := flaw(version)) is not None:
+            version.engine.close()
+            raise ModelError(f"{version.model.id} is refused: {reason}")
+        return version
 
     def info(self) -> dict[str, Any]:
         """What Home Assistant shows: one program with a model a keyword."""
@@ -198,7 +209,11 @@ class WyomingServer:
         """What is served now, and the same with an engine and a detector of a stream's own; to be given back."""
         async with self._loading:  # 12 ms on a thread, one after the other
             served = self.version
-            engine = self._idle.pop() if self._idle else await asyncio.to_thread(self._new_engine, served)
+            try:
+                engine = self._idle.pop() if self._idle else await asyncio.to_thread(self._new_engine, served)
+            except ModelError:
+                self._seen = object()  # so that the next look takes up what is there
+                raise
         engine.reset()
         return served, replace(served, engine=engine, detector=served.detector.anew())
 

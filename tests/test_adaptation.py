@@ -412,6 +412,26 @@ def test_what_its_owner_deletes_during_a_round_does_not_go_live(store, quick, ho
     assert said(store) == ["started", "refused"]
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_who_is_enrolled_during_a_round_is_served_by_no_version_that_was_not_tried_on_them(store, quick, enabled):
+    def step_done(done, total):
+        with contextlib.closing(Store(store.root)) as owner:
+            owner.save_enrolment("another", "bob", TAKES)
+
+    keywords = {"another": KeywordSettings(enabled=enabled)}
+    outcome, live = adaptation.run(store, "edge-small", recipe="weights-only", keywords=keywords, step_done=step_done)
+
+    assert (live is None) == enabled == outcome.reason.startswith("another (bob) was enrolled since it was begun")
+    assert said(store) == ["started", "refused" if enabled else "promoted"]
+
+
+def test_a_voice_that_cannot_be_read_before_a_round_is_none_that_is_new_after_it(store, quick):
+    bob = store.save_enrolment(KEYWORD, "bob", TAKES)
+    bob.takes[0].write_bytes(b"damaged")
+
+    assert adaptation.run(store, "edge-small", recipe="weights-only")[1] is not None
+
+
 @pytest.mark.parametrize("how", ["removed", "purged", "called wrong", "went back"])
 def test_what_happens_between_the_last_look_and_the_promotion_waits_for_that(store, quick, monkeypatch, how):
     """Else a version that knows a voice which is gone would go live unseen."""

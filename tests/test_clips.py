@@ -24,7 +24,7 @@ from edgekws.cli import main
 from edgekws.config import Settings
 from edgekws.errors import StoreError
 from edgekws.pseudo_labels import MISSED
-from edgekws.sinks import QUEUE_CLIPS, Delivery
+from edgekws.sinks import QUEUE_CLIPS, Delivery, StoreSink
 from edgekws.store import BATCH, FEW, Store
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Clip, Detection, Enrolled, Event
 
@@ -411,6 +411,22 @@ def test_what_is_too_old_is_deleted(tmp_path):
     store.add_event(WAKE)
 
     assert (before, [one.id for one in store.clips()], len(files(store))) == ([1, 2], [2], 1)
+
+
+def test_clips_grow_too_old_where_nothing_wakes_too(tmp_path):
+    clocks = Clocks()
+    store = clocks.store(tmp_path, clips_max_days=30)
+    for _ in range(2 * FEW + 1):
+        store.add_clip(CLIP, SOUND)
+    clocks.go(31 * 86_400)
+    sink = StoreSink(store)
+    delivery = Delivery([sink], keep=sink.keep, tidy=sink.tidy, tidy_s=0.01)
+    end_s = time.monotonic() + 30
+    while files(store) and time.monotonic() < end_s:
+        time.sleep(0.01)
+    delivery.close()
+
+    assert (files(store), Store(tmp_path).clips()) == ([], [])
 
 
 def test_a_clock_that_is_wrong_for_a_moment_costs_nothing(tmp_path):

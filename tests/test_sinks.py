@@ -368,6 +368,27 @@ def test_a_start_says_that_the_listener_before_it_was_killed(tmp_path, caplog):
     assert caplog.text.count(CUT_SHORT) == 1
 
 
+@pytest.mark.parametrize("how", ["an event", "a clip"])
+def test_a_listener_that_began_beside_another_is_the_one_that_listens_once_that_ends(tmp_path, how):
+    sinks = [StoreSink(Store(tmp_path)) for _ in range(2)]
+    for sink in sinks:
+        sink.deliver(replace(WAKE, kind="start"))
+    sinks[0].deliver(replace(WAKE, kind="stop"))
+    sinks[1].deliver(WAKE) if how == "an event" else sinks[1].keep(Clip("negative", "", "", -3.0, 160, 0.0, "room"), np.ones(160, np.int16))
+    went_on = Store(tmp_path).listens()
+    sinks[1].deliver(replace(WAKE, kind="stop"))
+
+    assert (went_on, Store(tmp_path).listens(), Store(tmp_path).begin_listening()) == (True, False, False)
+
+
+def test_who_stores_wakes_and_never_began_to_listen_is_no_listener(tmp_path):
+    """As the wake service."""
+    sink = StoreSink(Store(tmp_path))
+    sink.deliver(WAKE)
+
+    assert not Store(tmp_path).listens()
+
+
 def shell(text):
     return [sys.executable, "-c", text]
 

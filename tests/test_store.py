@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgekws import store as store_module
 from edgekws.errors import StoreError
 from edgekws.store import CACHES, Store
 from edgekws.values import Clip, Enrolled, Event
@@ -58,6 +60,21 @@ def test_only_the_newest_events_are_kept(tmp_path):
         store.add_event(WAKE)
 
     assert [e.id for e in store.events()] == [3, 4, 5]
+
+
+def test_a_microphone_that_gives_nothing_for_weeks_pushes_out_no_wake(tmp_path):
+    store = Store(tmp_path, events_max=20)
+    for kind in ("wake", "reject", "model", "round"):
+        store.add_event(replace(WAKE, kind=kind))
+    for _ in range(30):
+        for kind in ("start", "deaf", "stop"):
+            store.add_event(replace(WAKE, kind=kind))
+    kinds = [event.kind for event in store.events()]
+    for _ in range(18):
+        store.add_event(WAKE)
+
+    assert kinds == ["wake", "reject", "model", "round", "deaf", "stop", "start", "deaf", "stop"]
+    assert [event.kind for event in store.events()] == ["deaf", "stop", *["wake"] * 18]
 
 
 def test_the_state_directory_is_for_its_owner_only(store):
@@ -475,6 +492,95 @@ def test_recordings_that_are_replaced_or_removed_are_written_over(store):
     assert [name for name, data in left.items() if data and name.startswith("0.5")] == []
 
 
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def dies(monkeypatch, name, when, of=store_module):
+    """At a call for which `when` holds, once it is done."""
+    does = getattr(of, name)
+
+    def then(*given, **named):
+        found = does(*given, **named)
+        if when(*given):
+            raise Killed
+        return found
+
+    monkeypatch.setattr(of, name, then)
+
+
+def test_recordings_are_whole_where_the_process_ends_just_after_the_new_ones_took_the_place_of_the_old(store, monkeypatch):
+    store.save_enrolment("hey", "ann", takes(3))
+    folder = store.enrolments()[0].takes[0].parent
+    named = (folder / "enrolment.json").read_bytes()
+    dies(monkeypatch, "_sync", lambda path: path == folder and (folder / "enrolment.json").read_bytes() != named)
+    with pytest.raises(Killed):
+        store.save_enrolment("hey", "ann", takes(3, 0.5))
+
+    for said, kept in zip(takes(3, 0.5), store.enrolments()[0].recordings(), strict=True):
+        np.testing.assert_array_equal(kept, said)
+
+
+def test_the_same_recordings_mend_a_torn_one(store):
+    enrolment = store.save_enrolment("hey", "ann", takes(3))
+    os.truncate(enrolment.takes[1], 100)
+    with pytest.raises(StoreError, match="not whole"):
+        enrolment.recordings()
+
+    np.testing.assert_array_equal(store.save_enrolment("hey", "ann", takes(3)).recordings()[1], takes(3)[1])
+
+
+def test_a_removal_that_is_killed_is_told_to_a_listener_and_asked_for_again_leaves_nothing(store, monkeypatch):
+    for speaker in ("ann", "bob"):
+        store.save_enrolment("hey", speaker, takes(3))
+    before = store.enrolment_stamp()
+    with monkeypatch.context() as patch:
+        dies(patch, "rename", lambda *_: True, os)
+        with pytest.raises(Killed):
+            store.remove_enrolment("hey", "ann")
+
+    assert [one.speaker for one in store.enrolments()] == ["bob"] and store.enrolment_stamp() != before
+    assert len([*store.root.rglob("take-*.wav")]) == 6
+    assert store.remove_enrolment("hey", "ann") == []
+    assert len([*store.root.rglob("take-*.wav")]) == 3
+
+
+def test_recordings_of_an_enrolment_that_was_killed_are_gone_with_the_next(store):
+    enrolment = store.save_enrolment("hey", "ann", takes(3))
+    (enrolment.takes[0].parent / "enrolment.json").unlink()
+    store.save_enrolment("hey", "bob", takes(3))
+
+    assert not enrolment.takes[0].parent.exists() and len(store.enrolments()) == 1
+
+
+def test_a_missing_recording_is_told_as_that(store):
+    enrolment = store.save_enrolment("hey", "ann", takes(3))
+    enrolment.takes[0].unlink()
+    with pytest.raises(StoreError, match=r"is not there any more\. Enrol that keyword again"):
+        enrolment.recordings()
+
+
+@pytest.mark.parametrize("what", ["a folder", "on a bad block"])
+def test_what_cannot_be_deleted_among_the_clips_costs_nobody_the_log(store, monkeypatch, what):
+    clips = store.root / "clips"
+    clips.mkdir(parents=True)
+    if what == "a folder":
+        (clips / "lost+found").mkdir()
+    else:
+        (clips / "0123456789abcdef.wav").write_bytes(b"sound")
+        put = store_module._put
+
+        def bad(path, *rest):
+            if path.suffix == ".wav":
+                raise OSError(errno.EIO, "Input/output error")
+            put(path, *rest)
+
+        monkeypatch.setattr(store_module, "_put", bad)
+    store.add_event(WAKE)
+
+    assert [event.keyword for event in Store(store.root).events()] == ["hey"]
+
+
 def test_prototypes_come_back_bit_for_bit_and_share_their_cohort(store):
     cohort = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     rows = [Enrolled("küche", who, np.eye(2, 4, k, np.float32), 0.7, 1 / 3, -0.1, cohort, True) for k, who in enumerate("ab")]
@@ -591,6 +697,32 @@ def test_failed_starts_of_one_version_are_not_held_against_the_next(store, tmp_p
     store.promote(a_model(tmp_path, "m-3"), "m-3") if how == "promoted" else store.rollback()
 
     assert store.count_start() == 0
+
+
+@pytest.mark.parametrize("how", ["promoted", "gone back to"])
+def test_nor_where_the_power_goes_in_between(store, tmp_path, monkeypatch, how):
+    for id in ("m-1", "m-2"):
+        store.promote(a_model(tmp_path, id), id)
+    assert [store.count_start(), store.count_start()] == [0, 1]
+    third = a_model(tmp_path, "m-3")
+    dies(monkeypatch, "_link", lambda self, name, target: name == "current", Store)
+    with pytest.raises(Killed):
+        store.promote(third, "m-3") if how == "promoted" else store.rollback()
+
+    assert (store.current_model().name, store.count_start()) == ({"promoted": "m-3", "gone back to": "m-1"}[how], 0)
+
+
+def test_what_is_left_of_a_version_or_a_second_copy_that_was_being_deleted_is_in_nobody_s_way(store, tmp_path):
+    for id in ("m-1", "m-2"):
+        store.promote(a_model(tmp_path, id), id)
+    copy = Store(shutil.copytree(store.root, tmp_path / "copy", symlinks=False))
+    shutil.copytree(copy.root / "models" / "m-1", copy.root / "models" / "m-0")
+    for name in ("previous", "m-0"):
+        (copy.root / "models" / name / "manifest.json").unlink()
+    copy.promote(a_model(tmp_path, "m-3"), "m-3")
+
+    assert (copy.current_model().name, copy.previous_model().name) == ("m-3", "m-2")
+    assert sorted(path.name for path in (copy.root / "models").iterdir()) == ["current", "m-1", "m-2", "m-3", "previous"]
 
 
 @pytest.mark.parametrize("junk", [b"\xff\xfe", "²".encode(), b"9" * 5000, b""])

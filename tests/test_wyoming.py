@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from edgekws import wyoming_server
 from edgekws.detector import Detector
 from edgekws.engines import load_engine
 from edgekws.errors import NotInstalled
-from edgekws.model import find_model, load_model
+from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.promotion import Version
 from edgekws.sinks import Delivery
 from edgekws.store import Store
@@ -87,10 +88,28 @@ class Service:
         return out, err, self.process.returncode
 
 
-def promote_broken(root, scratch):
+def promote_broken(root, scratch, later=False):
     shutil.copytree(DEMO.parent / "models" / "edge-small", scratch / "broken")
     (scratch / "broken" / "model.onnx").write_bytes(b"damaged")
+    if later:
+        (scratch / "broken" / "manifest.json").write_text('{"format": 99}')
     Store(root).promote(scratch / "broken", "broken")
+
+
+def turn_about(path):
+    """Put another network of the same shape in a model's place, which hears as well: each of its embeddings is minus the one before."""
+    import onnx
+
+    parts = onnx.load(path / "model.onnx")
+    for part in parts.graph.initializer:
+        if part.name in ("head.weight", "head.bias"):
+            part.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(part), part.name))
+    onnx.save(parts, path / "model.onnx")
+    for name, turned in (("parity", ["embeddings"]), ("negatives", ["steps"]), ("prototypes", ["cohort", "prototypes_0"])):
+        with np.load(path / f"{name}.npz") as data:
+            arrays = dict(data)
+        np.savez(path / f"{name}.npz", **{key: -one if key in turned else one for key, one in arrays.items()})
+    rewrite_manifest(path)
 
 
 @pytest.fixture(scope="module")
@@ -392,6 +411,58 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
     assert {(one.name, one.version) for one in models} == {(name, "edge-small-1") for name in both}
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_beside_a_version_that_cannot_be_had_who_is_removed_is_gone_and_who_is_new_is_heard(tmp_path, later):
+    service = Service(tmp_path / "state")
+    promote_broken(service.root, tmp_path, later)
+    service.says("edge-1 goes on: ")
+    service.tell("enroll", "--model", "edge", "another name", *sorted(map(str, DEMO.glob("enrol-*.flac"))))
+    service.tell("enroll", "--remove", KEYWORD)
+
+    async def keywords():
+        async with client(service) as connection:
+            await connection.write_event(Describe().event())
+            return [one.name for one in Info.from_event(await answer(connection)).wake[0].models]
+
+    until_s = time.monotonic() + 30
+    while (served := asyncio.run(keywords())) != ["another name"] and time.monotonic() < until_s:
+        time.sleep(0.2)
+    service.stop()
+
+    assert served == ["another name"]
+
+
+def test_no_stream_gets_a_network_that_took_the_place_of_what_is_served_until_all_get_it(tmp_path):
+    """As an upgrade of the package does: its prototypes are of another space."""
+    pytest.importorskip("onnx")
+    path, config = tmp_path / "model", tmp_path / "edgekws.toml"
+    shutil.copytree(find_model(), path)
+    config.write_text(f'[model]\nid = "{path}"\n')
+    service = Service(tmp_path / "state", "--config", str(config))
+
+    async def talk():
+        async with client(service) as before, client(service) as meanwhile:
+            await before.write_event(AudioStart(RATE_HZ, 2, 1).event())
+            await before.write_event(Ping("begun").event())
+            await answer(before)
+            turn_about(path)
+            await meanwhile.write_event(AudioStart(RATE_HZ, 2, 1).event())
+            await meanwhile.write_event(Ping("begun").event())
+            told = await answer(meanwhile)
+            assert told.type == "error"  # and no pong
+            service.says(f'serves "{KEYWORD}" now')
+            async with client(service) as after:
+                woke = [event.type for event in await heard(after, ONCE)]
+            await send(before, ONCE)
+            return told.data["text"], woke, (await answer(before)).type
+
+    text, woke, before = asyncio.run(talk())
+
+    assert "another network took the place of edge-1" in text
+    assert (woke, before) == (["detection"], "detection")
+    assert service.stop()[2] == 0
+
+
 @pytest.mark.parametrize("between_streams", [False, True])
 def test_a_stream_whose_keyword_is_removed_is_told(tmp_path, between_streams):
     service = Service(tmp_path / "state")
@@ -528,7 +599,7 @@ async def serve_until(true, stamp=lambda: 1, told=lambda server: None, **more):
         while not true() and not serving.done():
             await asyncio.sleep(0.01)
 
-    server = WyomingServer(version, version, stamp, lambda served: load_engine(served.model), delivery)
+    server = WyomingServer(version, version, version, stamp, lambda served: load_engine(served.model), delivery)
     told(server)
     serving = asyncio.ensure_future(server.serve("127.0.0.1", 0, **more))
     await asyncio.wait_for(look(), 60)

@@ -469,6 +469,9 @@ def _write(path: Path, data: bytes) -> None:
     """Whole or not at all; without room for it the next start builds again. The oldest plans go."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for litter in path.parent.glob(".new-*"):
+            if time.time() - litter.stat().st_mtime > 3600:  # of a process that was killed while it wrote
+                litter.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as new:
             try:
                 new.write(hashlib.sha256(data).digest() + data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -346,6 +346,7 @@ def run(
         _tell_of_the_killed(store, now)
         _note(store, "started", now(), reason=asked_by)
         try:
+            known = {one.id for one in store.enrolments()}
             heard, clips = snapshot(store, say, keywords, threshold_offset)
             if not asked and current is not None and load_model(current).parameters < factory.parameters:
                 recipes = ["onda1"]
@@ -382,7 +383,7 @@ def run(
                 _note(store, "refused", now(), reason=outcome.reason, **facts)
                 _note(store, "started", now(), reason="once more, without pruning")
             with store.unchanged():  # from the last look to the promotion: what is removed meanwhile would go live unseen
-                if outcome.passed and (why := _overtaken(store, current, heard, outcome)):
+                if outcome.passed and (why := _overtaken(store, current, heard, outcome, known, keywords)):
                     outcome = replace(outcome, passed=False, reason=why)
                 if not outcome.passed or not promote:
                     _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
@@ -419,13 +420,27 @@ def _listens(store: Store, version: str) -> bool:
     return False
 
 
-def _overtaken(store: Store, current: Path | None, heard: Snapshot, outcome: Outcome) -> str | None:
-    """Why a version that is good must not listen: what happened while it was made."""
+def _overtaken(
+    store: Store,
+    current: Path | None,
+    heard: Snapshot,
+    outcome: Outcome,
+    known: Collection[str],
+    keywords: Mapping[str, KeywordSettings] | None = None,
+) -> str | None:
+    """Why a version that is good must not listen: what happened while it was made.
+
+    Args:
+        known: ids of the enrolments before that, of voices that could not be read too.
+    """
     if store.current_model() != current:
         return "another version listens since it was begun, and it was compared with the one before"
-    enrolled = {one.id for one in store.enrolments()}
+    enrolled = {one.id: one for one in store.enrolments()}
     if gone := [voice for voice in heard.voices if voice.id not in enrolled]:
         return f"{_who(gone[0].keyword, gone[0].speaker)}, whom it learned from, was removed or enrolled anew since it was begun"
+    known = {*known, *(voice.id for voice in heard.voices)}
+    if new := [one for id, one in enrolled.items() if id not in known and _chosen(one.keyword, keywords).enabled]:
+        return f"{_who(new[0].keyword, new[0].speaker)} was enrolled since it was begun, and it was not tried on that voice"
     clips = {clip.id: clip for clip in store.clips()}
     purged = sum(one.id not in clips for one in outcome.admitted)
     if purged > PURGED * len(outcome.admitted):  # the caps on age and size take a few of them too
