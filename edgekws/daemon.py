@@ -55,7 +55,7 @@ class Heard:
 class Status:
     """What a listener is at, for whoever asks from another thread: it costs the listener a few attribute stores a hop."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time) -> None:
         self.source = self.model = ""
         self.hops = self.wakes = self.gaps = 0
         self.audio_s = self.lost_s = 0.0
@@ -68,7 +68,7 @@ class Status:
         """Samples in a row, up to the last one, that are zero."""
         self.muted = False
         """For so long that it counts as deaf."""
-        self._clock = clock
+        self._clock, self._now = clock, now
         self._heard_s = float("-inf")
         self._recent: deque[np.ndarray] = deque(maxlen=LEVEL_HOPS)
 
@@ -97,12 +97,17 @@ class Status:
         """For people, as `systemctl status` shows it."""
         level = self.level_dbfs()
         last = self.last_wake
-        woke = f', the last "{last.keyword}" at {time.strftime("%H:%M:%S", time.localtime(last.time_s))}' if last else ""
+        woke = f', the last "{last.keyword}" at {self._when(last.time_s)}' if last else ""
         heard = f"level {'silence' if level is None else f'{level} dBFS'}, {self.wakes} wakes{woke}"
         drops = {name: count for name, count in self.dropped().items() if count}
         where = f" ({', '.join(f'{name} {count}' for name, count in drops.items())})" if drops else ""
         lost = f"{self.gaps} gaps of {self.lost_s:.2f} s in all, {sum(drops.values())} events dropped{where}"
         return f"{'deaf on' if self.muted else 'listening to'} {self.source} with {self.model}, {heard}, {lost}"
+
+    def _when(self, time_s: float) -> str:
+        """Here, with the date unless that is today's."""
+        then, today = time.localtime(time_s), time.localtime(self._now())
+        return time.strftime("%H:%M:%S" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
 
     def report(self) -> dict[str, object]:
         """As the control socket tells it."""
@@ -164,10 +169,12 @@ def listen(
 
     def deaf(why: str) -> None:
         tell("deaf", at, reason=why)
+        # Always with the date: nothing tells it anew tomorrow.
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now()))
         # The attempt to hear again feeds the watchdog, as progress may have done so half its time ago; one that hangs does not again.
-        manager.tell("WATCHDOG=1", f"STATUS=deaf since {time.strftime('%H:%M:%S', time.localtime(now()))}: {why}")
+        manager.tell("WATCHDOG=1", f"STATUS=deaf since {since}: {why}")
 
-    status = status or Status()
+    status = status or Status(now=now)
     status.source, status.model, status.delivery = source.uri, model, delivery
     may_be_muted = source.uri.startswith(("mic:", "stdin:"))  # what a file holds is no fault
     at = 0

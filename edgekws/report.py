@@ -528,8 +528,7 @@ def _draw_time(figure: Any, seen: History, spans: Sequence[Span], narrow: bool) 
         ("wake", "o", 4, [(one.time_s, one.score - one.threshold) for one in wakes if one.id not in seen.wrong]),
         ("wrong", "X", 7, [(one.time_s, one.score - one.threshold) for one in wakes if one.id in seen.wrong]),
     )
-    edges = _bins(seen.from_s, seen.to_s)
-    at = [_local(edge) for edge in edges]
+    at = _bins(seen.from_s, seen.to_s)
     widths = [(end - begin) * 0.86 for begin, end in pairwise(at)]
     below = [0] * len(widths)
     for name, marker, size, points in kinds:
@@ -539,7 +538,7 @@ def _draw_time(figure: Any, seen: History, spans: Sequence[Span], narrow: bool) 
             [_local(time_s) for time_s, _ in some], [margin for _, margin in some], marker, color=COLOURS[name], markersize=size, alpha=0.75
         )
         if name in ("wake", "wrong"):
-            counts = Counter(bisect_right(edges, time_s) - 1 for time_s, _ in points)
+            counts = Counter(bisect_right(at, _local(time_s)) - 1 for time_s, _ in points)
             heights = [counts[i] for i in range(len(widths))]
             bars.bar(at[:-1], heights, widths, below, color=COLOURS[name], align="edge")
             below = [one + more for one, more in zip(below, heights, strict=True)]
@@ -551,7 +550,7 @@ def _draw_time(figure: Any, seen: History, spans: Sequence[Span], narrow: bool) 
         dots.axvline(_local(time_s), color=COLOURS["ok"], linewidth=1.2, linestyle=(0, (4, 3)))
         if len(changes) <= (3 if narrow else 8):
             dots.annotate(model[:20], (_local(time_s), 1.01), xycoords=("data", "axes fraction"), color=COLOURS["ok"], fontsize=11)
-    bars.set_ylabel(f"wakes\na {_width(edges[1] - edges[0])}")
+    bars.set_ylabel(f"wakes\na {_width((at[1] - at[0]).total_seconds())}")
     bars.yaxis.get_major_locator().set_params(integer=True, nbins=3)
     runs = [(_local(begin), _local(end) - _local(begin)) for begin, end in _runs(spans, seen)]
     strip.broken_barh(runs, (0, 1), color=COLOURS["ok"], alpha=0.45)
@@ -635,13 +634,15 @@ def _runs(spans: Sequence[Span], seen: History) -> list[tuple[float, float]]:
     return found
 
 
-def _bins(from_s: float, to_s: float) -> list[float]:
-    """Edges of bars that begin at a whole minute, hour or day here."""
+def _bins(from_s: float, to_s: float) -> list[datetime]:
+    """Edges of bars that begin at a whole minute, hour or day here, whatever the clocks do: an hour that comes twice has its bars once."""
     span_s = max(60.0, to_s - from_s)
-    width_s = next((one for one in BINS_S if span_s / one <= BINS), span_s / BINS)
-    offset_s = datetime.fromtimestamp(from_s).astimezone().utcoffset() or timedelta()
-    first = math.floor((from_s + offset_s.total_seconds()) / width_s) * width_s - offset_s.total_seconds()
-    return [first + i * width_s for i in range(math.floor((from_s + span_s - first) / width_s) + 2)]
+    width_s = next((one for one in BINS_S if span_s / one <= BINS), math.ceil(span_s / BINS / DAY_S) * DAY_S)
+    # Not the ends alone: where clocks are set back between them, what lies between is earlier or later here.
+    here = [_local(from_s + min(i * width_s, span_s)) for i in range(math.ceil(span_s / width_s) + 1)]
+    width, origin = timedelta(seconds=width_s), datetime(1970, 1, 1)
+    first, last = ((end - origin) // width for end in (min(here), max(here)))
+    return [origin + i * width for i in range(first, last + 2)]
 
 
 def _width(width_s: float) -> str:

@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 import time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -345,6 +346,12 @@ def test_deafness_is_an_event_and_a_status_until_it_hears_again(manager):
     assert told[2].startswith("STATUS=listening to chunks: with edge-1") and "1 gaps of 0.50 s in all" in told[2]
 
 
+def test_since_when_it_is_deaf_is_told_with_the_date_as_it_may_be_read_weeks_later(manager):
+    heard(Deaf([AudioChunk(seconds(0), 0)]), now=lambda: datetime(2026, 11, 8, 22, 10, 49).timestamp())
+
+    assert "STATUS=deaf since 2026-11-08 22:10:49: unplugged" in manager()
+
+
 MUTE = [0] * (round(MUTE_S) + 1)
 
 
@@ -399,11 +406,21 @@ def test_silence_in_a_file_and_a_noise_of_one_step_are_no_deafness():
 
 
 def test_the_status_line_tells_level_and_last_wake():
-    status = Status()
+    status = Status(now=lambda: 0.0)
     heard(Chunks(cut(seconds(0, 1, 1), HOP_SAMPLES)), now=lambda: 0.0, status=status)
 
     wanted = r"level -\d\d\.\d dBFS, 1 wakes, the last \"loud\" at \d\d:\d\d:\d\d, 0 gaps of 0.00 s in all, 0 events dropped"
     assert re.search(wanted, status.line())
+
+
+def test_the_last_wake_is_told_with_its_date_unless_that_is_today_s():
+    time_s = [datetime(2026, 11, 8, 22, 10, 49).timestamp()]
+    status = Status(now=lambda: time_s[0])
+    heard(Chunks(cut(seconds(0, 1, 1), HOP_SAMPLES)), now=lambda: time_s[0], status=status)
+    same_day = status.line()
+    time_s[0] = datetime(2026, 11, 9).timestamp()
+
+    assert 'the last "loud" at 22:10:49, ' in same_day and 'the last "loud" at 2026-11-08 22:10, ' in status.line()
 
 
 def test_a_level_of_before_it_was_deaf_is_not_that_of_now():

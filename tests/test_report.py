@@ -11,10 +11,12 @@ import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.dates import num2date
 
 import edgekws
 from edgekws import report
@@ -437,6 +439,52 @@ def test_any_stretch_of_time_has_ticks_that_tell_it(ticks):
         shown = [tick for tick in panel.get_xticks() if low <= tick <= high]
 
         assert 1 <= len(shown) <= ticks
+
+
+@pytest.fixture
+def berlin(monkeypatch):
+    """In 2026 the clocks go from 2 to 3 on 29 March, and from 3 back to 2 on 25 October."""
+    with monkeypatch.context() as here:
+        here.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "hours"),
+    [
+        (datetime(2026, 10, 5, 9), datetime(2026, 11, 29, 22), 24),
+        (datetime(2026, 3, 5, 9), datetime(2026, 4, 20), 24),
+        (datetime(2020, 1, 1), datetime(2026, 11, 29), 24 * 43),
+        (datetime(2026, 10, 20), datetime(2026, 10, 30), 6),
+        (datetime(2026, 10, 24, 20), datetime(2026, 10, 25, 22), 1),
+        (datetime(2026, 10, 25, 0, 30), datetime(2026, 10, 25, 9), 0.25),
+        (datetime(2026, 10, 25, 1, 30), datetime(2026, 10, 25, 2, 10, fold=1), 1 / 12),
+        (datetime(2026, 10, 25, 2, 50), datetime(2026, 10, 25, 2, 10, fold=1), 1 / 60),
+        (datetime(2026, 3, 29, 1, 30), datetime(2026, 3, 29, 9), 0.25),
+    ],
+)
+def test_bars_are_whole_days_and_hours_here_and_hold_all_though_the_clocks_are_set(berlin, begin, end, hours):
+    from_s, to_s, width = begin.timestamp(), end.timestamp(), timedelta(hours=hours)
+    edges = report._bins(from_s, to_s)
+    here = [datetime.fromtimestamp(time_s) for time_s in np.linspace(from_s, to_s, 1000)]
+
+    assert {later - edge for edge, later in pairwise(edges)} == {width}
+    assert not (edges[0] - datetime(1970, 1, 1)) % width
+    assert edges[0] <= min(here) < edges[1] and edges[-2] <= max(here) < edges[-1]
+
+
+def test_each_wake_of_an_hour_that_comes_twice_is_in_the_bar_that_it_is_drawn_above(berlin, filled):
+    two = datetime(2026, 10, 25, 2).timestamp()
+    store = filled(replace(WAKE, time_s=two + minutes * 60) for minutes in (-30, 5, 35, 65, 95, 125))
+    figure = new_figure(5, 4)
+    report._draw_time(figure, report.history(store, two + 3 * 3600), (), False)
+    bars = [bar for bar in figure.axes[1].patches if bar.get_height()]
+
+    starts = [num2date(bar.get_x()).strftime("%H:%M") for bar in bars]
+    assert list(zip(starts, [bar.get_height() for bar in bars], strict=True)) == [("01:30", 1), ("02:05", 2), ("02:35", 2), ("03:05", 1)]
+    assert all(bar.get_width() > 0 for bar in bars)
 
 
 def test_energy_is_what_bench_measured_and_else_the_reason(filled):
