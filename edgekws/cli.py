@@ -644,7 +644,7 @@ def _run_listener(options: argparse.Namespace, settings: Settings, store: Store,
     from edgekws.values import befell
 
     pipeline, updates = _updates(settings, options, store)
-    stored = StoreSink(_store(settings))  # another than this thread's
+    stored = StoreSink(_store(settings), live=_is_live(settings, options))  # another store than this thread's
     lines = LineSink(sys.stdout, json=options.json)
     sinks: list[Sink] = [stored, lines]  # who hears of a wake can rely on finding it in the log
     uri, status = _source(settings, options), Status()

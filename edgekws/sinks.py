@@ -431,16 +431,16 @@ class LineSink:
 class StoreSink:
     """Every event into the database, and with `keep` each clip beside the wake that it was."""
 
-    def __init__(self, store: Store) -> None:
-        """`store` is for this sink alone."""
-        self._store = store
+    def __init__(self, store: Store, *, live: bool = True) -> None:
+        """`store` is for this sink alone. live: what is listened to is no file, which takes no other listener's place."""
+        self._store, self._live = store, live
         self._listens = self._died = False
         self._wakes: list[Event] = []
         self._files: dict[str, str] = {}  # of the clips, by the names that they came with
 
     def deliver(self, event: Event) -> None:
         if event.kind in ("start", "deaf"):
-            self._listens = True
+            self._listens = self._live
             self._begin()
         elif event.kind != "stop":
             self._take_over()

@@ -238,7 +238,8 @@ class Store:
         if kind in COMINGS:
             oldest = f"SELECT id FROM events WHERE kind IN {COMINGS} ORDER BY id DESC LIMIT 1 OFFSET ?"
             self._execute(f"DELETE FROM events WHERE kind IN {COMINGS} AND id <= ({oldest})", max(1, self._events_max // 4))
-        if number - self._execute("SELECT min(id) FROM events")[0][0][0] >= self._events_max:  # else there is no need to count
+        first = self._execute("SELECT min(id) FROM events")[0][0][0]  # None: a damaged database was put aside just now
+        if first is not None and number - first >= self._events_max:  # else there is no need to count
             self._execute("DELETE FROM events WHERE id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?)", self._events_max)
 
     def events(self, *, since_s: float = 0.0, after: int = 0, limit: int = 1000) -> list[Event]:
@@ -725,18 +726,19 @@ class Store:
         """Recordings that no enrolment names: of one that was replaced or removed, or of a process that was killed."""
         folder = self.root / "enrolments"
         with _told(folder):
-            for one in folder.glob("*/*"):
+            for one in folder.glob("[!.]*/*"):
                 if one.is_dir():
                     there = (one / "enrolment.json").exists()
                     try:
                         named = _read_enrolment(one).takes if there else ()
                     except StoreError:  # it may be mended by hand
                         continue
-                    for path in (*one.glob("take-*.wav"), *one.glob(".take-*")):
+                    for path in (*one.glob("take-*.wav"), *one.glob(".take-*"), *one.glob(".enrolment.json-*")):
                         if path not in named:
                             _shred(path)
                     if not there:
-                        shutil.rmtree(one)
+                        with contextlib.suppress(OSError):  # something of somebody else's
+                            one.rmdir()
             for one in folder.glob(f"{REMOVED}*"):
                 for path in one.glob("*.wav"):
                     _shred(path)
@@ -845,10 +847,11 @@ class Store:
         with _told(target), self._lock():
             folder.mkdir(exist_ok=True)
             for litter in [*folder.iterdir()]:  # of a promotion that was killed
-                if litter.name.startswith("."):
-                    litter.unlink() if litter.is_symlink() else shutil.rmtree(litter)
-                elif litter.name not in LINKS and litter.is_dir() and not (litter / "manifest.json").exists():
-                    shutil.rmtree(litter)
+                with contextlib.suppress(OSError):  # lost+found, which is in nobody's way
+                    if litter.name.startswith("."):
+                        litter.unlink() if litter.is_symlink() else shutil.rmtree(litter)
+                    elif litter.name not in LINKS and litter.is_dir() and not (litter / "manifest.json").exists():
+                        shutil.rmtree(litter)
             if not (target / "manifest.json").exists():
                 with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
                     shutil.copytree(path, Path(new) / name)

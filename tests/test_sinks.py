@@ -381,6 +381,19 @@ def test_a_listener_that_began_beside_another_is_the_one_that_listens_once_that_
     assert (went_on, Store(tmp_path).listens(), Store(tmp_path).begin_listening()) == (True, False, False)
 
 
+def test_a_file_that_is_listened_to_takes_no_other_listener_s_place(tmp_path):
+    service, file = StoreSink(Store(tmp_path)), StoreSink(Store(tmp_path), live=False)
+    for sink in (service, file):
+        sink.deliver(replace(WAKE, kind="start"))
+    service.deliver(replace(WAKE, kind="stop"))
+    file.deliver(WAKE)
+    again = StoreSink(Store(tmp_path))
+    again.deliver(replace(WAKE, kind="start"))
+    file.deliver(replace(WAKE, kind="stop"))
+
+    assert Store(tmp_path).listens()
+
+
 def test_who_stores_wakes_and_never_began_to_listen_is_no_listener(tmp_path):
     """As the wake service."""
     sink = StoreSink(Store(tmp_path))

@@ -62,6 +62,26 @@ def test_only_the_newest_events_are_kept(tmp_path):
     assert [e.id for e in store.events()] == [3, 4, 5]
 
 
+@pytest.mark.parametrize("kind", ["wake", "gap"])
+def test_a_database_that_is_put_aside_just_after_an_event_came_costs_no_sink(tmp_path, monkeypatch, kind):
+    """Its oldest page is bad, which the event did not touch."""
+    store = Store(tmp_path, events_max=20)
+    execute = store._execute
+
+    def anew(sql, *values):
+        if sql.startswith(("SELECT min", "DELETE")):
+            store.close()
+            for path in tmp_path.glob("edgekws.db*"):
+                path.unlink()
+        return execute(sql, *values)
+
+    monkeypatch.setattr(store, "_execute", anew)
+    store.add_event(replace(WAKE, kind=kind))
+    monkeypatch.undo()
+
+    assert store.add_event(WAKE).id == 1
+
+
 def test_a_microphone_that_gives_nothing_for_weeks_pushes_out_no_wake(tmp_path):
     store = Store(tmp_path, events_max=20)
     for kind in ("wake", "reject", "model", "round"):
@@ -543,6 +563,17 @@ def test_a_removal_that_is_killed_is_told_to_a_listener_and_asked_for_again_leav
     assert len([*store.root.rglob("take-*.wav")]) == 6
     assert store.remove_enrolment("hey", "ann") == []
     assert len([*store.root.rglob("take-*.wav")]) == 3
+
+
+def test_what_somebody_else_put_beside_the_enrolments_stays(store):
+    store.save_enrolment("hey", "ann", takes(3))
+    enrolments = store.root / "enrolments"
+    for name in ("backup", ".git"):
+        shutil.copytree(enrolments, store.root / "copy", dirs_exist_ok=True)
+        shutil.move(store.root / "copy", enrolments / name)
+    store.save_enrolment("hey", "bob", takes(3))
+
+    assert [len([*(enrolments / name).rglob("take-*.wav")]) for name in ("backup", ".git")] == [3, 6]
 
 
 def test_recordings_of_an_enrolment_that_was_killed_are_gone_with_the_next(store):
