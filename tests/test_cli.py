@@ -537,8 +537,8 @@ def test_who_is_enrolled_while_a_listener_starts_is_listened_for(tmp_path, monke
 
     boot = promotion.boot
 
-    def slowly(store, load):
-        version = boot(store, load)
+    def slowly(store, load, **counted):
+        version = boot(store, load, **counted)
         Store(tmp_path).save_enrolment("open sesame", "", [read_recording(Path(take)) for take in TAKES])
         return version
 

@@ -768,7 +768,7 @@ edgekws.power.recording.GAP_S = 5.0  # a busy machine may starve the client for 
 from edgekws.power import Recording, conditions, disagreement, ina3221, load_meter
 meter = load_meter("jtop")
 print(json.dumps([meter.name, meter.read(), meter.conditions()]))
-print(disagreement(ina3221.open_meter(Path(sys.argv[1])), meter, 2), flush=True)
+print(disagreement(ina3221.open_meter(Path(sys.argv[1])), meter), flush=True)
 with Recording(meter) as recording:
     sys.stdin.readline()
     print(recording.energy().mean_mw, flush=True)
