@@ -656,7 +656,7 @@ class Store:
     def save_enrolment(self, keyword: str, speaker: str, recordings: Sequence[np.ndarray], *, only_enrolled: bool = False) -> Enrolment:
         """Keep recordings (int16, mono, 16 kHz), in place of those that this speaker had for this keyword.
 
-        Until it returns the old ones hold; when it fails they stay.
+        When it fails the old ones stay, or the new ones are whole.
         """
         folder = self._enrolment(keyword, speaker)
         takes = {}
@@ -918,7 +918,7 @@ class Store:
 
     def _forget_starts(self) -> None:
         """Before another version becomes current, also where the power goes in between: the failures are not its own."""
-        (self.root / "starts").unlink(missing_ok=True)
+        self.clear_starts()
         _sync(self.root)
 
     def count_start(self) -> int:
