@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import logging
@@ -1009,17 +1010,24 @@ def _written(path: Path | None) -> Iterator[Callable[[bytes], object]]:
         yield lambda data: None
         return
     there = path.exists()
-    with path.open("ab") as file:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb") as file:
 
         def write(data: bytes) -> None:
-            with contextlib.suppress(OSError):  # a pipe or a terminal has nothing to be written over
-                file.truncate(0)
+            size = os.fstat(file.fileno()).st_size
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(1, len(data)))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # else it is a pipe, a terminal or a file system that cannot
+                    file.truncate(size)  # what was there is whole
+                    raise OSError(error.errno, error.strerror, str(path)) from None
             file.write(data)
+            file.flush()
+            with contextlib.suppress(OSError):  # a pipe or a terminal has nothing to be written over
+                file.truncate(len(data))
 
         try:
             yield write
         finally:
-            file.flush()
             if not there and not os.fstat(file.fileno()).st_size:
                 with contextlib.suppress(OSError):
                     path.unlink()

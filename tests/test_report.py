@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -32,9 +34,10 @@ NOW_S = 1_790_000_000.0  # in September 2026
 WAKE = Event("open sesame", "ann", 1.5, 0.5, NOW_S - DAY_S, 60.0, 0.3, "edge-1")
 
 
-def edgekws_command(root, *arguments):
+def edgekws_command(root, *arguments, **how):
     env = {**os.environ, "STATE_DIRECTORY": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "edgekws", *map(str, arguments)], env=env, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "edgekws", *map(str, arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, **how)
 
 
 @pytest.fixture(scope="module")
@@ -579,6 +582,20 @@ def test_wrong_usage_is_said_in_a_line(tmp_path, arguments, code, said):
 
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_page_that_has_no_room_leaves_the_one_that_was_there(tmp_path, lived):
+    page = tmp_path / "page.html"
+    page.write_text("of yesterday")
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (50_000, 50_000))  # enough for SQLite's own
+    done = edgekws_command(lived, "report", "--html", page, preexec_fn=full)
+
+    assert (done.returncode, page.read_text()) == (1, "of yesterday")
+    assert done.stderr.splitlines()[-1] == f"edgekws: {page}: File too large"
+
+    page.write_text("of yesterday" * 100_000)
+    assert edgekws_command(lived, "report", "--html", page).returncode == 0
+    assert page.read_text().rstrip().endswith("</html>")
 
 
 def test_a_database_that_cannot_be_read_is_said_in_a_line(tmp_path):

@@ -79,10 +79,8 @@ def load_meter(wanted: str = "auto", *, gpu: bool = False, sysfs: Path = SYSFS) 
     Raises:
         PowerError: there is no meter of that name.
     """
-    if wanted not in ("auto", "none", *ORDER):
-        raise PowerError(f'no power meter "{wanted}". Accepted: auto, {", ".join(ORDER)}, none')
-    if wanted == "none":
-        return NoMeter("no power meter was asked for")
+    if wanted not in ("auto", *ORDER):
+        raise PowerError(f'no power meter "{wanted}". Accepted: auto, {", ".join(ORDER)}')
     reasons = []
     for name in ORDER if wanted == "auto" else (wanted,):
         try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgekws.power import SYSFS
-from edgekws.power.tegrastats import ABSENT_C
 
 PLAUSIBLE_C = (-50.0, 150.0)  # a zone that is switched off reads -256, an unset one 0 K
 
@@ -33,7 +32,7 @@ def temperatures_c(sysfs: Path = SYSFS) -> dict[str, float]:
     for zone in sorted((sysfs / "class" / "thermal").glob("thermal_zone*")):
         with suppress(OSError, ValueError):  # EAGAIN: the part is switched off
             celsius = int((zone / "temp").read_text()) / 1000
-            if celsius > ABSENT_C and PLAUSIBLE_C[0] < celsius < PLAUSIBLE_C[1]:
+            if PLAUSIBLE_C[0] < celsius < PLAUSIBLE_C[1]:
                 found[(zone / "type").read_text().strip().removesuffix("-thermal")] = round(celsius, 1)
     return found
 

@@ -17,8 +17,6 @@ from edgekws.power import PowerMeter, whole
 
 WAIT_S = 3.0  # for a line
 RAIL = re.compile(r"\b([A-Z][A-Z0-9_]+) (\d+)mW/\d+mW")
-TEMPERATURE = re.compile(r"\b([\w-]+)@(-?\d+(?:\.\d+)?)C\b")
-ABSENT_C = -256.0  # what a sensor says that is switched off
 
 
 def open_meter(sysfs: Path, command: Sequence[str] = ("tegrastats", "--interval", "100")) -> Tegrastats:
@@ -31,11 +29,6 @@ def open_meter(sysfs: Path, command: Sequence[str] = ("tegrastats", "--interval"
 def rails_mw(line: str) -> dict[str, float]:
     """Label → mW now, of one line of JetPack 5 or 6. Channels that are not connected are left out."""
     return {label: float(now) for label, now in RAIL.findall(line) if label != "NC"}
-
-
-def temperatures_c(line: str) -> dict[str, float]:
-    """Zone → °C of one line; zones that are switched off are left out."""
-    return {zone: float(value) for zone, value in TEMPERATURE.findall(line) if float(value) != ABSENT_C}
 
 
 class Tegrastats(PowerMeter):
