@@ -27,6 +27,7 @@ from edgekws.evaluation import (
     measure,
     plot,
     poisson,
+    read_manifest,
     report_table,
     wilson,
 )
@@ -629,6 +630,25 @@ def test_an_enrolment_that_enroll_refuses_as_copies_is_measured_and_named(model,
     note = "1 users' enrolments hold the same recording twice, which `edgekws enroll` refuses: measured all the same"
     assert note in report["notes"] and f"open-sesame 7, slt: {reason}" in report_table(report)
     assert report["keywords"]["open-sesame 7"]["users"] == 2
+
+
+def test_takes_that_are_an_enrolment_recording_once_more_are_counted_and_told_apart(model, corpus):
+    import soundfile
+
+    whole = evaluate(corpus, model, conditions=["clean"])
+    one = whole["keywords"]["open-sesame 7"]
+    assert one["without_copies"]["recall_at_fa_per_hour"]["0.5"] == one["recall_at_fa_per_hour"]["0.5"]
+    assert one["without_copies"]["takes"] == one["takes"] == whole["mean"]["without_copies"]["takes"]
+    assert not [note for note in whole["notes"] if "once more" in note]
+
+    rows = [row for row in read_manifest(corpus) if row.kind == "keyword" and row.speaker == "slt" and row.split == "test"]
+    for row in rows[1:]:  # all but one
+        soundfile.write(corpus / row.path, (read_recording(corpus / "kw/slt/0.wav") * 0.5).astype(np.int16), SAMPLE_RATE_HZ)
+    report = evaluate(corpus, model, conditions=["clean"])
+
+    copies, entry = len(rows) - 1, report["keywords"]["open-sesame 7"]
+    assert copies and entry["without_copies"]["takes"] == entry["takes"] - copies
+    assert [note for note in report["notes"] if note.startswith(f"{copies} of {entry['takes']} test takes are a recording once more")]
 
 
 def test_where_nobody_can_be_measured_the_splits_that_are_there_are_named(model, corpus):
