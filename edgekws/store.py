@@ -11,6 +11,7 @@
     listening                               held by a listener, and not empty until it ends in order
     lock                                    held for the moment of a change
 
+The directory may hold other things, also in those of these names: only what edgekws could have written there itself is ever deleted.
 Names become directories as a readable part and a hash, so that any name will do.
 """
 
@@ -97,6 +98,13 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BOOTS = 20  # whose failed starts are known: more than anybody asks for
 REMOVED = ".removed-"  # an enrolment whose recordings are to be written over
 ADAPTED = "adapted.npz"  # in a model version that was adapted here: what it listens for, by enrolment
+# What a model version may hold. In a state directory with other things in it a directory with anything else is not ours.
+PARTS = {"manifest.json", "model.onnx", "model_fp16.onnx", "model_int8.onnx", "parity.npz", "negatives.npz", "prototypes.npz", ADAPTED}
+NEW = ".new-"  # a directory that something is made in, until it is whole
+HEX = "[0-9a-f]"
+LITTER = re.compile(rf"\.(new-.*|.+-{HEX}{{16}}|(current|previous)-[0-9]+)")  # in models/: see `_remove_whole` and `_link`
+TAKE = f"take-*-{HEX * 12}.wav"  # in enrolments/KEYWORD/SPEAKER/
+CACHE = f"*-{HEX * 10}.npz"  # in prototypes/: see `_slug`
 SCHEMA = len(MIGRATIONS)  # user_version of the database
 # Of an event's `extra`. One flipped bit in that text is met by SQLite as an error of the whole statement, and no check of its finds it.
 EXTRA = "CASE WHEN json_valid(extra) THEN json_extract(extra, '$.{}') END".format
@@ -385,7 +393,8 @@ class Store:
     def _ready(self, db: sqlite3.Connection) -> sqlite3.Connection:
         """Audio of which no row knows is deleted: whoever wrote it was killed, or the rows were lost with a damaged database."""
         known = {row[0] for row in db.execute("SELECT file FROM clips")}
-        orphans = [path for path in (self.root / "clips").glob("*") if path.name not in known and path.is_file()]
+        named = (self.root / "clips").glob(f"{HEX * 16}.wav")
+        orphans = [path for path in named if path.name not in known and path.is_file() and not path.is_symlink()]
         for path in orphans:
             try:
                 _shred(path)
@@ -710,9 +719,9 @@ class Store:
             self.forget_voice(keyword, speaker)
         with self.unchanged():  # else a listener that starts keeps the voice in the cache again in between
             with _told(self.root / "prototypes"):
-                for path in (self.root / "prototypes").glob("*.npz"):
+                for path in (self.root / "prototypes").glob(CACHE):
                     _shred(path)
-                shutil.rmtree(self.root / "prototypes", ignore_errors=True)
+                _sweep_new(self.root / "prototypes")
             for one in gone:
                 folder = self._enrolment(one.keyword, one.speaker)
                 with _told(folder):
@@ -733,7 +742,7 @@ class Store:
                         named = _read_enrolment(one).takes if there else ()
                     except StoreError:  # it may be mended by hand
                         continue
-                    for path in (*one.glob("take-*.wav"), *one.glob(".take-*"), *one.glob(".enrolment.json-*")):
+                    for path in (*one.glob(TAKE), *one.glob(f".{TAKE}-*"), *one.glob(".enrolment.json-*")):
                         if path not in named:
                             _shred(path)
                     if not there:
@@ -774,14 +783,13 @@ class Store:
         folder = self.root / "prototypes"
         own = folder / f"{_slug(model)}.npz"
         with _told(folder), self._lock():
+            _sweep_new(folder)
             folder.mkdir(exist_ok=True)
-            for litter in folder.glob(".new-*"):  # of a process that was killed
-                shutil.rmtree(litter)
-            with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+            with tempfile.TemporaryDirectory(prefix=NEW, dir=folder) as new:
                 path = Path(new) / "prototypes.npz"
                 save_enrolled(path, enrolled)
                 os.replace(path, own)
-            others = [one for one in folder.glob("*.npz") if one != own]  # whatever the clock says its own age is
+            others = [one for one in folder.glob(CACHE) if one != own]  # whatever the clock says its own age is
             for old in sorted(others, key=lambda one: one.stat().st_mtime_ns)[: 1 - CACHES]:
                 _shred(old)
 
@@ -848,12 +856,12 @@ class Store:
             folder.mkdir(exist_ok=True)
             for litter in [*folder.iterdir()]:  # of a promotion that was killed
                 with contextlib.suppress(OSError):  # lost+found, which is in nobody's way
-                    if litter.name.startswith("."):
+                    if LITTER.fullmatch(litter.name):
                         litter.unlink() if litter.is_symlink() else shutil.rmtree(litter)
-                    elif litter.name not in LINKS and litter.is_dir() and not (litter / "manifest.json").exists():
+                    elif litter.name not in LINKS and _is_left_of_a_version(litter):
                         shutil.rmtree(litter)
             if not (target / "manifest.json").exists():
-                with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+                with tempfile.TemporaryDirectory(prefix=NEW, dir=folder) as new:
                     shutil.copytree(path, Path(new) / name)
                     for copied in (Path(new) / name, *(Path(new) / name).rglob("*")):
                         _sync(copied)
@@ -874,7 +882,7 @@ class Store:
                 self._forget_starts()
                 self._link("current", target)
             kept = (target, self.previous_model())
-            others = [one for one in self.models().values() if one not in kept]
+            others = [one for one in self.models().values() if one not in kept and PARTS.issuperset(os.listdir(one))]
             others.sort(key=lambda one: (one / "manifest.json").stat().st_ctime_ns)  # when it came here; mtime was copied
             for one in others[: max(0, len(others) + sum(one is not None for one in kept) - GENERATIONS)]:
                 _remove_whole(one)
@@ -891,19 +899,19 @@ class Store:
         with _told(folder):
             with self._lock():
                 pass  # makes the state directory
-            with (self.root / "round.lock").open("w") as file:
+            with (self.root / "round.lock").open("a") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends, however it does
                 except BlockingIOError:
                     raise StoreError(
                         f"{folder}: another round of adaptation is under way. Wait for its end: edgekws log --follow"
                     ) from None
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
+                _sweep_new(folder)
+                folder.mkdir(exist_ok=True)
                 try:
-                    yield folder
+                    yield Path(tempfile.mkdtemp(prefix=NEW, dir=folder))
                 finally:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _sweep_new(folder)
 
     def rollback(self) -> Path | None:
         """Make the previous version current, or the packaged default (None) where there is no previous one."""
@@ -1009,7 +1017,7 @@ class Store:
 
     def _link(self, name: str, target: Path | None) -> None:
         path = self.root / "models" / name
-        if path.is_dir() and not path.is_symlink() and (self._model(name) is not None or not (path / "manifest.json").exists()):
+        if path.is_dir() and not path.is_symlink() and (self._model(name) is not None or _is_left_of_a_version(path)):
             _remove_whole(path)  # the second copy, or what is left of one
         if target is None:
             path.unlink(missing_ok=True)
@@ -1035,7 +1043,7 @@ class Store:
         if not self.root.exists():
             self.root.parent.mkdir(parents=True, exist_ok=True)
             self.root.mkdir(mode=0o700, exist_ok=True)
-        with (self.root / "lock").open("w") as file:
+        with (self.root / "lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._locked = True
             try:
@@ -1217,10 +1225,26 @@ def _read_wav(path: Path, advice: str = "Enrol that keyword again") -> np.ndarra
 
 
 def _shred(path: Path) -> None:
-    """Write over the file, then delete it. A card or SSD that spreads its writes may keep the old bytes: that is beyond us."""
+    """Write over the file, then delete it. A card or SSD that spreads its writes may keep the old bytes: that is beyond us. Of a link only
+    the link goes."""
     with contextlib.suppress(FileNotFoundError):
-        _put(path, b"\0" * path.stat().st_size, "r+b")
+        if not path.is_symlink():
+            _put(path, b"\0" * path.stat().st_size, "r+b")
         path.unlink()
+
+
+def _sweep_new(folder: Path) -> None:
+    """What was being made in it by a process that was killed; and the folder, where nothing else is in it."""
+    for litter in folder.glob(f"{NEW}*"):
+        shutil.rmtree(litter, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _is_left_of_a_version(folder: Path) -> bool:
+    """Of one that was being deleted, or was damaged: without its manifest, and with nothing in it that a version does not have."""
+    left = set(os.listdir(folder)) if folder.is_dir() and not folder.is_symlink() else set()
+    return bool(left) and left <= PARTS - {"manifest.json"}
 
 
 def _remove_whole(folder: Path) -> None:

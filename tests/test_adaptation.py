@@ -514,8 +514,8 @@ def test_what_the_configuration_says_of_a_keyword_is_what_is_learned_and_gated(c
 
 def test_a_round_that_was_killed_is_told_by_the_next_also_after_one_that_was_skipped(store):
     store.add_event(round_event("started", 1000.0))
-    (store.root / "round").mkdir()
-    (store.root / "round" / "half").write_text("of a model")
+    (store.root / "round" / ".new-killed").mkdir(parents=True)
+    (store.root / "round" / ".new-killed" / "half").write_text("of a model")
     store.add_event(round_event("skipped", 2000.0))
     store.remove_enrolment(KEYWORD)
 

@@ -681,7 +681,7 @@ def test_only_its_owner_may_read_the_audio(store):
 
 def test_audio_without_a_row_is_deleted_when_the_database_opens(store, caplog):
     kept = store.add_clip(CLIP, SOUND)
-    (store.root / "clips" / "left.wav").write_bytes(b"half a cl")
+    (store.root / "clips" / "0123456789abcdef.wav").write_bytes(b"half a cl")
     store.close()
 
     assert Store(store.root).clips() == [kept]

@@ -274,6 +274,9 @@ def test_a_database_of_a_later_version_is_refused_and_left_alone(tmp_path):
     assert not list(tmp_path.glob("*damaged*"))
 
 
+PAIR = ("manifest.json", "tokenizer.json")
+
+
 def everything_in(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".db-shm"}
 
@@ -754,6 +757,32 @@ def test_what_is_left_of_a_version_or_a_second_copy_that_was_being_deleted_is_in
 
     assert (copy.current_model().name, copy.previous_model().name) == ("m-3", "m-2")
     assert sorted(path.name for path in (copy.root / "models").iterdir()) == ["current", "m-1", "m-2", "m-3", "previous"]
+
+
+def test_what_else_is_in_a_directory_that_the_settings_name_stays(tmp_path):
+    store, outside = Store(tmp_path / "pictures"), tmp_path / "outside"
+    outside.write_text("of somebody else")
+    others = [
+        *("clips/holiday.mp4", "clips/take.wav", "models/llama/weights.bin", "models/.git/HEAD", "prototypes/design.npz", "round/1/score"),
+        *("enrolments/choir/monday/take-1.wav", "lock", "round.lock", *(f"models/tiny-{i}/{name}" for i in range(6) for name in PAIR)),
+    ]
+    for path in (store.root / name for name in others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of somebody else")
+    for name in ("clips/link.txt", "clips/0123456789abcdef.wav", "models/.link"):
+        (store.root / name).symlink_to(outside)
+    before = everything_in(tmp_path)
+    store.add_event(WAKE)
+    for id in ("m-1", "m-2"):
+        store.promote(a_model(tmp_path, id), id)
+    store.save_enrolment("hey", "ann", takes(3))
+    store.save_prototypes("m-1", {"1": Enrolled("hey", "ann", np.ones((1, 4), np.float32), 0.7)})
+    store.remove_enrolment("hey")
+    with store.round_folder() as folder:
+        assert not [*folder.iterdir()]
+
+    assert before.items() <= everything_in(tmp_path).items()
+    assert [path.name for path in store.root.glob("prototypes/*")] == ["design.npz"]
 
 
 @pytest.mark.parametrize("junk", [b"\xff\xfe", "²".encode(), b"9" * 5000, b""])
