@@ -105,7 +105,7 @@ def measure(model: Model, folder: Path, calibration: np.ndarray, stream: np.ndar
                         "cosine_to_fp32": {"median": round(float(np.median(cosine)), 5), "min": round(float(cosine.min()), 5)},
                     }
                 )
-                workers.append(bench.Worker([__file__, "--serve", str(one.path), name, str(folder / "stream.npy")]))
+                workers.append(bench.Worker([__file__, "--serve", str(one.path.resolve()), name, str(folder / "stream.npy")]))
         turns = [[worker.ask("step") for worker in workers] for _ in range(repeats + 1)][1:]
     finally:
         for worker in workers:

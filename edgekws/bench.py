@@ -202,9 +202,11 @@ def _at_a_microphone(model: Model, backend: str, folder: Path) -> Mapping[str, A
     command = [sys.executable, "-m", "edgekws", "run", "--source", "mic:default", "--config", str(config)]
     if not (model.path / "prototypes.npz").exists():  # one that was adapted brings no keyword; what makes one needs more than listening
         takes = sorted(map(str, (Path(__file__).parent / "demo").glob("enrol-*.flac")))
-        subprocess.run([*command[:3], "enroll", "open sesame", *takes, *command[-2:]], env=_environment(), capture_output=True)
+        subprocess.run([*command[:3], "enroll", "open sesame", *takes, *command[-2:]], env=_environment(), cwd="/", capture_output=True)
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, env=_environment(), stdout=quiet, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent) as run:
+    with subprocess.Popen(
+        command, env=_environment(), cwd="/", stdout=quiet, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
+    ) as run:
         assert run.stderr is not None
         try:
             for line in run.stderr:
@@ -365,6 +367,7 @@ class Training:
             stderr=subprocess.DEVNULL,
             text=True,
             env=_environment(),
+            cwd="/",
             preexec_fn=_die_with_parent,
         )
         assert self._process.stdout is not None
@@ -658,7 +661,7 @@ def _environment() -> dict[str, str]:
 
 
 class Worker:
-    """The parent's end of a measuring process: `python *command`, which calls `serve`."""
+    """The parent's end of a measuring process: `python *command`, which calls `serve`. Paths in it are absolute."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -667,6 +670,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=_environment(),
+            cwd="/",
         )
         self.facts: dict[str, Any] = {}
         try:

@@ -342,7 +342,7 @@ def _groups(root: Path) -> Iterator[Check]:
 def _torch(python: str) -> Iterator[Check]:
     """A torch for another machine imports and trains, on the CPU."""
     try:
-        done = subprocess.run([python, "-c", TORCH], env=environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run([python, "-c", TORCH], env=environment(), cwd="/", capture_output=True, text=True, timeout=120)
         version, architectures, gpu = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return  # none, as said above

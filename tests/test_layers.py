@@ -1,6 +1,7 @@
 """Imports point down only, vendor libraries stay in their one module, and the listener loads none of them before it needs one."""
 
 import ast
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,11 @@ from pathlib import Path
 import pytest
 
 import edgekws
+from edgekws import bench, doctor
+from edgekws.engines import Preparation
+from edgekws.errors import EdgekwsError
+from edgekws.model import find_model, load_model
+from edgekws.training import teacher
 
 PACKAGE = Path(edgekws.__file__).parent
 # From the ground up. Those of one line do not know each other; a package (audio, engines, training) is one unit.
@@ -45,6 +51,14 @@ VENDORS = {
     "torch_pruning",
     "wyoming",
     "zeroconf",
+}
+PROCESSES = {  # of ours
+    "measure": lambda model, folder: bench.listener(model, "onnxruntime", folder / "pcm").close(),
+    "listen": lambda model, folder: bench._at_a_microphone(model, "onnxruntime", folder),
+    "train": lambda model, folder: bench.Training(model).__enter__().__exit__(),
+    "prepare": lambda model, folder: Preparation(model, "null").why_not(),
+    "torch": lambda model, folder: [*doctor._torch(sys.executable)],
+    "pip": lambda model, folder: teacher.fetch(folder),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -133,6 +147,19 @@ def test_importing_it_loads_no_vendor_library(module):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_no_process_of_ours_runs_what_lies_in_the_current_directory(process, tmp_path, monkeypatch):
+    for name in ("edgekws", "torch", "pip"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "pcm").touch()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(EdgekwsError):  # what is not installed here
+        PROCESSES[process](load_model(find_model("edge-tiny")), tmp_path)
+
+    assert not (tmp_path / "ran").exists()
 
 
 def test_listening_never_reaches_training():

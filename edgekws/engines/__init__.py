@@ -182,9 +182,12 @@ def parity(engine: Engine, model: Model) -> float:
 
 
 def environment() -> dict[str, str]:
-    """Of our processes: this very edgekws. The Debian package's packages, and torch beside them, are where only its own script looks."""
+    """Of our processes: this very edgekws. The Debian package's packages, and torch beside them, are where only its own script looks.
+
+    Start them with cwd="/": what -c and -m import is looked for in the current directory first, whosever that is.
+    """
     package_root = str(Path(__file__).parent.parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *filter(None, sys.path)])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, [package_root, *filter(None, sys.path)]))}
 
 
 class Preparation:
@@ -197,7 +200,7 @@ class Preparation:
         code = "import sys; from edgekws.engines import prepare; prepare(*sys.argv[1:])"
         command = [sys.executable, "-c", code, str(model.path.resolve()), backend]
         quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, env=environment(), stdin=quiet, stdout=quiet, stderr=self._said)
+        self._process = subprocess.Popen(command, env=environment(), cwd="/", stdin=quiet, stdout=quiet, stderr=self._said)
 
     def done(self) -> bool:
         """Whether it has ended."""

