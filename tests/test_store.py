@@ -97,6 +97,19 @@ def test_a_microphone_that_gives_nothing_for_weeks_pushes_out_no_wake(tmp_path):
     assert [event.kind for event in store.events()] == ["deaf", "stop", *["wake"] * 18]
 
 
+def test_a_client_of_the_wake_service_that_wakes_all_the_time_pushes_out_nothing_of_the_listener_s_own(tmp_path):
+    store = Store(tmp_path, events_max=20)
+    own = [store.add_event(replace(WAKE, kind=kind, time_s=1000.0 + 60 * i, model="m")) for i, kind in enumerate(("start", "wake", "stop"))]
+    own += [store.add_event(replace(WAKE, time_s=2000.0 + 60 * i, stream_s=60.0 * i, model="n")) for i in range(3)]
+    for i in range(60):
+        wake = store.add_event(replace(WAKE, time_s=2200.0, extra={"client": "192.0.2.7:4711"}))
+        if i % 2:
+            store.reject_wake(wake.id)
+
+    assert store.events()[:6] == own and len(store.events()) == 6 + 5
+    assert store.tally("n", 3600.0).wakes == {"hey": (1, 3)}
+
+
 def test_the_state_directory_is_for_its_owner_only(store):
     store.add_event(WAKE)
 
