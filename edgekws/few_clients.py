@@ -33,8 +33,8 @@ class FewClients(ThreadingHTTPServer):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family = found[0][0]
         self.local = all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)
-        names = {"localhost", host.lower(), socket.gethostname().lower()}
-        self._names = names | {f"{name}.local" for name in names}
+        own = socket.gethostname().lower()
+        self._names = {"localhost", host.lower(), own, f"{own}.local"}  # another name in .local is whose machine says so
         self.name = name
         self._complaints = Complaints()
         self._due_s: dict[Any, float] = {}

@@ -156,6 +156,8 @@ def test_what_is_no_wake_cannot_be_marked(served):
         "evil.example:{port}",
         "localhost.evil.example:{port}",
         "127.0.0.1.evil.example",
+        "127.0.0.1.local",  # of whoever says so by mDNS
+        "localhost.local",
         "",
         ":{port}",
         (),
@@ -173,7 +175,16 @@ def test_a_name_that_is_not_of_this_machine_is_refused(served, host):
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:8080", "[::1]:{port}", "192.168.1.7", socket.gethostname()]
+    "host",
+    [
+        "127.0.0.1:{port}",
+        "localhost:{port}",
+        "LOCALHOST:8080",
+        "[::1]:{port}",
+        "192.168.1.7",
+        socket.gethostname(),
+        f"{socket.gethostname()}.local",
+    ],
 )
 def test_an_address_or_a_name_of_this_machine_is_welcome(served, host):
     """With any port, since `ssh -L` brings another one."""
