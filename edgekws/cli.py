@@ -39,6 +39,7 @@ from edgekws.errors import (
     StoreError,
     Taken,
     UsageError,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that this terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.WARNING, format="edgekws: %(message)s", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("edgekws: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     try:
         if any("\0" in word for word in arguments or ()):  # no shell can pass one, a program that calls this can
             raise UsageError("an argument holds a NUL character, which no name of a file can")
@@ -275,8 +278,13 @@ class _Intermixed(argparse.ArgumentParser):
             self._inner = False
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), "\n")
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, "\n"), file=sys.stderr, flush=True)
 
 
 # Putting the listener together.

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from edgekws.errors import ConfigError
+from edgekws.errors import ConfigError, printable
 
 SYSTEM_FILE = Path("/etc/edgekws/edgekws.toml")
 
@@ -341,7 +341,7 @@ def _toml(value: object) -> str:
 
 def _short(text: str) -> str:
     """One printable line of at most 80 characters."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:200])
+    line = printable(text[:200])
     return line if len(line) <= 80 and len(text) <= 200 else line[:77] + "…"
 
 

@@ -89,6 +89,11 @@ class StoreError(EdgekwsError):
     """The state directory cannot be read or written."""
 
 
+def printable(text: str, but: str = "") -> str:
+    """For a terminal, which the name of a file could give orders: what shows nothing, `but` for some, as Python's escapes."""
+    return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
+
+
 def install_command(extra: str) -> str:
     """What adds an extra to the installation that runs: the Debian package, deploy/install.sh's, or one by pip."""
     if Path(__file__).is_relative_to("/usr/lib/edgekws"):  # what is in it is not pip's; /usr/bin/edgekws looks in this directory too

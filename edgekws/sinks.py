@@ -22,7 +22,7 @@ from typing import Protocol, TextIO, cast
 
 import numpy as np
 
-from edgekws.errors import EdgekwsError, StoreError
+from edgekws.errors import EdgekwsError, StoreError, printable
 from edgekws.store import Store
 from edgekws.values import Clip, Event
 
@@ -218,7 +218,11 @@ def as_line(event: Event, *, date: bool = False) -> str:
 
 
 def words(event: Event) -> str:
-    """What happened, for people."""
+    """What happened, for people, in one printable line."""
+    return printable(_words(event))
+
+
+def _words(event: Event) -> str:
     facts = event.extra
     who = f"{event.keyword} ({event.speaker})" if event.speaker else event.keyword
     if event.kind == "wake":

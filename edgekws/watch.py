@@ -11,6 +11,7 @@ from typing import TextIO
 import numpy as np
 
 from edgekws.audio import Source
+from edgekws.errors import printable
 from edgekws.pipeline import Pipeline
 from edgekws.power.gauge import Gauge
 from edgekws.values import SAMPLE_RATE_HZ, Detection, Enrolled
@@ -45,7 +46,7 @@ def watch(
 
     def show() -> None:
         size = shutil.get_terminal_size()
-        title = f"{model} on {pipeline.engine.name}  {source.uri}"  # a long path is what is cut off
+        title = printable(f"{model} on {pipeline.engine.name}  {source.uri}")  # a long path is what is cut off
         columns, lines = size.columns or 80, size.lines or 24  # on Python 3.10 a serial console that does not tell has 0 and 0
         rows = view.screen(title, columns, lines, power(gauge), unicode="utf" in (stream.encoding or "").lower())
         stream.write("\x1b[H" + "\x1b[K\r\n".join(rows) + "\x1b[J")

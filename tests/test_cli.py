@@ -149,6 +149,23 @@ def test_the_log_shows_what_is_asked_for_in_words(cli):
     assert "invalid choice: 'sneeze'" in cli("log", "--kind", "sneeze", code=2).stderr
 
 
+def test_the_name_of_a_file_gives_a_terminal_no_orders(enrolled, tmp_path):
+    cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
+    name = "küche\x1b]0;title\x07"
+    path = Path(shutil.copy(STREAM, tmp_path / f"{name}.flac"))
+    damaged = cli.root / "enrolments" / name / "ann" / "enrolment.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    listing = cli("enroll", "--list").stderr
+    shutil.rmtree(damaged.parent.parent)
+    ran = cli("run", "--source", f"file:{path}").stderr
+    refused = cli("enroll", "hey", str(path), str(tmp_path / f"{name}.wav"), code=1).stderr
+    logged = cli("log", "--kind", "start").stdout
+
+    for text in (listing, ran, refused, logged):
+        assert "küche\\x1b]0;title\\x07" in text and "\x1b" not in text
+
+
 def test_a_log_without_such_an_event_advises_what_shows_more(cli):
     assert "--all shows gaps, starts and stops too" in cli("log").stderr
     assert "--all" not in cli("log", "--kind", "gap").stderr + cli("log", "--all").stderr

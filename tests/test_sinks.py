@@ -168,6 +168,7 @@ def test_lines_are_for_people_and_json_is_for_scripts():
         "latency_ms": 0.3,
         "model": "edge-1",
     }
+    assert as_line(replace(GAP, kind="start", extra={"source": "file:a\nb"})).endswith("listening to file:a\\nb with edge-1")
     assert as_line(GAP) == "     4.20 s  gap: 120 ms of audio were lost"
 
 
