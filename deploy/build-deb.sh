@@ -161,6 +161,13 @@ if [ -d /run/systemd/system ]; then systemctl daemon-reload || true; fi
 if [ "$1" = remove ] && [ -x /usr/bin/deb-systemd-helper ]; then
   deb-systemd-helper mask edgekws.service >/dev/null
 fi
+if [ "$1" = remove ]; then # at a purge the settings are gone already
+  root=$(sed -n "s/^ *\(store\.\)*root *= *[\"']\([^\"']*\)[\"'].*/\2/p" /etc/edgekws/edgekws.toml 2>/dev/null || true)
+  case ${root:-/var/lib/edgekws}/ in
+  /var/lib/edgekws/*) ;;
+  *) echo "left, also by a purge: what was recorded is in $root, where other things may be too. Delete it yourself" ;;
+  esac
+fi
 if [ "$1" = purge ]; then
   if [ -x /usr/bin/deb-systemd-helper ]; then
     deb-systemd-helper purge edgekws.service edgekws-adapt.timer edgekws-wyoming.service >/dev/null

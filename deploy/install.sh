@@ -6,7 +6,7 @@
 # --torch     NVIDIA's torch for this JetPack, for learning on the device: the address of its package index, or a wheel. It is never taken from
 #             elsewhere: the one that pip finds by itself has no code for a Jetson's GPU. Without it a torch that is there already is used.
 # --jetpack   where it is not read from /etc/nv_tegra_release.
-# --purge     deletes recordings, events, models and settings too; without it they stay.
+# --purge     deletes recordings, events, models and settings too; without it they stay. What [store] root keeps elsewhere is only named.
 # JetPack's own packages are used (TensorRT, CUDA) and none is changed: all goes into /opt/edgekws. To change the settings later:
 # /etc/edgekws/edgekws.toml, then sudo systemctl restart edgekws. To upgrade: the same command in a newer clone.
 set -euo pipefail
@@ -61,14 +61,20 @@ if [ "$action" = uninstall ]; then
     exit 0
   fi
   do_ rm -f /usr/lib/sysusers.d/edgekws.conf
+  root=$(sed -n "s/^ *\(store\.\)*root *= *[\"']\([^\"']*\)[\"'].*/\2/p" "$settings" 2>/dev/null || true)
+  root=${root:-$state}
   if [ -n "$purge" ]; then
+    case $root/ in
+    "$state"/*) ;;
+    *) echo "left: what was recorded is in $root, where other things may be too. Delete it yourself" ;;
+    esac
     do_ rm -rf "$state" /etc/edgekws "$units/edgekws.service.d" "$units/edgekws-wyoming.service.d" "$units/edgekws-adapt.timer.d" \
       "$units/edgekws-adapt.service.d" \
       /var/lib/systemd/timers/stamp-edgekws-adapt.timer
     if getent passwd edgekws >/dev/null; then do_ userdel edgekws; fi
     if getent group edgekws >/dev/null; then do_ groupdel edgekws; fi
   else
-    echo "kept: $state and /etc/edgekws (uninstall --purge deletes them)"
+    echo "kept: $root and /etc/edgekws (uninstall --purge deletes $state and /etc/edgekws)"
   fi
   exit 0
 fi

@@ -105,6 +105,26 @@ def test_uninstalling_keeps_what_was_recorded_unless_told_otherwise():
     assert one(kept, "systemctl disable --now") and one(purged, "systemctl disable --now")
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('root = "/srv/my recordings"', "/srv/my recordings"),
+        ("store.root = '/srv/all'  # the large disk", "/srv/all"),
+        ('root = "/var/lib/edgekws"', ""),
+        ('# root = "/srv"', ""),
+    ],
+)
+def test_what_was_recorded_elsewhere_is_named_before_the_settings_go(line, told):
+    settings = f"mount -t tmpfs none /etc; mkdir /etc/edgekws; cat >/etc/edgekws/edgekws.toml <<'END'\n{line}\nEND\n"
+    postrm = re.search(r"DEBIAN/postrm\" <<'END'\n(.*?)\nEND\n", (ROOT / "deploy" / "build-deb.sh").read_text(), re.DOTALL)[1]
+    for removal in ("bash deploy/install.sh uninstall --purge --dry-run", f"export DPKG_MAINTSCRIPT_PACKAGE=edgekws; set -- remove\n{postrm}"):
+        done = on_a_machine_of_its_own(settings + removal)
+
+        assert done.returncode == 0, done.stderr
+        assert re.findall("left.* is in (.*), where", done.stdout) == [told] * bool(told)
+        assert "/srv" not in "".join(one for one in done.stdout.splitlines() if "rm -rf" in one)
+
+
 PACKAGE = "Package: edgekws\nStatus: install ok installed\nVersion: 1\nArchitecture: all\nMaintainer: none <none>\nDescription: none\n"
 PACKAGED = f"mkdir /var/lib/dpkg; printf '{PACKAGE}' >/var/lib/dpkg/status\n"
 
