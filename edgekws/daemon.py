@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 STATUS_S = 10.0  # between two status lines to the service manager
 DEAF_S = 5.0  # without a sample
-MUTE_S = 300.0  # of samples that are all zero: a muted switch, a null source. A microphone has noise of its own, but where a gate takes it
+MUTE_S = 300.0  # of samples that are all the same: a muted switch, a null source, a chip that is stuck. A microphone has noise of its own,
+# but where a gate takes it
 MUTED = (
     f"only digital silence for {MUTE_S:.0f} s: is it muted? Unmute it (alsamixer, or pactl set-source-mute @DEFAULT_SOURCE@ 0), "
     "or name another: edgekws devices"
@@ -65,18 +66,20 @@ class Status:
         self.delivery: Delivery | None = None
         """Whose losses are told."""
         self.silent = 0
-        """Samples in a row, up to the last one, that are zero."""
+        """Samples in a row, up to the last one, that are all the same, as zeros are: digital silence."""
         self.muted = False
         """For so long that it counts as deaf."""
         self._clock, self._now = clock, now
         self._heard_s = float("-inf")
+        self._last = np.int16(0)
         self._recent: deque[np.ndarray] = deque(maxlen=LEVEL_HOPS)
 
     def heard(self, samples: np.ndarray) -> None:
         """int16, at most one hop."""
         self._heard_s = self._clock()
         self._recent.append(samples)
-        self.silent = 0 if samples.any() else self.silent + len(samples)
+        self.silent = self.silent + len(samples) if (samples == self._last).all() else 0
+        self._last = samples[-1]
 
     def listening(self) -> bool:
         """Whether samples came in the last seconds, and sound in the last minutes."""
@@ -86,7 +89,7 @@ class Status:
         """Of the last second; None where there is no sample or digital silence."""
         recent = list(self._recent) if self._clock() - self._heard_s < DEAF_S else []
         samples = np.concatenate(recent) if recent else np.zeros(1, np.int16)
-        rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+        rms = float(samples.std())  # without a constant offset, which nobody hears
         return round(float(20 * np.log10(rms / 32768)), 1) if rms else None
 
     def dropped(self) -> dict[str, int]:

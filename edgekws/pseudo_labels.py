@@ -254,7 +254,7 @@ class PseudoLabels:
             return []
         # Its last second is left off: there a word may have begun that nobody has scored yet.
         samples = self._audio(self._hops - len(self._ring), self._hops - SETTLE_HOPS)
-        if not samples.any():  # a muted microphone
+        if (samples == samples[0]).all():  # a muted microphone, or one that is stuck
             self._room_from = self._end_sample + ROOM_HOPS * HOP_SAMPLES
             return []
         self._clear = 0

@@ -106,7 +106,7 @@ class View:
     def hear(self, samples: np.ndarray, scores: dict[tuple[str, str], float], found: list[Detection], stream_s: float) -> None:
         """int16 samples, and what the detector made of them so far."""
         self._stream_s = stream_s
-        rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
+        rms = float(samples.std()) if len(samples) else 0.0  # without a constant offset
         self._level.set(max(LOWEST_DBFS, 20 * np.log10(max(rms, 1e-3) / 32768)), stream_s)
         for key, score in scores.items():
             self._scores[key].set(score, stream_s)

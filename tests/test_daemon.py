@@ -397,6 +397,22 @@ def test_a_pipe_of_digital_silence_is_deaf_as_a_microphone_is():
     assert [event.kind for event in heard(source)[1]][-2:] == ["deaf", "stop"]
 
 
+@pytest.mark.parametrize("value", [-1, 983])
+def test_a_microphone_that_is_stuck_at_a_value_is_deaf_as_a_muted_one_is(value):
+    source, status = Chunks(cut(np.concatenate([seconds(1), seconds(*MUTE) + np.int16(value)]), HOP_SAMPLES), live=True), Status()
+    source.uri = "mic:default"
+
+    assert [event.kind for event in heard(source, status=status)[1]][-2:] == ["deaf", "stop"]
+    assert "level silence" in status.line()
+
+
+def test_a_constant_offset_is_no_level():
+    status = Status()
+    status.heard((np.tile([33, -33], 640) + 9000).astype(np.int16))
+
+    assert status.level_dbfs() == -59.9
+
+
 def test_silence_in_a_file_and_a_noise_of_one_step_are_no_deafness():
     for uri, samples in (("file:a.wav?paced=1", seconds(*MUTE)), ("mic:default", np.tile([0, 1], 160 * SAMPLE_RATE_HZ).astype(np.int16))):
         source = Chunks(cut(samples, HOP_SAMPLES), live=True)
@@ -426,7 +442,7 @@ def test_the_last_wake_is_told_with_its_date_unless_that_is_today_s():
 def test_a_level_of_before_it_was_deaf_is_not_that_of_now():
     clock = iter([0.0, DEAF_S - 0.1, DEAF_S])
     status = Status(lambda: next(clock))
-    status.heard(np.full(1280, 3277, np.int16))
+    status.heard(np.tile([3277, -3277], 640).astype(np.int16))
 
     assert (status.level_dbfs(), status.level_dbfs()) == (-20.0, None)
 

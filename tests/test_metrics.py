@@ -47,7 +47,7 @@ def scrape_soon(port):
 
 def test_wakes_gaps_and_level_are_there_for_prometheus():
     status = Status()
-    status.heard(np.full(1280, 3277, np.int16))
+    status.heard(np.tile([3277, -3277], 640).astype(np.int16))
     status.source, status.model, status.gaps, status.lost_s, status.hops, status.busy_s = "mic:x", "edge-1", 2, 0.04, 100, 0.25
     metrics = Metrics("127.0.0.1", 0, status.report)
     for keyword in ("alexa", 'quote " and\nline', "alexa"):

@@ -11,7 +11,7 @@ from edgekws.model import find_model, load_model
 from edgekws.pipeline import Pipeline
 from edgekws.power.gauge import Gauge
 from edgekws.values import AudioChunk
-from edgekws.watch import watch
+from edgekws.watch import View, watch
 
 
 class Interrupted(Source):
@@ -43,6 +43,13 @@ def test_a_pipe_gets_level_scores_power_deafness_and_gaps(tmp_path):
     assert "-41 dBFS  hey jetson" in first and first.endswith("  4.78 W (ina3221 VDD_IN)")
     assert deaf == "deaf: no samples for 5 s"
     assert second.endswith("GAP 240 ms")
+
+
+def test_a_constant_offset_is_no_level():
+    view = View(())
+    view.hear((np.tile([33, -33], 640) + 9000).astype(np.int16), {}, [], 1.0)
+
+    assert "  -60 dBFS" in view.line([])
 
 
 def test_a_terminal_shows_engine_power_and_what_happened(tmp_path):
