@@ -15,6 +15,7 @@ import pytest
 
 from edgekws.audio import StdinSource, duration_s, microphone, open_source, read_recording, record
 from edgekws.audio.microphone import SampleClock
+from edgekws.audio.stdin import STALL_S
 from edgekws.errors import AudioError, EdgekwsError, UsageError
 from edgekws.values import SAMPLE_RATE_HZ
 
@@ -536,6 +537,51 @@ def test_of_standard_input_that_comes_late_nothing_is_lost_though_a_pipe_holds_l
 
     assert sum(chunk.gap_samples for chunk in chunks) == 1  # that it listens again
     assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), NOISE)
+
+
+@pytest.mark.parametrize("stopped_s", [2.5, 3.0, 10.0])
+def test_what_standard_input_lost_while_this_process_was_stopped_is_a_gap_behind_what_the_pipe_held(stopped_s, caplog):
+    read_end, write_end = os.pipe()
+    now_s, told = [100.0], []
+    with StdinSource("stdin:", "", read_end, clock=lambda: now_s[0]) as source:
+        source.on_deaf = told.append
+        chunks = source.chunks()
+        found = []
+        for samples, passed_s in ((NOISE[:320], stopped_s), (NOISE[320:30_000], 0.0), (NOISE[30_000:], 0.0)):
+            os.write(write_end, samples.tobytes())
+            found.append(next(chunks))
+            now_s[0] += passed_s
+        os.close(write_end)
+        assert list(chunks) == []
+    os.close(read_end)
+
+    lost = round(stopped_s * SAMPLE_RATE_HZ) - len(NOISE[320:]) if stopped_s >= STALL_S else 0
+    assert [chunk.gap_samples for chunk in found] == [0, 0, lost]
+    assert np.array_equal(np.concatenate([chunk.samples for chunk in found]), NOISE)
+    assert told == [] and len(caplog.messages) == bool(lost)
+
+
+def test_of_standard_input_that_waits_for_whoever_reads_it_nothing_is_lost_while_this_process_is_stopped():
+    """Ten seconds, and a writer that gives at once what a pipe takes."""
+    read_end, write_end = os.pipe()
+    now_s, samples = [100.0], np.tile(NOISE, 5)
+
+    def write():
+        os.write(write_end, samples.tobytes())
+        os.close(write_end)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    with StdinSource("stdin:", "", read_end, clock=lambda: now_s[0]) as source:
+        chunks = source.chunks()
+        found = [next(chunks)]
+        now_s[0] += 10.0
+        found += chunks
+    writing.join()
+    os.close(read_end)
+
+    assert not any(chunk.gap_samples for chunk in found)
+    assert np.array_equal(np.concatenate([chunk.samples for chunk in found]), samples)
 
 
 def test_standard_input_that_ends_while_it_is_waited_for_ends_in_order():

@@ -34,7 +34,7 @@ UNKNOWN_LENGTH = 0x7FFF_0000  # a WAV header in a pipe claims 0 or at least this
 class StdinSource(Source):
     """s16le samples, 16 kHz mono unless ?rate and ?channels say otherwise. A WAV header is read and taken off: arecord writes one.
 
-    Where nothing comes for 3 s it is waited for, said, and counted as a gap.
+    Where nothing comes for 3 s it is waited for, said, and counted as a gap. So is what was lost while this process itself did not read.
 
     Args:
         descriptor: read instead of standard input.
@@ -61,6 +61,7 @@ class StdinSource(Source):
         self._stall_polls, self._clock = round(stall_s / POLL_S), clock
         self._heard_s = clock()
         self._begun = False  # a byte came
+        self._behind = False  # nothing was read for long, and what comes now may be later than what the pipe held
         self._lost_s = 0.0  # before what was read last
 
     def chunks(self) -> Iterator[AudioChunk]:
@@ -119,9 +120,13 @@ class StdinSource(Source):
                     data = os.read(self._descriptor, READ_BYTES)
                 except OSError as error:
                     raise AudioError(f"cannot read {self.uri}: {error.strerror}") from error
-                if data and polls >= self._stall_polls:
+                unread_s = self._clock() - self._heard_s - polls * POLL_S
+                if data and (self._behind or polls >= self._stall_polls):
                     data = self._after_a_stall(data, polls)
-                self._heard_s, self._begun = self._clock(), True
+                elif self.live and self._begun and unread_s >= STALL_S:  # What the pipe held follows what came before.
+                    self._heard_s, self._behind = self._heard_s + len(data) / self._bytes_per_s(), True
+                    return data
+                self._heard_s, self._begun, self._behind = self._clock(), True, False
                 return data
             polls += 1
             if polls == self._stall_polls:
@@ -132,7 +137,7 @@ class StdinSource(Source):
 
     def _after_a_stall(self, data: bytes, polls: int) -> bytes:
         """What came late and all that waits behind it; what is missing then was lost. Before the first byte nothing is."""
-        per_s = self._rate_hz * 2 * self._channels
+        per_s = self._bytes_per_s()
         pieces, size, until_s = [data], len(data), self._clock() + CATCH_UP_S
         while not self._closed and size < (self._clock() - self._heard_s) * per_s and self._clock() < until_s:
             if not select.select([self._descriptor], [], [], POLL_S / 2)[0]:
@@ -146,12 +151,20 @@ class StdinSource(Source):
             pieces.append(more)
             size += len(more)
         lost_s = self._clock() - self._heard_s - size / per_s
+        if polls < self._stall_polls:  # It was not told that it is deaf.
+            if lost_s >= LATE_S:
+                self._lost_s += lost_s
+                log.warning("%s: %.1f s lost: edgekws was stopped, or this machine was too busy", self.uri, lost_s)
+            return b"".join(pieces)
         if lost_s < LATE_S:  # whoever writes gives much at a time, and seldom
             self._stall_polls = max(self._stall_polls, min(2 * polls, round(MOST_STALL_S / POLL_S)))
         lost_s = max(0.0, lost_s) if self._begun else 0.0
         self._lost_s += max(1 / SAMPLE_RATE_HZ, lost_s)  # that it listens again is told by a gap
         log.warning("%s: listening again, %.1f s lost", self.uri, lost_s)
         return b"".join(pieces)
+
+    def _bytes_per_s(self) -> int:
+        return self._rate_hz * 2 * self._channels
 
     def _header(self) -> tuple[bytes, int]:
         """(first samples, how many bytes of samples there are) behind a WAV header, if there is one."""
