@@ -41,9 +41,9 @@ default = types.SimpleNamespace(device=(0, 0))
 def query_hostapis():
     if os.environ.get("FAKE_DEVICES") == "none":
         raise PortAudioError("Error querying host API", -9979)
-    return [{"name": "PulseAudio"}]
-def query_devices():
-    return [{"name": "fake", "hostapi": 0, "max_input_channels": 1, "default_samplerate": 16000.0}]
+    return [{"name": "PulseAudio", "devices": [0]}]
+def query_devices(device):
+    return {"name": "fake", "hostapi": 0, "max_input_channels": 1, "default_samplerate": 16000.0}
 class RawInputStream:
     active = False
     def __init__(self, callback, finished_callback, **options):
@@ -489,6 +489,24 @@ def test_no_microphone_is_explained(tmp_path):
 
     assert "AudioError: " in done.stderr
     assert "there is no microphone here" in done.stderr or "PortAudio is not installed" in done.stderr
+
+
+NAMES_SCRIPT = """
+from edgekws.audio import input_devices
+for _ in range(2):
+    print({device.name for device in input_devices()} & {"kitchen"})
+"""
+
+
+def test_a_device_whose_name_is_no_utf_8_is_left_out_and_said_once(tmp_path):
+    (tmp_path / ".asoundrc").write_bytes(b'pcm."K\xfcche" { type null }\npcm.kitchen { type null }\n')
+    env = {"PATH": "/usr/bin", "HOME": str(tmp_path), "PULSE_SERVER": f"unix:{tmp_path}/none", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", NAMES_SCRIPT], capture_output=True, text=True, env=env)
+    if "PortAudio is not installed" in done.stderr:
+        pytest.skip("PortAudio not installed (apt-get install libportaudio2)")
+
+    assert done.stdout == "{'kitchen'}\n" * 2
+    assert done.stderr.count(r"b'K\xfcche' is left out") == 1
 
 
 JACK_SCRIPT = """

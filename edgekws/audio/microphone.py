@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -392,10 +393,15 @@ def wanted(uri: str, rest: str) -> tuple[str, str, int]:
 
 def _devices(sd: Any) -> list[tuple[int, InputDevice]]:
     """Inputs with their index, which is good until PortAudio starts anew."""
+    devices = []
     try:
         default = sd.default.device[0]
-        host_apis = [host_api["name"] for host_api in sd.query_hostapis()]
-        devices = list(sd.query_devices())
+        host_apis = sd.query_hostapis()
+        for index in (index for host_api in host_apis for index in host_api["devices"]):
+            try:
+                devices.append((index, sd.query_devices(index)))
+            except UnicodeDecodeError as error:  # sounddevice cannot open it either
+                _leave_out(error.object)
     except sd.PortAudioError as error:
         raise _not_started(error) from error
     return [
@@ -403,15 +409,21 @@ def _devices(sd: Any) -> list[tuple[int, InputDevice]]:
             index,
             InputDevice(
                 name=device["name"],
-                host_api=host_apis[device["hostapi"]],
+                host_api=host_apis[device["hostapi"]]["name"],
                 channels=device["max_input_channels"],
                 default_rate_hz=round(device["default_samplerate"]),
                 is_default=index == default,
             ),
         )
-        for index, device in enumerate(devices)
+        for index, device in devices
         if device["max_input_channels"] > 0
     ]
+
+
+@functools.cache
+def _leave_out(name: bytes) -> None:
+    """Say it, once."""
+    log.warning("the sound device %s is left out: its name is not UTF-8. Rename it, as in ~/.asoundrc", name)
 
 
 def _choose(sd: Any, uri: str, name: str, host_api: str) -> tuple[int, InputDevice]:
