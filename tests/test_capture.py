@@ -71,9 +71,9 @@ def fake(tmp_path, monkeypatch):
         sys.modules["sounddevice"] = before
 
 
-def block(stream):
+def block(stream, age_s=0.0):
     """80 ms arrive, just captured."""
-    times, status = SimpleNamespace(currentTime=0.0, inputBufferAdcTime=0.0), SimpleNamespace(input_overflow=False)
+    times, status = SimpleNamespace(currentTime=age_s, inputBufferAdcTime=0.0), SimpleNamespace(input_overflow=False)
     stream.callback(bytes(2560), 1280, times, status)
 
 
@@ -135,6 +135,24 @@ def test_a_microphone_that_is_gone_after_this_process_was_stopped_for_long_is_re
     source.close()
 
     assert again.gap_samples > 59 * 16_000 and list(chunks) == []
+
+
+def test_what_a_sound_server_kept_while_this_process_was_stopped_is_not_lost(fake):
+    """The clock is moved on instead; PulseAudio keeps 131 s at 16 kHz, and gives them at once."""
+    fake.setenv("FAKE_SERVER", "runs")
+    source, now_s = open_source("mic:default"), [100.0]
+    fake.setattr("edgekws.audio.microphone.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    chunks, gaps = source.chunks(), 0
+    for i in range(1700):
+        if i == 50:
+            now_s[0] += 130
+        block(source._stream, max(0.0, now_s[0] - 100 - 0.08 * i))
+        gaps += next(chunks).gap_samples
+        if i < 50 or now_s[0] < 100 + 0.08 * (i + 1):
+            now_s[0] += 0.08
+    source.close()
+
+    assert gaps == 0
 
 
 def test_a_microphone_that_opens_and_stays_silent_is_given_up_all_the_same(fake):

@@ -35,6 +35,7 @@ STALL_S = 3.0  # A working stream calls every 80 ms; the first call may take 2 s
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 2.0  # between attempts to reopen: doubled each time
 GIVE_UP_S = 20.0  # without a sample. Below the 30 s after which a service manager's watchdog would kill us and give no reason.
 OPEN_S, CLOSE_S = 10.0, 2.0  # A working sound system takes less than 1 s.
+MOST_AGE_S = 200.0  # of a block, after this process was stopped: PulseAudio keeps 4 MB, which are 131 s. Beyond it, no time was given.
 QUEUE_BLOCKS = 60_000 // HOP_MS  # a minute: longer than any pause of the reader that is not a hang
 INVALID_SAMPLE_RATE, DEVICE_UNAVAILABLE = -9997, -9985  # PortAudio's error numbers
 
@@ -187,7 +188,7 @@ class MicSource(Source):
                 return
             # Only the age comes from PortAudio: its clock may be that of the wall, which is set now and then.
             age_s = times.currentTime - times.inputBufferAdcTime
-            captured_s = time.monotonic() - (age_s if 0 <= age_s < 60 else 0)
+            captured_s = time.monotonic() - (age_s if 0 <= age_s < MOST_AGE_S else 0)
             queue.put(_Block(bytes(data), frames, captured_s, missed or status.input_overflow))
             missed = False
 
