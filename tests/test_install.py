@@ -117,7 +117,10 @@ def test_uninstalling_keeps_what_was_recorded_unless_told_otherwise():
 def test_what_was_recorded_elsewhere_is_named_before_the_settings_go(line, told):
     settings = f"mount -t tmpfs none /etc; mkdir /etc/edgekws; cat >/etc/edgekws/edgekws.toml <<'END'\n{line}\nEND\n"
     postrm = re.search(r"DEBIAN/postrm\" <<'END'\n(.*?)\nEND\n", (ROOT / "deploy" / "build-deb.sh").read_text(), re.DOTALL)[1]
-    for removal in ("bash deploy/install.sh uninstall --purge --dry-run", f"export DPKG_MAINTSCRIPT_PACKAGE=edgekws; set -- remove\n{postrm}"):
+    for removal in (
+        "bash deploy/install.sh uninstall --purge --dry-run",
+        f"export DPKG_MAINTSCRIPT_PACKAGE=edgekws; set -- remove\n{postrm}",
+    ):
         done = on_a_machine_of_its_own(settings + removal)
 
         assert done.returncode == 0, done.stderr
