@@ -37,7 +37,6 @@ MUTED = (
 )
 AGAIN = "sound again"  # why there is a gap that took nothing
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 4.0  # between attempts to open a microphone that is not there: doubled each time
-LEVEL_HOPS = 12  # about a second
 SETTLE_S = 5.0  # at the end, for clips to be written: a disk that hangs must not keep the stop from being told
 WOKE = 100  # wakes whose clips are waited for: some never come, and none where no clips are kept
 
@@ -72,12 +71,16 @@ class Status:
         self._clock, self._now = clock, now
         self._heard_s = float("-inf")
         self._last = np.int16(0)
-        self._recent: deque[np.ndarray] = deque(maxlen=LEVEL_HOPS)
+        self._recent: deque[np.ndarray] = deque()
+        self._recent_samples = 0
 
     def heard(self, samples: np.ndarray) -> None:
         """int16, at most one hop."""
         self._heard_s = self._clock()
         self._recent.append(samples)
+        self._recent_samples += len(samples)
+        while self._recent_samples > SAMPLE_RATE_HZ:
+            self._recent_samples -= len(self._recent.popleft())
         self.silent = self.silent + len(samples) if (samples == self._last).all() else 0
         self._last = samples[-1]
 
@@ -163,7 +166,8 @@ def listen(
         for cut in cuts:
             time_s = woke.pop((cut.clip.keyword, cut.end_sample), None) if cut.clip.label == "positive" else None
             if time_s is None:
-                time_s = now() - (heard - cut.end_sample) / SAMPLE_RATE_HZ
+                # Of a file that is read faster than it was spoken it would be before the run.
+                time_s = now() - ((heard - cut.end_sample) / SAMPLE_RATE_HZ if source.live else 0.0)
             delivery.put_clip(replace(cut.clip, time_s=time_s, model=model), cut.samples, wait=not source.live)
         cuts.clear()
 

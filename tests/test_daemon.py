@@ -125,6 +125,19 @@ def test_each_clip_of_a_wake_has_its_event_however_soon_the_keyword_wakes_again(
     assert [wakes.get(clip.event) for clip in clips] == [clip.time_s for clip in clips]
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_near_miss_is_dated_when_it_was_spoken_but_in_a_file_never_before_the_run(live):
+    clips = []
+    delivery = Delivery([], keep=lambda clip, samples: clips.append(clip))
+    enrolled = [Enrolled("loud", "ann", ONE, 1.5)]
+    pipeline = Pipeline(LoudIsOne(), Detector(enrolled), PseudoLabels(enrolled))
+    listen(Chunks(cut(seconds(0, 0, 1, 0, 0), HOP_SAMPLES), live), pipeline, delivery, "edge-1", now=lambda: 1000.0)
+    delivery.close()
+
+    assert {"between", "negative"} == {clip.label for clip in clips if clip.keyword}
+    assert {clip.time_s < 1000.0 for clip in clips if clip.keyword} == {live}
+
+
 def test_clips_that_were_lost_are_not_told_as_kept():
     """Those too that the disk refuses while the stop is on its way."""
 
@@ -437,6 +450,16 @@ def test_the_last_wake_is_told_with_its_date_unless_that_is_today_s():
     time_s[0] = datetime(2026, 11, 9).timestamp()
 
     assert 'the last "loud" at 22:10:49, ' in same_day and 'the last "loud" at 2026-11-08 22:10, ' in status.line()
+
+
+@pytest.mark.parametrize("size", [160, HOP_SAMPLES])
+def test_the_level_is_that_of_the_last_second_in_whatever_pieces_it_comes(size):
+    status = Status(lambda: 0.0)
+    for samples in (np.full(2 * SAMPLE_RATE_HZ, 30_000), np.full(SAMPLE_RATE_HZ // 2, 3277), np.zeros(SAMPLE_RATE_HZ // 2)):
+        for chunk in cut(samples.astype(np.int16), size):
+            status.heard(chunk.samples)
+
+    assert status.level_dbfs() == pytest.approx(-23, abs=0.5)
 
 
 def test_a_level_of_before_it_was_deaf_is_not_that_of_now():
