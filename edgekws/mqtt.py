@@ -131,7 +131,9 @@ class MqttSink:
             if self._client.is_connected():
                 self._tell_status()
         if event.kind == "model":
-            self._reconcile()
+            if live := event.extra.get("what") == "live":
+                self._model = event.model
+            self._reconcile(again=live)
         if event.kind != "wake":
             return
         if self._waiting() >= 2 * QUEUE_WAKES:
@@ -245,13 +247,16 @@ class MqttSink:
         with self._telling:  # else the thread that read the older state might be the last to tell
             self._publish(self._status, "offline" if self._deaf else "online", retain=True)
 
-    def _reconcile(self) -> None:
-        """Home Assistant is told before the first wake of a keyword: it begins to listen after it has read the config."""
+    def _reconcile(self, *, again: bool) -> None:
+        """Home Assistant is told before the first wake of a keyword: it begins to listen after it has read the config.
+
+        again: of each one, as what is retained names another version.
+        """
         before, self._keywords = self._keywords, dict.fromkeys(self._enrolled())
         if not self._discovery or not self._client.is_connected():  # `_connected` tells all of it
             return
         for keyword in self._keywords:
-            if keyword not in before:
+            if again or keyword not in before:
                 self._announce(keyword)
         for keyword in before:
             if keyword not in self._keywords:

@@ -136,9 +136,10 @@ class LivePage:
         if self._gauge is None:  # looked for when somebody first asks
             self._gauge = Gauge()
         detector = self._pipeline.detector
-        latest = dict(detector.latest)
+        report = self._report()
+        latest = dict(detector.latest) if report["listening"] else {}  # else they are of the last moment that it heard
         return {
-            **self._report(),
+            **report,
             "engine": self._pipeline.engine.name,
             "scores": [
                 {

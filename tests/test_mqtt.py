@@ -215,6 +215,17 @@ def test_a_keyword_has_its_entity_before_its_first_wake_and_loses_it_when_it_is_
     one.close()
 
 
+def test_home_assistant_is_told_the_version_that_listens_now(broker, subscriber):
+    one = sink(broker, "alexa")
+    config = "homeassistant/event/edgekws_kitchen/alexa/config"
+    subscriber.wait(config, 1)
+    one.deliver(model_event("0001-abcdef", "live", 1000.5, before="edge-1"))
+    told = subscriber.wait(config, 2)
+    one.close()
+
+    assert [config["device"]["model"] for config in told] == ["edge-1", "0001-abcdef"]
+
+
 def test_without_discovery_nothing_is_told_to_home_assistant(broker, subscriber):
     enrolled = ["alexa"]
     one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), discovery=False)

@@ -113,6 +113,20 @@ def test_it_tells_what_listens_what_it_scores_and_what_happened(served):
     assert state["power"]["by"] or state["power"]["why"]
 
 
+def test_while_it_is_deaf_there_is_no_score_of_now(served):
+    status = Status(lambda: 0.0)
+    status.heard(np.ones(1280, np.int16))
+    page = LivePage("127.0.0.1", 0, status.report, served.pipeline, Store(served.store.root))
+
+    def scores():
+        return [one["score"] for one in json.loads(served.ask(page=page)[2])["scores"]]
+
+    heard, status.muted = scores(), True
+    deaf = scores()
+    page.close()
+    assert None not in heard and deaf == [None]
+
+
 def test_a_wake_that_is_marked_is_what_clips_reject_makes_of_it(served):
     wake = served.wakes()[1]
     before = {clip.id: clip.label for clip in served.store.clips()}
