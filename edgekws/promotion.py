@@ -230,7 +230,7 @@ class Updates:
             worker: where the rest is done; else a thread.
             prepare: begins to make ready the engine that was asked for.
             follows_promotion: False where the model was named on the command line.
-            counted: `boot` counted this start.
+            counted: `boot` counted this start. A listener to a file, whose starts are not, judges no version either.
             version_of: a promoted one by its directory, None = the configured model. Where clips are kept the one before a round's listens
                 along for a week, so that what it alone wakes at is among them, for `training.adaptation.look_back` to judge.
         """
@@ -310,7 +310,7 @@ class Updates:
                 if reread:
                     self._awaited.again()
                 self._work = self._worker.submit(self._prepare, pipeline, stamp, reread, prepared, now_s)
-        elif self._follows and now_s >= self._check_s:
+        elif self._follows and self._counted and now_s >= self._check_s:
             self._check_s = now_s + self._check_pause_s
             self._work = self._worker.submit(self._check, stream_s)
         return []

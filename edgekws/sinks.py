@@ -194,6 +194,7 @@ class Complaints:
 
 def as_json(event: Event) -> str:
     """One line. The keys are what scripts rely on."""
+    extra = {name: value for name, value in event.extra.items() if name != "file"}  # the store's: the log reads back what was printed
     fields = {
         "kind": event.kind,
         "time": _utc(event.time_s).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -206,7 +207,7 @@ def as_json(event: Event) -> str:
         "latency_ms": round(event.latency_ms, 3),
         "model": event.model,
         **({"id": event.id} if event.id else {}),
-        **({"extra": event.extra} if event.extra else {}),
+        **({"extra": extra} if extra else {}),
     }
     return json.dumps(fields, ensure_ascii=False)
 
@@ -248,7 +249,7 @@ def _words(event: Event) -> str:
         energy = facts.get("energy_mj_per_hop")
         drawn = "energy not measured" if energy is None else f"{energy} mJ a hop"
         return f"bench: {event.model} on {facts['backend']} takes {facts.get('cpu_s_per_audio_hour')} s of CPU time for an hour, {drawn}"
-    told = ", ".join(str(value) if name in ("reason", "error") else f"{name} {value}" for name, value in facts.items())
+    told = ", ".join(str(value) if name in ("reason", "error") else f"{name} {value}" for name, value in facts.items() if name != "file")
     return f"{event.kind}: {told}".rstrip(": ")
 
 
@@ -436,7 +437,8 @@ class StoreSink:
     """Every event into the database, and with `keep` each clip beside the wake that it was."""
 
     def __init__(self, store: Store, *, live: bool = True) -> None:
-        """`store` is for this sink alone. live: what is listened to is no file, which takes no other listener's place."""
+        """`store` is for this sink alone. live: what is listened to is no file, which takes no other listener's place and whose events are
+        marked, as its wakes and its hours say nothing of the microphone's."""
         self._store, self._live = store, live
         self._listens = self._died = False
         self._wakes: list[Event] = []
@@ -450,6 +452,8 @@ class StoreSink:
             self._take_over()
         if event.kind == "start" and self._died:
             event, self._died = replace(event, extra={**event.extra, "before": CUT_SHORT}), False
+        if not self._live:
+            event = replace(event, extra={**event.extra, "file": True})
         stored = self._store.add_event(event)
         if event.kind == "stop":
             self._listens = False

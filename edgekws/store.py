@@ -108,12 +108,12 @@ CACHE = f"*-{HEX * 10}.npz"  # in prototypes/: see `_slug`
 SCHEMA = len(MIGRATIONS)  # user_version of the database
 # Of an event's `extra`. One flipped bit in that text is met by SQLite as an error of the whole statement, and no check of its finds it.
 EXTRA = "CASE WHEN json_valid(extra) THEN json_extract(extra, '$.{}') END".format
-OWN = f"{EXTRA('client')} IS NULL"  # the wake service's clients have streams of their own
+OWN = f"{EXTRA('client')} IS NULL AND {EXTRA('file')} IS NULL"  # the wake service's clients and files have streams of their own
 HEARD = f"""(SELECT id, time_s, stream_s, model, kind, extra FROM events
     WHERE {OWN} AND (kind IN ('start', 'stop', 'wake', 'gap') OR {EXTRA("what")} = 'live'))"""
 # Seconds of audio from one such event to the next, since a time. Another stream begins where the place in it falls; what is between two
-# streams is no audio. Nor is what lasted longer than it took: there a listener to a file came between two events of the one at the
-# microphone. Nor is what a gap took.
+# streams is no audio. Nor is what lasted longer than it took: there a listener to a file, which older logs do not mark, came between two
+# events of the one at the microphone. Nor is what a gap took.
 STEPS = f"""(SELECT id, time_s, stream_s, model,
     max(0, min(stream_s - lag(stream_s) OVER (ORDER BY id), time_s - lag(time_s) OVER (ORDER BY id))
         - CASE kind WHEN 'gap' THEN coalesce({EXTRA("lost_ms")}, 0) / 1000.0 ELSE 0 END) AS step

@@ -1019,6 +1019,15 @@ def test_wakes_of_the_wake_service_s_clients_say_nothing_about_the_listener(judg
     assert judged(mixed, 86400.0) == judged(own, 86400.0) is not None
 
 
+def test_a_file_that_is_listened_to_beside_the_microphone_says_nothing_about_the_version(judged):
+    """Neither do its wakes count, nor is its end a place in the microphone's stream."""
+    file = [dataclasses.replace(event, extra={**event.extra, "file": True}) for event in day("new", 1000, 176_000.0, hours=0.1)]
+    quiet, restless = (day("old", 10, 0.0) + day("new", wakes, 90_000.0)[:-1] for wakes in (10, 60))
+
+    assert judged(quiet + file, 86400.0) is None
+    assert judged(restless + file, 86400.0) == judged(restless, 86400.0) is not None
+
+
 def test_three_rejections_by_the_user_in_two_hours_are_enough(judged):
     rejects = [Event("hey", "", 1.0, 0.5, 90_000.0 + i, 0.0, 0.0, "new", "reject") for i in range(3)]
     events = day("old", 10, 0.0) + day("new", 1, 90_000.0, 2.0)
@@ -1072,6 +1081,12 @@ def test_a_version_that_was_gone_back_from_listens_again_where_somebody_promotes
     store.promote(store.models()["new"], "new")
 
     assert too_often.hear(HOPS[:60]).updates.model == "new"
+
+
+def test_a_listener_to_a_file_judges_no_version(too_often):
+    too_often.updates._counted = False
+
+    assert too_often.hear(MINUTE).whats == []
 
 
 @pytest.mark.parametrize("by_hand", ["rollback", "promote"])

@@ -24,6 +24,7 @@ from edgekws.sinks import (
     as_json,
     as_line,
     without_waiting_for_stderr,
+    words,
 )
 from edgekws.store import Store
 from edgekws.values import Clip, Event
@@ -393,6 +394,21 @@ def test_a_file_that_is_listened_to_takes_no_other_listener_s_place(tmp_path):
     file.deliver(replace(WAKE, kind="stop"))
 
     assert Store(tmp_path).listens()
+
+
+def test_what_a_listener_to_a_file_tells_is_marked_and_reads_as_before(tmp_path):
+    store = Store(tmp_path)
+    told = [replace(WAKE, kind="start"), WAKE, replace(WAKE, kind="stop", extra={"error": "the file is damaged"})]
+    for live in (True, False):
+        sink = StoreSink(store, live=live)
+        for event in told:
+            sink.deliver(event)
+    store.reject_last()
+    events = store.events()
+
+    assert ["file" in event.extra for event in events] == [False] * 3 + [True] * 4
+    for shown in (words, lambda event: as_json(replace(event, id=0))):
+        assert [shown(event) for event in events[3:6]] == [shown(event) for event in told]
 
 
 def test_who_stores_wakes_and_never_began_to_listen_is_no_listener(tmp_path):
