@@ -95,6 +95,12 @@ class History:
     def began_earlier(self, run: Sequence[Event]) -> bool:
         return bool(self.earlier) and run[0].id == self.earlier[-1].id
 
+    def begins(self, run: Sequence[Event]) -> bool:
+        """Whether its start is kept; else it may be many runs: starts and stops are forgotten before wakes are. One may wait for its
+        microphone before its start."""
+        first = self.earlier[0] if self.began_earlier(run) else run[0]
+        return first.kind == "start" or (first.kind == "deaf" and not first.stream_s)
+
 
 def history(store: Store, now_s: float, since_s: float = 0.0) -> History:
     """At most the newest `EVENTS` events and `CLIPS` clips since then (epoch).
@@ -142,7 +148,7 @@ def _runs_of(events: Sequence[Event]) -> list[list[Event]]:
             continue
         if event.kind == "start" and _is_file(event) and run and not _is_file(run[0]) and "before" not in event.extra:
             beside = [event]
-        elif beside and event.kind in ("wake", "stop"):
+        elif beside and ("file" in event.extra if "file" in beside[0].extra else event.kind in ("wake", "stop")):  # older logs do not mark
             beside.append(event)
             if event.kind == "stop":
                 runs.append(beside)
@@ -164,12 +170,21 @@ def _is_file(event: Event) -> bool:
     return bool(source) and not source.startswith(("mic:", "stdin:"))  # a path alone is a file too
 
 
-def _heard(run: Sequence[Event]) -> Iterator[tuple[str, float]]:
-    """The version that listened, and seconds of audio, between each event of a run and the next."""
+def _heard(seen: History, run: Sequence[Event]) -> list[tuple[str, float]]:
+    """The version that listened, and seconds of audio, between each event of a run and the next. A place in the stream counts what gaps
+    took."""
+    first, last = run[0], run[-1]
+    whole = first.kind == "start" and last.kind == "stop" and not seen.began_earlier(run)  # as what a stop tells is of
+    told_s = _number(last.extra.get("audio_s")) if whole else None
+    steps = []
     for before, event in pairwise(run):
-        # No audio lasts longer than it took: else two listeners wrote in turns. A place in the stream counts what gaps took.
-        step_s = min(event.stream_s - before.stream_s, event.time_s - before.time_s) - _lost_s(event)
-        yield before.model, max(0.0, step_s)
+        step_s = event.stream_s - before.stream_s
+        if told_s is None:  # No audio lasts longer than it took: else two listeners wrote in turns.
+            step_s = min(step_s, event.time_s - before.time_s)
+        steps.append((before.model, max(0.0, step_s - _lost_s(event))))
+    all_s = sum(step_s for _, step_s in steps)
+    share = max(0.0, told_s) / all_s if told_s is not None and all_s else 1.0
+    return [(model, step_s * share) for model, step_s in steps]
 
 
 def _lost_s(event: Event) -> float:
@@ -187,12 +202,16 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
     runs = seen.runs()
     state = _state(seen, runs, store.listens())
     spans = list(_spans(seen, runs))
+    begun = [(run, span) for run, span in zip(runs, spans, strict=True) if seen.begins(run)]
+    untold = [span for _, span in begun if span.ended is None and (span is not spans[-1] or state["state"] == "gone")]
     # A listener has nothing to tell for hours, and hears them all the same.
     goes_on = state["state"] == "listens" and bool(runs) and runs[-1][-1].kind != "stop"
     since_last_s = max(0.0, seen.to_s - runs[-1][-1].time_s) if goes_on else 0.0
     # One with a reason took nothing: a microphone was unmuted.
     wakes, gaps = seen.wakes, [event for event in seen.of("gap") if "reason" not in event.extra]
     hours = (sum(span.audio_s for span in spans) + since_last_s) / 3600
+    begun_s = sum(span.audio_s for _, span in begun) + (since_last_s if runs and seen.begins(runs[-1]) else 0.0)
+    begun_wakes = sum(event.kind == "wake" for run, _ in begun for event in run[1:])
     lost_s = sum(map(_lost_s, gaps), 0.0)
     facts: dict[str, Any] = {
         "made_s": seen.to_s,
@@ -205,8 +224,8 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
         "listening": {
             **state,
             "hours": round(hours, 3),
-            "starts": len(runs),
-            "ended_untold": sum(span.ended is None for span in spans[:-1]),
+            "starts": len(begun),
+            "ended_untold": len(untold),
             "broke": sum(bool(span.ended) for span in spans),
             "deaf": len(seen.of("deaf")),
             "gaps": len(gaps),
@@ -215,14 +234,14 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
         },
         "wakes": {
             "count": len(wakes),
-            "per_hour": float(f"{len(seen.own('wake')) / hours:.3g}") if hours else None,
+            "per_hour": float(f"{begun_wakes / begun_s * 3600:.3g}") if begun_s else None,
             "wrong": sum(event.id in seen.wrong for event in wakes),
             "near_misses": len(seen.near),
             "likely_missed": sum(_missed(clip) for clip in seen.near),
             "last_s": wakes[-1].time_s if wakes else None,
         },
         "keywords": _keywords(seen, store),
-        "models": _models(seen, store, configured, _hours(runs, since_last_s)),
+        "models": _models(seen, store, configured, _hours(seen, runs, since_last_s)),
         "rounds": [
             {"time_s": event.time_s, "what": str(event.extra.get("what")), "model": event.model, "words": words(event)}
             for event in seen.of("round")
@@ -240,11 +259,8 @@ def summary(seen: History, store: Store, configured: Path) -> dict[str, Any]:
 def _spans(seen: History, runs: Sequence[Sequence[Event]]) -> Iterator[Span]:
     for run in runs:
         first, last = run[0], run[-1]
-        stopped = last.kind == "stop"
-        whole = stopped and first.kind == "start" and not seen.began_earlier(run)  # as what a stop tells is of
-        told_s = _number(last.extra.get("audio_s")) if whole else None
-        audio_s = sum(step_s for _, step_s in _heard(run)) if told_s is None else max(0.0, told_s)
-        yield Span(first.time_s, last.time_s, audio_s, str(last.extra.get("error", "")) if stopped else None)
+        ended = str(last.extra.get("error", "")) if last.kind == "stop" else None
+        yield Span(first.time_s, last.time_s, sum(step_s for _, step_s in _heard(seen, run)), ended)
 
 
 def _state(seen: History, runs: Sequence[Sequence[Event]], alive: bool) -> dict[str, Any]:
@@ -372,10 +388,10 @@ def _models(seen: History, store: Store, configured: Path, hours: Mapping[str, f
     return sorted(rows, key=lambda row: (row["created_s"] or 0.0, row["parent"] != "", str(row["id"])))
 
 
-def _hours(runs: Sequence[Sequence[Event]], since_last_s: float) -> dict[str, float]:
+def _hours(seen: History, runs: Sequence[Sequence[Event]], since_last_s: float) -> dict[str, float]:
     """Hours of audio of each version that listened."""
     hours = {event.model: 0.0 for run in runs for event in run if event.model}
-    for model, step_s in [*(step for run in runs for step in _heard(run)), *((run[-1].model, since_last_s) for run in runs[-1:])]:
+    for model, step_s in [*(step for run in runs for step in _heard(seen, run)), *((run[-1].model, since_last_s) for run in runs[-1:])]:
         if model:
             hours[model] += step_s / 3600
     return hours
@@ -439,7 +455,7 @@ def _attention(facts: dict[str, Any], seen: History) -> Iterator[dict[str, str]]
         yield one("warn", f"Not listening: it was ended at {_when(heard['since_s'])}", start)
     if heard["state"] == "never":
         yield one("warn", "It has never listened with this state directory", "edgekws run")
-    if heard["ended_untold"]:
+    if heard["ended_untold"] > (heard["state"] == "gone"):  # that one is told above
         count = heard["ended_untold"]
         text = f"{count} of {heard['starts']} runs ended without a word: killed, crashed, or the power went"
         yield one("warn", text, journal if by_systemd else "edgekws log --kind start stop")

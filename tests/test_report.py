@@ -368,6 +368,47 @@ def test_a_file_that_was_listened_to_beside_the_microphone_ends_nothing(told):
     assert told([at(-10, "start"), *file], since_h=-1)["listening"]["hours"] == pytest.approx(1)
 
 
+def test_a_file_run_that_was_killed_beside_the_microphone_takes_none_of_its_events(told):
+    file = [at(-8, "start", 0, source="file:a.wav", file=True), replace(at(-7.9, place=0.05), extra={"file": True})]
+    stopped = told([at(-10, "start"), *file, at(-3, place=7), at(-1, "stop", 9, audio_s=9 * HOUR_S)], alive=False)["listening"]
+
+    assert (stopped["state"], stopped["starts"], stopped["ended_untold"], stopped["hours"]) == ("stopped", 1, 0, pytest.approx(9))
+
+
+def test_a_version_has_the_hours_of_a_file_that_was_read_faster_than_it_was_spoken(told):
+    """Three hours of it in three minutes, of which another version heard the last."""
+    run = [at(-2, "start", 0, source="file:a.wav", file=True), replace(at(-1.96, "model", 2, what="live"), model="edge-2")]
+    run += [replace(at(-1.95, "stop", 3, audio_s=3 * HOUR_S, wakes=0), model="edge-2")]
+    facts = told(run, alive=False)
+
+    assert facts["listening"]["hours"] == pytest.approx(3)
+    assert {row["id"]: row["hours"] for row in facts["models"] if row["hours"]} == {"edge-1": pytest.approx(2), "edge-2": pytest.approx(1)}
+
+
+def test_wakes_that_outlived_the_starts_of_their_runs_are_in_no_rate_and_no_crash(tmp_path):
+    """Starts and stops have a quarter of the room in the log."""
+    store, few = Store(tmp_path / "all"), Store(tmp_path / "few", 40)
+    for day in range(-30, 0):
+        for event in (at(day, "start"), at(day + 0.5, place=0.5), at(day + 0.9, "stop", 0.9, audio_s=0.9 * HOUR_S)):
+            store.add_event(event), few.add_event(event)
+    facts, pruned = found(store), found(few)
+    only_wakes = Store(tmp_path / "wakes")
+    only_wakes.add_event(WAKE)
+
+    assert (facts["listening"]["starts"], pruned["wakes"]["count"] > 2 * pruned["listening"]["starts"]) == (30, True)
+    assert facts["wakes"]["per_hour"] == pruned["wakes"]["per_hour"] == pytest.approx(1.11)
+    assert pruned["listening"]["ended_untold"] == 0 == found(only_wakes)["listening"]["starts"]
+    assert found(only_wakes)["wakes"]["per_hour"] is None
+
+
+def test_the_last_run_that_died_is_one_that_ended_without_a_word(told):
+    gone = told([at(-9, "start"), at(-5, "start"), at(-4, place=1)], alive=False)
+
+    assert (gone["listening"]["ended_untold"], gone["listening"]["state"]) == (2, "gone")
+    assert "2 of 2 runs ended without a word" in levels(gone)[1][1]
+    assert told([at(-5, "start"), at(-4, place=1)])["listening"]["ended_untold"] == 0
+
+
 def test_a_clock_that_was_set_back_hides_no_deafness(told):
     """The order of events is theirs, whatever times they bear."""
     facts = told([at(-1, "start"), at(-0.9, place=0.1), at(-26, "deaf", 0.5, reason="unplugged")])
