@@ -1168,11 +1168,19 @@ def save_enrolled(path: Path, enrolled: Mapping[str, Enrolled]) -> None:
 
 
 def load_enrolled(path: Path) -> dict[str, Enrolled]:
-    """What `save_enrolled` wrote; equal arrays are one array. Any exception of NumPy's, zipfile's or JSON's where it cannot be read."""
+    """What `save_enrolled` wrote; equal arrays are one array. Any exception of NumPy's, zipfile's or JSON's where it cannot be read.
+
+    Fields of a later edgekws are left out, so that a downgrade costs no version; what changes the meaning of the others raises the
+    FORMAT of manifest.json.
+    """
     with np.load(path, allow_pickle=False) as data:
         arrays = {name: data[name] for name in data.files}
-    rows = json.loads(str(arrays["rows"]))
-    return {key: Enrolled(**values, **{field: arrays[name] for field, name in names.items()}) for key, (values, names) in rows.items()}
+    known = {field.name for field in fields(Enrolled)}
+    found = {}
+    for key, (values, names) in json.loads(str(arrays["rows"])).items():
+        every = {**values, **{field: arrays[name] for field, name in names.items()}}
+        found[key] = Enrolled(**{field: value for field, value in every.items() if field in known})
+    return found
 
 
 def _read_enrolment(folder: Path) -> Enrolment:

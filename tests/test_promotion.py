@@ -1461,6 +1461,25 @@ def test_a_version_damaged_on_disk_does_not_keep_the_listener_from_starting(stor
     assert (store.current_model().name, (store.root / "starts").exists()) == ("good", False)
 
 
+@dataclasses.dataclass(frozen=True)
+class LaterEnrolled(Enrolled):
+    spoken_hz: float = 120.0
+    pitches: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(3, np.float32))
+
+
+def test_a_version_whose_words_have_fields_of_a_later_edgekws_listens_after_a_downgrade(store, tmp_path, word):
+    store.save_enrolment(TRUTH["keyword"], "ann", [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))])
+    (voice,) = store.enrolments()
+    path = a_copy(tmp_path, "0001-later")
+    save_enrolled(path / ADAPTED, {f"{voice.id} False": LaterEnrolled(**vars(word(load_model(path))))})
+    rewrite_manifest(path)
+    live = store.promote(path, path.name)
+    done = cli(store.root, "run", "--source", DEMO / "stream.flac")
+
+    assert (done.returncode, done.stdout.count(TRUTH["keyword"])) == (0, len(TRUTH["spoken"])) and "with 0001-later on" in done.stderr
+    assert store.current_model() == live
+
+
 def test_files_that_are_listened_to_count_as_no_starts(store, tmp_path):
     store.promote(a_copy(tmp_path, "good", "edge-small"), "good")
     store.count_start()  # of the service, which has begun a moment ago
