@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -25,6 +26,21 @@ def test_a_shipped_model_is_whole(name):
 
     assert model.dim > 0
     assert model.parameters > 0
+
+
+def test_a_shipped_model_that_changes_gets_an_id_of_its_own():
+    """A version never changes: the copy that somebody promoted from an earlier package would stand in the new one's way for ever.
+
+    Where this fails, raise the number of the model's id, and put its manifest here, which holds the hash of each other file.
+    """
+    found = {load_model(path).id: hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest() for path in builtin_models().values()}
+
+    assert {id: sha256[:16] for id, sha256 in found.items()} == {
+        "ds-cnn-l-2": "1d07658f9a3277fa",
+        "edge-1": "03b98bc99d9276f3",
+        "edge-small-1": "13d774988d9d86a6",
+        "edge-tiny-1": "a397c61f72830abb",
+    }
 
 
 def test_the_shipped_weights_together_stay_below_4_mb():
