@@ -636,7 +636,11 @@ class Kept:
 
 
 LAST = [round_event("promoted", 500.0)]
-OLDER = [Clip("positive", "k", "", 1.4, 0, 1.0, "", time_s=100.0)] * 9
+OLDER = [Clip("positive", "k", "", 1.4, 0, 1.0, "", time_s=600.0)] * 9
+
+
+def wakes(count, score, keyword="k", speaker="", model="", time_s=1000.0):
+    return [Clip("positive", keyword, speaker, score, 0, 1.0, "", model=model, time_s=time_s)] * count
 
 
 @pytest.mark.parametrize(
@@ -671,7 +675,7 @@ def test_a_keyword_that_is_switched_off_asks_for_no_round():
         (Kept(), "it was never adapted to this room"),
         (Kept(wrong=2, events=LAST), "2 wakes were called wrong"),
         (Kept(between=10, events=LAST), "10 moments nearly woke, beside 20 wakes"),
-        (Kept(events=LAST, older=OLDER), "wakes score 0.4 lower than before the last round"),
+        (Kept(events=LAST, older=OLDER), "the later half of the wakes of k scores 0.4 lower than the earlier half"),
         (Kept(events=[round_event("refused", 500.0)]), "it was never adapted to this room"),
         (Kept(events=[round_event("promoted", DAY_S - 1, dry_run=True)]), "it was never adapted to this room"),
         (Kept(events=[round_event("promoted", 9 * DAY_S)]), "it was never adapted to this room"),  # the clock was set back
@@ -680,6 +684,22 @@ def test_a_keyword_that_is_switched_off_asks_for_no_round():
 def test_a_round_has_a_reason(kept, asked_by):
     assert why_not(kept, IDLE, DAY_S) == (None, asked_by)
     assert why_not(kept, Board(None, None, None), DAY_S) == (None, asked_by)  # what cannot be read stops nothing
+
+
+@pytest.mark.parametrize(
+    "clips",
+    [
+        wakes(20, 3.5, speaker="ann", time_s=100.0) + wakes(6, 3.5, speaker="ann") + wakes(20, 1.2, speaker="bob"),
+        wakes(20, 3.5, time_s=100.0) + wakes(6, 3.5) + wakes(20, 1.2, keyword="other"),
+        wakes(20, 3.5, model="0001-before", time_s=100.0) + wakes(20, 1.2, model="0002-after"),
+        wakes(11, 3.5, time_s=100.0) + wakes(12, 1.2),
+    ],
+    ids=["another speaker", "another keyword", "another version", "few"],
+)
+def test_wakes_that_score_lower_for_another_reason_than_the_voice_ask_for_no_round(clips):
+    kept = Kept(positives=0, events=LAST, older=clips, enrolled=("k", "other"))
+
+    assert why_not(kept, IDLE, DAY_S)[0].startswith("nothing asks for it")
 
 
 def test_of_several_voices_one_loses_more_before_a_version_is_gone_back_from():

@@ -43,7 +43,7 @@ AMBIENCE_PIECES = 30  # five minutes
 BETWEEN_ROUNDS_S = 20 * 3600.0
 REJECTED = 2  # wakes that the owner called wrong
 MISSED = 0.5  # as many moments that nearly woke as half the wakes: it may be missing some
-DRIFT = 0.3  # that the median score of the last wakes fell by: half the distance to twice as many false wakes
+DRIFT = 0.3  # that the median score of a voice's wakes fell by: a threshold so much lower gives twice as many false wakes
 BUSY_LOAD = 0.7  # of each core, in the last five minutes
 PURGED = 0.2  # of the wakes that a round learned from: its owner wants them gone
 HOT_C = 75.0
@@ -109,9 +109,15 @@ def _asked_for(clips: Sequence[Clip], new: Sequence[Clip], adapted: bool, last_s
     missed = [c for c in clips if c.label == "between" and c.time_s > last_s]
     if len(missed) >= MISSED * len(new):
         return f"{len(missed)} moments nearly woke, beside {len(new)} wakes"
-    before = [c.score for c in clips if c.label == "positive" and c.time_s <= last_s]
-    if before and (fell := float(np.median(before) - np.median([c.score for c in new]))) > DRIFT:
-        return f"wakes score {fell:.1f} lower than before the last round"
+    # Of the version that listens, and each voice by itself: another's scores are others, and so is the mean of two where one is used more.
+    heard: dict[tuple[str, str], list[float]] = {}
+    for clip in clips:
+        if clip.label == "positive" and clip.model == new[-1].model:
+            heard.setdefault((clip.keyword, clip.speaker), []).append(clip.score)
+    for voice, scores in heard.items():
+        half = len(scores) // 2
+        if half >= NEW_POSITIVES and (fell := float(np.median(scores[:half]) - np.median(scores[half:]))) > DRIFT:
+            return f"the later half of the wakes of {_who(*voice)} scores {fell:.1f} lower than the earlier half"
     return None
 
 
