@@ -91,7 +91,8 @@ def people(
     everyone = corpus_people(corpus, seen=seen)
     wanted = f"3 takes of split enrol and {LEAST_TAKES} of split test"
     if not everyone and not set(keywords or ()) & set(SPOKEN_KEYWORDS):
-        raise EdgekwsError(f"{corpus}: none of its {len(spoken)} users has {wanted}. Give a corpus as `edgekws eval` wants it")
+        more = f"Record more (`edgekws eval` does with fewer), or name a keyword of text-to-speech: {', '.join(SPOKEN_KEYWORDS)}"
+        raise EdgekwsError(f"{corpus}: none of its {len(spoken)} users has {wanted}. {more}")
     if not keywords or set(keywords) & set(SPOKEN_KEYWORDS):
         everyone += spoken_people()
     known = list(dict.fromkeys([*(one.keyword for one in everyone), *SPOKEN_KEYWORDS]))
