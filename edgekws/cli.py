@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `edgekws log | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except MemoryError:
+        _say("edgekws: there is not enough memory for this. Close other programs, or give it fewer or shorter files")
+        return 1
     except OSError as error:  # stdout is on a full disk, a file vanished
         _say(f"edgekws: {error.filename or 'output'}: {error.strerror or error}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -35,7 +35,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ WORD_GAP_FRAMES = 15  # 0.3 s
 SNIPPET_S, SNIPPET_EVERY_S = 6, 30  # other speech for `follow`
 LONG_TAKE_S = 6.0  # no single word
 SHOWN = 5  # of files that cannot be read
+OTHER_LENGTH_S = 0.5  # than the manifest says: no rounding and no codec's delay
 PINK_BLOCK = 1 << 20  # samples, 66 s
 OFFSET_SHARE = 0.01
 LEAST_NOISE = SAMPLE_RATE_HZ // 10  # samples that can be heard: a recording with fewer is none
@@ -274,6 +275,8 @@ def _random(path: str, what: str) -> np.random.Generator:
 
 def _pcm(samples: np.ndarray) -> np.ndarray:
     """To int16; a mixture that is too loud is turned down, not clipped."""
+    if samples.dtype == np.int16:
+        return samples
     peak = float(np.abs(samples).max()) if len(samples) else 0.0
     return np.round(samples * min(1.0, 32767 / max(peak, 1.0))).astype(np.int16)
 
@@ -631,7 +634,7 @@ def _row(line: Mapping[str, str | None]) -> Row:
     try:
         duration_s = float(cell["duration_s"])
     except ValueError:
-        duration_s = 0.0  # only the progress and the hours left out rest on it
+        duration_s = 0.0  # only a note rests on it
     split = cell["split"].rpartition("-")[2]
     return Row(cell["path"], cell["kind"], cell["label"], cell["speaker"], cell["take"], split, duration_s, cell["source_repo"])
 
@@ -642,10 +645,15 @@ def durations_s(corpus: Path, rows: Iterable[Row]) -> dict[str, float]:
     Raises:
         EdgekwsError: some cannot be opened or have no samples; all of them are named.
     """
+    return _of_each(corpus, rows, lambda row: duration_s(corpus / row.path))
+
+
+def _of_each(corpus: Path, rows: Iterable[Row], look: Callable[[Row], float]) -> dict[str, float]:
+    """What `look` gives, by path. Raises EdgekwsError: it could not read some; all of them are named."""
     found, bad = {}, []
     for row in rows:
         try:
-            found[row.path] = duration_s(corpus / row.path)
+            found[row.path] = look(row)
         except AudioError as error:
             bad.append(str(error))
     if bad:
@@ -669,9 +677,12 @@ class _Corpus:
     """What is listened to: the manifest, less what the model was trained on."""
 
     def __init__(self, root: Path, model: Model, keywords: Sequence[str] | None, negatives: Sequence[str] | None, protocol: str) -> None:
-        rows = read_manifest(root)
+        table = read_manifest(root)
+        rows = list({(row.path, row.kind, row.label, row.speaker, row.split): row for row in table}.values())
         self.root = root
         self.notes: list[str] = []
+        if len(rows) < len(table):
+            self.notes.append(f"{len(table) - len(rows)} rows of manifest.csv say what another one says, and were left out")
         known = list(dict.fromkeys(row.label for row in rows if row.kind == "keyword"))
         if wrong := [keyword for keyword in keywords or () if keyword not in known]:
             raise UsageError(f'no keyword "{wrong[0]}" in {root / "manifest.csv"}. There are: {", ".join(known) or "none"}')
@@ -710,6 +721,38 @@ class _Corpus:
                 " Give a corpus with rows of kind negative that the model has not seen"
             )
         self.segments = read_segments(root) if protocol == "paper" or SAID.keys() & set(self.keywords) else []  # nobody else wants them
+        self._decoded: dict[str, np.ndarray] = {}
+        self._room = round(CACHED_HOURS * 3600 * SAMPLE_RATE_HZ)  # samples that may be kept still
+
+    def read(self, row: Row) -> np.ndarray:
+        """A file that is listened to: int16, shape (n,); the first hours of negatives are kept. Raises AudioError."""
+        if row.path in self._decoded:
+            return self._decoded[row.path]
+        samples = read_recording(self.root / row.path)
+        if row.kind == "negative" and len(samples) <= self._room:
+            self._decoded[row.path] = samples
+            self._room -= len(samples)
+        return samples
+
+    def read_all(self, noise: bool, say: Callable[[str], object] | None) -> None:
+        """Read once what will be listened to: of a FLAC file that was cut off, the header is whole.
+
+        Raises:
+            EdgekwsError: some are damaged; all of them are named.
+        """
+        rows = [*self.enrol, *self.test, *self.negatives, *(self.noise if noise else ())]
+        progress = _Progress(say, sum(self.lasts_s[row.path] for row in rows))
+
+        def seconds(row: Row) -> float:
+            with _enough_memory(self, row):
+                lasts_s = len(self.read(row)) / SAMPLE_RATE_HZ
+            progress.add(self.lasts_s[row.path], f"reading {row.path}")
+            return lasts_s
+
+        found = _of_each(self.root, rows, seconds)
+        if off := [row for row in rows if row.duration_s and abs(found[row.path] - row.duration_s) > OTHER_LENGTH_S]:
+            first = f"{off[0].path} lasts {found[off[0].path]:.1f} s, not {off[0].duration_s:.1f}"
+            self.notes.append(f"{len(off)} files are longer or shorter than duration_s of manifest.csv: {first}. Were they cut off?")
 
     def _unseen(self, rows: Sequence[Row], model: Model) -> tuple[list[Row], list[Row]]:
         """Those that the model was not trained on, and those that it was."""
@@ -734,6 +777,16 @@ class _Corpus:
         for first, end in [(one.first, one.end) for one in self.segments if one.path == row.path] or even:
             if len(piece := samples[first:end]):
                 yield first, piece
+
+
+@contextmanager
+def _enough_memory(corpus: _Corpus, row: Row) -> Iterator[None]:
+    """Raises EdgekwsError: what goes on with this file had not."""
+    try:
+        yield
+    except MemoryError as error:
+        path, hours = corpus.root / row.path, corpus.lasts_s[row.path] / 3600
+        raise EdgekwsError(f"{path}, {hours:.2f} h: there is not enough memory. Split long files, or close other programs") from error
 
 
 class _Progress:
@@ -787,8 +840,6 @@ class _Listener:
         self._noise = _Noise([corpus.root / row.path for row in corpus.noise])
         self.other_speech: list[np.ndarray] = []
         self._again: dict[str, bool] = {}
-        self._decoded: dict[str, np.ndarray] = {}
-        self._room = round(CACHED_HOURS * 3600 * SAMPLE_RATE_HZ)  # samples that may be kept still
 
     @property
     def silent_noise(self) -> bool:
@@ -814,17 +865,15 @@ class _Listener:
             for user in everyone:
                 user.negatives = []
             for row in self.corpus.negatives:
-                self._listen_negative(row, condition, everyone)
+                with _enough_memory(self.corpus, row):
+                    self._listen_negative(row, condition, everyone)
         for user in everyone:
             user.takes, user.strangers = [], []
         for row in self.corpus.test:
             self._listen_take(row, condition, strangers)
 
     def _listen_negative(self, row: Row, condition: str, everyone: Sequence[User]) -> None:
-        samples = self._decoded[row.path] if row.path in self._decoded else read_recording(self.corpus.root / row.path)
-        if row.path not in self._decoded and len(samples) <= self._room:
-            self._decoded[row.path] = samples
-            self._room -= len(samples)
+        samples = self.corpus.read(row)
         if condition == "clean" and self._follow:
             self._keep_other_speech(row, samples)
         samples = self._heard_as(samples, samples, row, condition)
@@ -832,7 +881,8 @@ class _Listener:
         for keyword, spans in said.items():
             self._said_count[keyword] = self._said_count.get(keyword, 0) + len(spans)
         if self.protocol == "stream":
-            self.hours += len(samples) / SAMPLE_RATE_HZ / 3600
+            if len(samples) >= HOP_SAMPLES:  # in less no event can come
+                self.hours += len(samples) / SAMPLE_RATE_HZ / 3600
             kept = {keyword: _unsaid(len(samples) // HOP_SAMPLES, spans) for keyword, spans in said.items()}
             for keyword, hops in kept.items():
                 self._leave_out(keyword, int((~hops).sum()) * HOP_SAMPLES)
@@ -971,6 +1021,7 @@ def evaluate(
     if only_enrolled and shots < 2:
         raise UsageError("only_enrolled takes at least 2 shots, 3 as a rule: the threshold is what they reach among themselves")
     material = _Corpus(corpus, model, keywords, negatives, protocol)
+    material.read_all(bool(SNR_DB.keys() & set(heard)), progress)
     engine = load_engine(model, backend)
     if progress:
         both = ({(row.label, row.speaker) for row in rows} for rows in (material.test, material.enrol))

@@ -66,6 +66,15 @@ def enrolled(tmp_path_factory):
     return cli
 
 
+def test_running_out_of_memory_is_one_line(monkeypatch, capsys):
+    from edgekws import cli
+
+    monkeypatch.setattr(cli, "_devices", lambda options: np.zeros(1 << 55))
+
+    assert cli.main(["devices"]) == 1
+    assert re.fullmatch("edgekws: there is not enough memory .*\n", capsys.readouterr().err)
+
+
 def test_the_command_verifies_models_without_openssl_in_its_memory():
     code = "import sys; sys.argv[1:] = ['models', 'list']; from edgekws.__main__ import main; main(); print(open('/proc/self/maps').read())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

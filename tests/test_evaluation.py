@@ -466,8 +466,9 @@ def test_without_durations_in_the_manifest_hours_and_progress_are_those_of_the_f
 
     assert report["negatives_left_out_hours"] == pytest.approx(left_out_h)
     assert f"1 negative files ({left_out_h:.2f} h) left out: the model was trained on them" in report["notes"]
-    shares = [int(line.split(": ")[1].split(" %")[0]) for line in said if "% done" in line]
-    assert 10 < shares[0] < 90 and shares == sorted(shares) and shares[-1] == 100
+    for what in ("reading ", "clean, "):
+        shares = [int(line.split(": ")[1].split(" %")[0]) for line in said if line.startswith(what)]
+        assert 0 < shares[0] < 90 and shares == sorted(shares) and shares[-1] == 100
 
 
 def test_noise_that_was_all_trained_on_or_is_missing_is_said(model, corpus, demo, tmp_path_factory):
@@ -668,6 +669,72 @@ def test_all_files_that_cannot_be_read_are_named_before_anything_is_heard(model,
     bad = r"3 files of its .*t1\.wav: no such file.*0\.wav: not audio that is known.*hum\.wav: there are no samples"
     with pytest.raises(EdgekwsError, match=bad):
         evaluate(corpus, model, progress=pytest.fail)
+
+
+def test_all_files_that_are_cut_off_are_named_before_anything_is_heard(model, corpus, monkeypatch):
+    import soundfile
+
+    def cut_off(path):
+        samples = np.random.default_rng(0).integers(-9000, 9000, 48_000).astype(np.int16)
+        soundfile.write(corpus / path, samples, SAMPLE_RATE_HZ, format="FLAC")
+        (corpus / path).write_bytes((corpus / path).read_bytes()[:40_000])
+
+    cut_off("noise/hum.wav")
+    evaluate(corpus, model, conditions=["clean"])  # which hears no noise
+    for path in ("kw/slt/1.wav", "kw/slt/t1.wav", "neg/a/0.wav"):
+        cut_off(path)
+    monkeypatch.setattr(evaluation, "load_engine", lambda *_: pytest.fail("it goes on"))
+
+    bad = r"4 files of its .*slt/1\.wav any further: .*t1\.wav any further: .*a/0\.wav any .*hum\.wav any .* Unpack the whole corpus"
+    with pytest.raises(EdgekwsError, match=bad):
+        evaluate(corpus, model, conditions=["noise5"])
+
+
+def test_files_that_are_shorter_than_the_table_says_are_noted(model, corpus):
+    import soundfile
+
+    samples = read_recording(corpus / "neg/b/0.wav")
+    soundfile.write(corpus / "neg/b/0.wav", samples[: len(samples) // 2], SAMPLE_RATE_HZ)
+    lasts_s = len(samples) / SAMPLE_RATE_HZ
+    notes = evaluate(corpus, model, conditions=["clean"])["notes"]
+
+    first = f"neg/b/0.wav lasts {lasts_s / 2:.1f} s, not {lasts_s:.1f}"
+    assert f"1 files are longer or shorter than duration_s of manifest.csv: {first}. Were they cut off?" in notes
+
+
+def test_a_file_that_takes_more_memory_than_there_is_is_named(model, corpus, monkeypatch):
+    monkeypatch.setattr(
+        evaluation, "embed", lambda samples, engine: np.zeros(1 << 55) if len(samples) > 160_000 else embed(samples, engine)
+    )
+
+    with pytest.raises(EdgekwsError, match=r"neg/a/0\.wav, 0\.00 h: there is not enough memory\. Split"):
+        evaluate(corpus, model, conditions=["clean"])
+
+
+def test_rows_that_are_listed_twice_count_once_and_are_noted(model, corpus):
+    once = evaluate(corpus, model, conditions=["clean"])
+    with (corpus / "manifest.csv").open("r+", encoding="utf-8", newline="") as file:
+        rows = file.read().splitlines(keepends=True)[1:]
+        file.writelines(row.replace("seenkw-", "") for row in rows)
+    twice = evaluate(corpus, model, conditions=["clean"])
+
+    note = f"{len(rows)} rows of manifest.csv say what another one says, and were left out"
+    assert twice == once | {"notes": [note, *once["notes"]]}
+
+
+def test_negatives_in_which_no_event_can_come_give_no_hours(model, corpus):
+    import soundfile
+
+    once = evaluate(corpus, model, conditions=["clean"])
+    with (corpus / "manifest.csv").open("a", encoding="utf-8", newline="") as file:
+        for i in range(40):
+            soundfile.write(corpus / f"neg/{i}.wav", np.full(HOP_SAMPLES - 1, 100, np.int16), SAMPLE_RATE_HZ)
+            csv.writer(file).writerow([f"neg/{i}.wav", "negative", "talk", "", 0, "", "", ""])
+
+    assert evaluate(corpus, model, conditions=["clean"])["negative_hours"] == once["negative_hours"]
+    rewritten(corpus, lambda row: None if row["path"] in ("neg/a/0.wav", "neg/b/0.wav") else row)
+    with pytest.raises(EdgekwsError, match="the negatives are too short"):
+        evaluate(corpus, model, conditions=["clean"])
 
 
 def test_negatives_of_a_few_samples_are_one_clear_error(model, corpus):
