@@ -6,7 +6,8 @@ The lives of `edgekws bench adaptation`, with onda1 by HAP to an eighth of the p
 listens to half of the test's takes among forty minutes of speech in the room, and to the same in quiet; the version before listens along,
 clips are kept as always, and these are looked back on. The other half tells what that was worth: takes heard at the deployed threshold,
 before the round, after it, and in the version that listens once the week is over. Then the halves change places, so that a life counts
-twice. What both halves together say is printed too, without a measure: no take is left that had no part in it.
+twice. What both halves together say is printed too, without a measure: no take is left that had no part in it; and what they say together
+with the test's speech, in which nobody says the keyword: a version that only wakes at less of that has lost no word.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from edgekws.detector import scores
 from edgekws.engines import load_engine
 from edgekws.evaluation import WORSE, Take, chance_of_fall
 from edgekws.model import Model, find_model, load_model
+from edgekws.pseudo_labels import Cut
 from edgekws.training import lives
 from edgekws.training.adaptation import JUDGE, STARTS, fell
 from edgekws.training.lives import ROOMS_DB, Life, Person, lead
+from edgekws.training.material import to_int16
 from edgekws.training.round import Moment, Target, adapt, by_engine, listened_for, told_apart
 from edgekws.training.trial import number_of, people, write_jsonl
 from edgekws.values import SAMPLE_RATE_HZ
@@ -83,10 +86,11 @@ def look_back(job: tuple[Path, Person, int, float]) -> dict[str, Any]:
         if made.passed:
             row |= {"said": len(life.test) * len(CONDITIONS), "halves": []}
             heard = [keeps(life, made.model, factory, corpus, half, number) for half in (0, 1)]
-            for moments in (*heard, heard[0] + heard[1]):
+            words = heard[0] + heard[1]
+            for moments in (*heard, words, words + overhears(life, made.model, factory, corpus)):
                 ((lost, gained),) = told_apart(made.model, factory, judge, life.snapshot.voices, moments).values()
                 row["halves"].append({"clips": len(moments), "lost": lost, "gained": gained})
-            row["together"] = row["halves"].pop()
+            *row["halves"], row["together"], row["beside_speech"] = row["halves"]
             for when, model in (("before", factory), ("after", made.model)):
                 row[when] = hears(model, life)
     return row
@@ -103,6 +107,19 @@ def keeps(life: Life, now: Model, before: Model, corpus: Path, half: int, number
             heard = lives.hear(life.people, life.test[half::2], corpus, engine, enrolled, room, rng, number + 1 + half, witness)
         moments += [*heard.positives, *heard.doubtful, *heard.near_misses]
     return moments
+
+
+def overhears(life: Life, now: Model, before: Model, corpus: Path) -> list[Moment]:
+    """Clips of speech without the keyword, in the room and in quiet."""
+    (person,) = life.people
+    enrolled, enrolled_before = (listened_for(model, life.snapshot.voices) for model in (now, before))
+    cuts: list[Cut] = []
+    for room in (life.room, None):
+        speech = np.concatenate(list(lives.test_speech(corpus, person.keyword)))
+        with closing(load_engine(now)) as engine, closing(load_engine(before)) as engine_before:
+            heard = room.hear(speech, "test", 0) if room else to_int16(speech)
+            cuts += lives.cuts_of(heard, engine, enrolled, (engine_before, enrolled_before))
+    return [Moment(cut.samples, cut.clip.decided_sample, cut.clip.keyword, cut.clip.speaker) for cut in cuts if cut.clip.keyword]
 
 
 def hears(model: Model, life: Life) -> dict[str, str]:
@@ -122,9 +139,9 @@ def told(row: Mapping[str, Any]) -> str:
     who = f"{row['keyword']}, {row['user']}, seed {row['seed']}, {row['snr_db']:g} dB"
     if not row["promoted"]:
         return f"{who}: refused by the gate"
-    looks = ", ".join(f"{one['lost']}:{one['gained']} {_end(one)}" for one in (*row["halves"], row["together"]))
+    looks = ", ".join(f"{one['lost']}:{one['gained']} {_end(one)}" for one in (*row["halves"], row["together"], row["beside_speech"]))
     recall = "; ".join(f"{where} {_share(row['before'][where]):.2f} → {_share(row['after'][where]):.2f}" for where in CONDITIONS)
-    return f"{who}: {row['said']} words; only the version before : only the new one, each half and both: {looks}; {recall}"
+    return f"{who}: {row['said']} words; only the version before : only the new one, each half, both, and beside speech: {looks}; {recall}"
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -136,7 +153,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{len(promoted)} of {len(rows)} lives promoted. Of {sum(row['said'] for row in promoted)} words only the version before hears "
         f"{sum(one['lost'] for one in together)}, only the new one {sum(one['gained'] for one in together)}"
     ]
-    for what, looks in (("half of the words", halves), ("all", together)):
+    beside = [row["beside_speech"] for row in promoted]
+    for what, looks in (("half of the words", halves), ("all", together), ("all and speech without the keyword", beside)):
         soon = sum(fell(one["lost"], one["gained"]) for one in looks)
         lines.append(f"gone back from after {what}: {soon} of {len(looks)} in the week, {sum(map(_back, looks))} by its end")
     for where in CONDITIONS:

@@ -155,6 +155,19 @@ def test_the_gate_and_the_look_back_hear_at_the_threshold_that_the_operator_set(
     assert told[0] == (0, 0) and told[1][0] > 0 == told[1][1]
 
 
+def test_a_version_that_only_wakes_falsely_less_often_has_lost_no_word(factory, monkeypatch):
+    """At 8 s the stream says something else, at which the version before wakes here, and which the judge nearly takes for the keyword."""
+    own = enrolment.enrol(KEYWORD, SPEAKER, TAKES, load_engine(factory), factory)
+    before, judge, voice = load_model(find_model("edge")), load_model(find_model("ds-cnn-l")), Voice(KEYWORD, SPEAKER, TAKES, id="a")
+    wakes = {factory.id: 99.0, before.id: -99.0}
+    monkeypatch.setattr(rounds, "listened_for", lambda model, _: [dataclasses.replace(own, threshold=wakes[model.id])])
+
+    def told(ends_s):
+        return rounds.told_apart(factory, before, judge, [voice], moments(ends_s, 6))[KEYWORD, SPEAKER]
+
+    assert told([7.72, 7.96, 8.2]) == (0, 0) and told(ENDS_S) == (6, 0)
+
+
 @pytest.mark.parametrize(("voices", "smaller", "pruned"), [("ab", False, False), ("ab", True, True), ("a", False, True)])
 def test_beside_a_whole_version_nothing_is_pruned_before_every_voice_was_heard(factory, tmp_path, voices, smaller, pruned):
     """Where a pruned version listens already, its household has no whole one to be worse than."""

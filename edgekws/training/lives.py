@@ -360,16 +360,10 @@ def hear(
     The id of a moment is 1 where it is the keyword, else 0: nobody who learns looks at it.
     """
     stream, spans = _stream(takes, corpus, rng, seen)
-    heard = room.hear(stream, "live", seed) if room else to_int16(stream)
-    labels = PseudoLabels(enrolled, per_hour=PER_LIFE, per_day=PER_LIFE, room_growth=1.0)
-    pipeline = Pipeline(engine, Detector(enrolled), labels)
-    if witness:
-        pipeline.witness = witness[0], Detector(witness[1])
-    for first in range(0, len(heard), SAMPLE_RATE_HZ):
-        pipeline.feed(AudioChunk(heard[first : first + SAMPLE_RATE_HZ], first))
+    cuts = cuts_of(room.hear(stream, "live", seed) if room else to_int16(stream), engine, enrolled, witness)
 
     def kept(label: str, *, room: bool = False) -> list[Cut]:
-        return [cut for cut in pipeline.cuts if cut.clip.label == label and room != bool(cut.clip.keyword)]
+        return [cut for cut in cuts if cut.clip.label == label and room != bool(cut.clip.keyword)]
 
     def moment(cut: Cut) -> Moment:
         true = any(a <= cut.end_sample <= b + SAMPLE_RATE_HZ // 2 for a, b in spans)
@@ -382,6 +376,19 @@ def hear(
         [moment(cut) for cut in kept("negative")],
         [moment(cut) for cut in kept("between")],
     )
+
+
+def cuts_of(
+    heard: np.ndarray, engine: Engine, enrolled: Sequence[Enrolled], witness: tuple[Engine, Sequence[Enrolled]] | None = None
+) -> list[Cut]:
+    """The clips that a listener keeps of int16 samples."""
+    labels = PseudoLabels(enrolled, per_hour=PER_LIFE, per_day=PER_LIFE, room_growth=1.0)
+    pipeline = Pipeline(engine, Detector(enrolled), labels)
+    if witness:
+        pipeline.witness = witness[0], Detector(witness[1])
+    for first in range(0, len(heard), SAMPLE_RATE_HZ):
+        pipeline.feed(AudioChunk(heard[first : first + SAMPLE_RATE_HZ], first))
+    return pipeline.cuts
 
 
 def _stream(

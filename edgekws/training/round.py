@@ -35,7 +35,6 @@ from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, load_model, rewrite_manifest
 from edgekws.power import Recording, load_meter
-from edgekws.pseudo_labels import BETWEEN
 from edgekws.store import ADAPTED, load_enrolled, save_enrolled
 from edgekws.training.export import load_network, save_model
 from edgekws.training.finetune import (
@@ -679,11 +678,15 @@ def told_apart(
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """How many words of each (keyword, speaker) only the version before hears, and how many only the present one does.
 
-    A word is what a person said is one, or what wakes one of the two and nearly wakes the judge, which has no reason to side with either:
-    it would miss many of the words that one of the two misses. What all three share they learned from one teacher.
+    A word is what a person said is one, or what the judge takes for one, and is sure of together with both versions, which sides with
+    neither. All that is asked about has woken one of the two, falsely too: of four lives, words that only one hears and false wakes that
+    only one has, by the version before : by the present one, in an hour and 46 minutes of speech without the word in the room and in
+    quiet. Where the judge nearly hears it (-1.2 and more) 14:42 and 9:7, where all three are sure 12:32 and 2:4, where both 9:29 and 2:4.
     """
-    said = second_opinion([judge], voices, moments, rest)
-    words = [one for one, score in zip(moments, said, strict=True) if one.sure or score >= -BETWEEN]
+    alone = second_opinion([judge], voices, moments, rest)
+    said = second_opinion([before, now, judge], voices, moments, rest)
+    believed = (alone >= SECOND_OPINION) & (said >= SURE)
+    words = [one for one, yes in zip(moments, believed, strict=True) if one.sure or yes]
     heard: list[list[bool]] = []
     for model in (now, before):
         known = as_listened_for(listened_for(model, voices), voices)
