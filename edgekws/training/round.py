@@ -679,9 +679,9 @@ def told_apart(
     """How many words of each (keyword, speaker) only the version before hears, and how many only the present one does.
 
     A word is what a person said is one, or what the judge takes for one, and is sure of together with both versions, which sides with
-    neither. All that is asked about has woken one of the two, falsely too: of four lives, words that only one hears and false wakes that
-    only one has, by the version before : by the present one, in an hour and 46 minutes of speech without the word in the room and in
-    quiet. Where the judge nearly hears it (-1.2 and more) 14:42 and 9:7, where all three are sure 12:32 and 2:4, where both 9:29 and 2:4.
+    neither. All that is asked about has woken one of the two, falsely too. In four lives, with as much speech without the word again as the
+    test has, in the room and in quiet, words that the version before alone hears and that the present one alone does, and false wakes so:
+    where the judge nearly hears it (-1.2 and more) 14:42 and 10:8, where all three are sure 11:32 and 2:7, where both hold 8:29 and 2:4.
     """
     alone = second_opinion([judge], voices, moments, rest)
     said = second_opinion([before, now, judge], voices, moments, rest)
