@@ -198,6 +198,8 @@ class Batches:
         if one.hop is None:
             last = int(rng.integers(NEGATIVE_HOPS - 1, max(NEGATIVE_HOPS, len(one.taught))))
         else:
+            # Beyond a clip's end its last frame and the teacher's last word are repeated. To end with the clip instead changed little: recall
+            # +0.5 points in the room and -0.5 in quiet, 12 false accepts for 16 (eight development lives, two seeds).
             last = one.hop + int(rng.integers(0, NEGATIVE_HOPS - WARM_HOPS))
         piece = crop(one.frames, last, NEGATIVE_HOPS)
         if clean and lessons.ambience and rng.random() < 0.6:  # a room is quiet at times, and must not be forgotten
