@@ -17,6 +17,7 @@ from pathlib import Path  # noqa: E402
 
 from edgekws.training.export import load_network  # noqa: E402
 from edgekws.training.finetune import (  # noqa: E402
+    WARM_HOPS,
     Batches,
     Example,
     Lesson,
@@ -94,6 +95,16 @@ def test_the_same_seed_draws_the_same_batches(lessons):
 
         assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
         assert not torch.equal(drawn[0][0], drawn[2][0])
+
+
+def test_of_a_near_miss_nothing_is_taught_beyond_the_end_of_its_clip(lessons):
+    """The listener cuts a clip 6 hops after its decision."""
+    said = np.arange(1000, 1044, dtype=np.float32)[:, None].repeat(lessons.replay[0].taught.shape[1], 1)
+    near = Sound(log_mel(STREAM[: 16_000 * 4])[: 44 * HOP_FRAMES], said, hop=37)
+    _, _, _, taught, _ = Batches(dataclasses.replace(lessons, hard=[near]), 0).draw()
+    drawn = [rows[WARM_HOPS:, 0] for rows in taught if rows[-1, 0] >= 1000]
+
+    assert len(drawn) > 2 and all((rows.diff() == 1).all() for rows in drawn)
 
 
 def test_what_is_wrong_for_one_keyword_pushes_no_other_down(model, lessons):
