@@ -734,13 +734,20 @@ class _Corpus:
             self._room -= len(samples)
         return samples
 
-    def read_all(self, noise: bool, say: Callable[[str], object] | None) -> None:
+    def enrolment(self, keyword: str, speaker: str) -> list[Row]:
+        """In the order of the takes."""
+        rows = [row for row in self.enrol if (row.label, row.speaker) == (keyword, speaker)]
+        return sorted(rows, key=lambda row: (int(row.take) if row.take.isdecimal() else 0, row.path))
+
+    def read_all(self, shots: int, noise: bool, say: Callable[[str], object] | None) -> None:
         """Read once what will be listened to: of a FLAC file that was cut off, the header is whole.
 
         Raises:
             EdgekwsError: some are damaged; all of them are named.
         """
-        rows = [*self.enrol, *self.test, *self.negatives, *(self.noise if noise else ())]
+        users = dict.fromkeys((row.label, row.speaker) for row in self.test)
+        enrolments = [row for user in users for row in self.enrolment(*user)[:shots]]
+        rows = [*enrolments, *self.test, *self.negatives, *(self.noise if noise else ())]
         progress = _Progress(say, sum(self.lasts_s[row.path] for row in rows))
 
         def seconds(row: Row) -> float:
@@ -1021,7 +1028,7 @@ def evaluate(
     if only_enrolled and shots < 2:
         raise UsageError("only_enrolled takes at least 2 shots, 3 as a rule: the threshold is what they reach among themselves")
     material = _Corpus(corpus, model, keywords, negatives, protocol)
-    material.read_all(bool(SNR_DB.keys() & set(heard)), progress)
+    material.read_all(shots, bool(SNR_DB.keys() & set(heard)), progress)
     engine = load_engine(model, backend)
     if progress:
         both = ({(row.label, row.speaker) for row in rows} for rows in (material.test, material.enrol))
@@ -1094,8 +1101,7 @@ def _enrol(
     refusal: EnrolmentError | None = None
     without = fewer = 0
     for keyword, speaker in dict.fromkeys((row.label, row.speaker) for row in corpus.test):
-        rows = [row for row in corpus.enrol if (row.label, row.speaker) == (keyword, speaker)]
-        rows.sort(key=lambda row: (int(row.take) if row.take.isdecimal() else 0, row.path))
+        rows = corpus.enrolment(keyword, speaker)
         if not rows:
             without += 1
             continue

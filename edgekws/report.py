@@ -138,17 +138,29 @@ def history(store: Store, now_s: float, since_s: float = 0.0) -> History:
 def _runs_of(events: Sequence[Event]) -> list[list[Event]]:
     """By run of the listener; the last one may go on. What came before the first start is a run whose beginning is not known.
 
-    By the order that they came in: a clock may be set back.
+    By the order that they came in: a clock may be set back. What listeners to files tell is marked and stands between the others' events;
+    such a run that was killed beside another is left out.
     """
+    own = _one_by_one([event for event in events if "file" not in event.extra])
+    files = [
+        run
+        for run in _one_by_one([event for event in events if "file" in event.extra])
+        if run[-1].kind == "stop" or not any(other[0].id < run[0].id < other[-1].id for other in own)
+    ]
+    goes_on = [own.pop()] if own and own[-1][-1].kind != "stop" else []
+    return [*sorted([*own, *files], key=lambda run: run[-1].id), *goes_on]
+
+
+def _one_by_one(events: Sequence[Event]) -> list[list[Event]]:
     runs: list[list[Event]] = []
     run: list[Event] = []
-    beside: list[Event] = []  # of a file that is listened to beside a microphone: its events stand between those of that
+    beside: list[Event] = []  # of a file that is listened to beside a microphone, in a log of before these were marked
     for event in events:
         if event.kind == "model" and event.extra.get("what") != "live":
             continue
         if event.kind == "start" and _is_file(event) and run and not _is_file(run[0]) and "before" not in event.extra:
             beside = [event]
-        elif beside and ("file" in event.extra if "file" in beside[0].extra else event.kind in ("wake", "stop")):  # older logs do not mark
+        elif beside and event.kind in ("wake", "stop"):
             beside.append(event)
             if event.kind == "stop":
                 runs.append(beside)

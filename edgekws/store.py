@@ -98,7 +98,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BOOTS = 20  # whose failed starts are known: more than anybody asks for
 REMOVED = ".removed-"  # an enrolment whose recordings are to be written over
 ADAPTED = "adapted.npz"  # in a model version that was adapted here: what it listens for, by enrolment
-# What a model version may hold. In a state directory with other things in it a directory with anything else is not ours.
+# What a model version may hold. In a state directory with other things in it a directory without a manifest and with more is not ours.
 PARTS = {"manifest.json", "model.onnx", "model_fp16.onnx", "model_int8.onnx", "parity.npz", "negatives.npz", "prototypes.npz", ADAPTED}
 NEW = ".new-"  # a directory that something is made in, until it is whole
 HEX = "[0-9a-f]"
@@ -884,7 +884,7 @@ class Store:
                 self._forget_starts()
                 self._link("current", target)
             kept = (target, self.previous_model())
-            others = [one for one in self.models().values() if one not in kept and PARTS.issuperset(os.listdir(one))]
+            others = [one for one in self.models().values() if one not in kept and _is_version(one)]
             others.sort(key=lambda one: (one / "manifest.json").stat().st_ctime_ns)  # when it came here; mtime was copied
             for one in others[: max(0, len(others) + sum(one is not None for one in kept) - GENERATIONS)]:
                 _remove_whole(one)
@@ -909,6 +909,8 @@ class Store:
                         f"{folder}: another round of adaptation is under way. Wait for its end: edgekws log --follow"
                     ) from None
                 _sweep_new(folder)
+                for recipe in ("weights-only", "onda1", "onda2"):  # of a round of an earlier edgekws, which knew no other name
+                    shutil.rmtree(folder / recipe, ignore_errors=True)
                 folder.mkdir(exist_ok=True)
                 try:
                     yield Path(tempfile.mkdtemp(prefix=NEW, dir=folder))
@@ -1021,6 +1023,9 @@ class Store:
         path = self.root / "models" / name
         if path.is_dir() and not path.is_symlink() and (self._model(name) is not None or _is_left_of_a_version(path)):
             _remove_whole(path)  # the second copy, or what is left of one
+        elif path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
         if target is None:
             path.unlink(missing_ok=True)
         else:
@@ -1249,6 +1254,16 @@ def _sweep_new(folder: Path) -> None:
         shutil.rmtree(litter, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _is_version(folder: Path) -> bool:
+    """Of ours: other things have a manifest.json too."""
+    try:
+        return "id" in json.loads((folder / "manifest.json").read_bytes()) and any(
+            name.endswith(".onnx") for name in PARTS & set(os.listdir(folder))
+        )
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _is_left_of_a_version(folder: Path) -> bool:

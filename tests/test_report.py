@@ -375,10 +375,22 @@ def test_a_file_run_that_was_killed_beside_the_microphone_takes_none_of_its_even
     assert (stopped["state"], stopped["starts"], stopped["ended_untold"], stopped["hours"]) == ("stopped", 1, 0, pytest.approx(9))
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_microphone_that_is_opened_while_a_file_is_listened_to_has_all_its_hours(told, restarted):
+    heard = replace(at(-9.5, place=0.5), extra={"file": True})
+    file = [at(-10, "start", 0, source="file:a.wav?paced=1", file=True), heard, at(-9, "stop", 1, audio_s=HOUR_S, wakes=1, file=True)]
+    before = [at(-12, "start"), at(-9.9, "stop", 2.1, audio_s=2.1 * HOUR_S)] if restarted else []
+    events = sorted([*before, *file, at(-9.8, "start"), at(-5, place=4.8), at(-1, place=8.8)], key=lambda event: event.time_s)
+    facts = told(events, alive=True)["listening"]
+
+    assert (facts["state"], facts["starts"], facts["ended_untold"]) == ("listens", 2 + restarted, 0)
+    assert facts["hours"] == pytest.approx(1 + 9.8 + 2.1 * restarted)
+
+
 def test_a_version_has_the_hours_of_a_file_that_was_read_faster_than_it_was_spoken(told):
     """Three hours of it in three minutes, of which another version heard the last."""
-    run = [at(-2, "start", 0, source="file:a.wav", file=True), replace(at(-1.96, "model", 2, what="live"), model="edge-2")]
-    run += [replace(at(-1.95, "stop", 3, audio_s=3 * HOUR_S, wakes=0), model="edge-2")]
+    run = [at(-2, "start", 0, source="file:a.wav", file=True), replace(at(-1.96, "model", 2, what="live", file=True), model="edge-2")]
+    run += [replace(at(-1.95, "stop", 3, audio_s=3 * HOUR_S, wakes=0, file=True), model="edge-2")]
     facts = told(run, alive=False)
 
     assert facts["listening"]["hours"] == pytest.approx(3)

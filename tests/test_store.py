@@ -798,6 +798,23 @@ def test_what_else_is_in_a_directory_that_the_settings_name_stays(tmp_path):
     assert [path.name for path in store.root.glob("prototypes/*")] == ["design.npz"]
 
 
+def test_what_edgekws_left_itself_is_in_nobody_s_way(store, tmp_path):
+    """A copy that followed the links and was cut short, a round of an earlier edgekws that was killed, a mending that was."""
+    first = store.promote(a_model(tmp_path, "m-0"), "m-0")
+    for link in ("current", "previous"):
+        (store.root / "models" / link).unlink(missing_ok=True)
+        (store.root / "models" / link).mkdir()
+    (store.root / "round" / "onda1").mkdir(parents=True)
+    (first / ".model.onnx-17").touch()
+    for i in range(1, 9):
+        store.promote(a_model(tmp_path, f"m-{i}"), f"m-{i}")
+    with store.round_folder():
+        pass
+
+    assert sorted(store.models()) == [f"m-{i}" for i in range(4, 9)] and store.current_model().name == "m-8"
+    assert not (store.root / "round").exists()
+
+
 @pytest.mark.parametrize("junk", [b"\xff\xfe", "²".encode(), b"9" * 5000, b""])
 def test_junk_in_the_small_files_counts_as_nothing(store, junk):
     store.save_engine("tensorrt")

@@ -33,9 +33,10 @@ JUDGE = {"edge": "ds-cnn-l", "edge-small": "ds-cnn-l", "edge-tiny": "ds-cnn-l", 
 STARTS = {"edge": ("edge-small", "edge-tiny")}
 MOST = {"positive": 200, "ambience": 360, "near": 200, "doubtful": 200}  # the latest; an hour of ambience
 
-MOST_LOOKED_AT = 400  # the latest clips: 7 s of CPU time
+MOST_LOOKED_AT = 400  # the latest clips: about 13 s of CPU time
 # Over the week in which the version before listens along: who is as well off with either loses nothing by going back, so the new one must
-# have heard about as much. Set after a life that got worse had lost 11 words and gained 5 of 70, which chance does in 0.11 of cases.
+# have heard about as much. Set after a life that got worse had lost 11 words and gained 5 of 70, which chance does in 0.11 of cases
+# (6 and 1 by what is taken for a word now, 0.06).
 WORSE_AT_LAST = 0.2
 
 NEW_POSITIVES = MANY  # since the last round
