@@ -455,8 +455,8 @@ def test_the_last_wake_is_told_with_its_date_unless_that_is_today_s():
 @pytest.mark.parametrize("size", [160, HOP_SAMPLES])
 def test_the_level_is_that_of_the_last_second_in_whatever_pieces_it_comes(size):
     status = Status(lambda: 0.0)
-    for samples in (np.full(2 * SAMPLE_RATE_HZ, 30_000), np.full(SAMPLE_RATE_HZ // 2, 3277), np.zeros(SAMPLE_RATE_HZ // 2)):
-        for chunk in cut(samples.astype(np.int16), size):
+    for peak, seconds in ((30_000, 2.0), (3277, 0.5), (0, 0.5)):
+        for chunk in cut(np.resize([peak, -peak], round(seconds * SAMPLE_RATE_HZ)).astype(np.int16), size):
             status.heard(chunk.samples)
 
     assert status.level_dbfs() == pytest.approx(-23, abs=0.5)
