@@ -943,14 +943,14 @@ class _Listener:
         embeddings = embed(self._heard_as(stream, clip, row, condition, len(before), end_of_word), self.engine)
         if row.path not in self._again:
             self._again[row.path] = bool(copy_of(clip, own.recordings))
-        last = len(before) + len(clip) + round(TAIL_S * SAMPLE_RATE_HZ)
-        window: tuple[int, int, int | None, bool] = (len(before), last, end_of_word, self._again[row.path])
+        window: tuple[int, int, int | None] = (len(before), len(before) + len(clip) + round(TAIL_S * SAMPLE_RATE_HZ), end_of_word)
         if self.protocol == "paper":
-            window = (0, HOP_SAMPLES, None, self._again[row.path])
+            window = (0, HOP_SAMPLES, None)
+        again = self._again[row.path]
         if own.enrolled is None:
-            own.takes.append(Take(np.zeros(0, np.float32), *window))
+            own.takes.append(Take(np.zeros(0, np.float32), *window, again))
         for user, values in self._score(embeddings, members if strangers else [own]):
-            (user.takes if user is own else user.strangers).append(Take(values, *window))
+            (user.takes if user is own else user.strangers).append(Take(values, *window, again))
         self.progress.add(self.corpus.lasts_s[row.path] + BEFORE_S + AFTER_S, f"{condition}, {row.path}")
 
     def _heard_as(

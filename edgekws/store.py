@@ -1021,11 +1021,12 @@ class Store:
 
     def _link(self, name: str, target: Path | None) -> None:
         path = self.root / "models" / name
-        if path.is_dir() and not path.is_symlink() and (self._model(name) is not None or _is_left_of_a_version(path)):
-            _remove_whole(path)  # the second copy, or what is left of one
-        elif path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        if path.is_dir() and not path.is_symlink():
+            if self._model(name) is not None or _is_left_of_a_version(path):
+                _remove_whole(path)  # the second copy, or what is left of one
+            else:
+                with contextlib.suppress(OSError):  # somebody else's things are in it
+                    path.rmdir()
         if target is None:
             path.unlink(missing_ok=True)
         else:
