@@ -71,14 +71,14 @@ class Batch:
 class Crops:
     """Draws batches: a part at random places, a part as pairs of one word by two speakers.
 
-    Recordings are scarce, and what we are for: a source's share goes with the square root of its length.
+    Recordings are scarce, and what we are for: each source of them is drawn as often as text-to-speech, however long it is.
     """
 
     def __init__(self, material: Material, targets: np.ndarray, batch: int, pairs: int, seed: int) -> None:
         self._material, self._targets, self._batch, self._pairs = material, targets, batch, pairs
         self._rng = np.random.default_rng(seed)
         self._lengths = np.diff(material.starts)
-        chance = np.maximum(0, self._lengths - CROP_HOPS) / np.sqrt(np.bincount(material.source, self._lengths))[material.source]
+        chance = np.maximum(0, self._lengths - CROP_HOPS) / np.bincount(material.source, self._lengths)[material.source]
         self._chance = chance / chance.sum()
         self._by_word: dict[int, np.ndarray] = {}
         if pairs:

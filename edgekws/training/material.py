@@ -31,8 +31,7 @@ LEVEL_DBFS = -25.0
 LEXICON_WORDS = 500
 COLOUR_TAPS = 1024
 WORKERS = 2
-# So much faster the corpus' speech is played as well, pitch and formants with it: as other people. There are 71 of them, and without this
-# PACES_WHY
+# So much faster the corpus' speech is played as well, pitch and formants with it: as other people, where there are 71 of them.
 PACES = (0.76, 0.82, 0.9, 1.0, 1.1, 1.2, 1.28)
 
 # The corpus' negatives and noise serve training and evaluation: these go to training, all others are for evaluation only.
