@@ -22,7 +22,7 @@ def material():
     targets = (wave @ rng.standard_normal((4, 96)) + 0.1 * rng.standard_normal((hops, 96))).astype(np.float16)
     targets[:9] = np.nan
     words = np.array([[word, speaker, 60 + 30 * word + 100 * speaker] for word in range(3) for speaker in range(3)])
-    return Material(copies, targets, np.array([0, 150, 400]), np.array([False, True]), words)
+    return Material(copies, targets, np.array([0, 150, 400]), np.array([0, 1]), words)
 
 
 def test_the_projection_is_centred_on_speech_of_both_kinds(material):
@@ -45,6 +45,19 @@ def test_training_lowers_the_loss(material, capsys):
     assert len(history) == 2
     assert history[1] < 0.8 * history[0]
     assert "step 200 of 200" in capsys.readouterr().err
+
+
+def test_a_source_of_recordings_is_drawn_as_often_as_text_to_speech_however_short():
+    lengths, source = np.array([1000, 4000, 4000]), np.array([1, 0, 0])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    hops = int(starts[-1])
+    frames = np.repeat(np.repeat(source, lengths), 4)[None, :, None].repeat(40, 2).astype(np.float16)
+    long = Material(frames, np.zeros((hops, 96), np.float16), starts, source, np.zeros((0, 3), np.int64))
+
+    crops = Crops(long, np.zeros((hops, 32), np.float32), 200, 0, seed=0)
+    recorded = np.mean([float(crops.draw().frames[:, 0, 0].mean()) for _ in range(20)])
+
+    assert recorded == pytest.approx(0.5, abs=0.04)
 
 
 def test_crops_hold_pairs_of_one_word_by_two_speakers_and_never_leave_a_stream(material):

@@ -64,12 +64,12 @@ def test_a_room_response_begins_with_the_direct_sound():
 
 
 def test_streams_come_back_from_disk_as_they_were(stream, tmp_path):
-    material.save_streams(tmp_path / "streams.npz", [stream, Stream(stream.samples[:32000], stream.targets[:25], real=True)])
+    material.save_streams(tmp_path / "streams.npz", [stream, Stream(stream.samples[:32000], stream.targets[:25], source="nathalie")])
     first, second = material.load_streams(tmp_path / "streams.npz")
 
     assert np.array_equal(first.samples, stream.samples)
     assert first.words == stream.words
-    assert (first.real, second.real) == (False, True)
+    assert (first.source, second.source) == ("", "nathalie")
     assert np.allclose(second.targets, stream.targets[:25], atol=2e-3)
 
 
@@ -100,6 +100,21 @@ def test_only_the_training_side_of_a_corpus_is_heard(tmp_path):
 
     assert [path.name for path in speech] == ["nathalie_000.opus", "librispeech_002.opus"]
     assert [path.name for path in noise] == ["1.opus"]
+
+
+def test_recorded_speech_is_heard_at_other_paces_with_its_pitch(tmp_path):
+    seconds = np.arange(15 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    (tmp_path / "nathalie").mkdir()
+    recording = (3000 * np.sin(2 * np.pi * 400 * seconds)).astype(np.int16)
+    soundfile.write(tmp_path / "nathalie" / "0.wav", recording, SAMPLE_RATE_HZ)
+
+    streams = list(material.real_streams([tmp_path / "nathalie" / "0.wav"], None))
+
+    peaks_hz = [np.abs(np.fft.rfft(one.samples)).argmax() * SAMPLE_RATE_HZ / len(one.samples) for one in streams]
+    assert peaks_hz == pytest.approx([400 * pace for pace in material.PACES], abs=1)
+    assert [len(one.samples) / SAMPLE_RATE_HZ for one in streams] == pytest.approx([15 / pace for pace in material.PACES], abs=0.01)
+    assert {one.source for one in streams} == {"nathalie"}
+    assert np.array_equal(streams[material.PACES.index(1.0)].samples, material.to_int16(material.at_level(recording, -25)))
 
 
 def test_a_manifest_as_a_spreadsheet_writes_it_is_read(tmp_path):

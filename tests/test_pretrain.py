@@ -239,7 +239,7 @@ def test_data_sets_are_heard_but_for_held_out_words_and_speakers_of_other_splits
 
 
 def test_words_of_the_recordings_are_keywords_and_neither_held_out_nor_noise(made):
-    recorded = [stream for stream in material.load_streams(made.out / "streams.npz") if stream.real]
+    recorded = [stream for stream in material.load_streams(made.out / "streams.npz") if stream.source == "data"]
 
     assert {word.text for stream in recorded for word in stream.words} == {*WORDS, "hi galaxy"}
 
@@ -299,7 +299,7 @@ def test_a_moved_corpus_and_data_sets_in_another_order_are_the_same(made, tmp_pa
     with pytest.raises(EdgekwsError, match=r"\(seed 1, now 2\)"):  # and nothing else
         pretrain.pretrain(tmp_path, networks=["edge-small"], **changed)
 
-    assert list(noted) == ["spoken_minutes", "seed", "teacher", "corpus", "data"]
+    assert list(noted) == ["spoken_minutes", "seed", "teacher", "corpus", "data", "paces"]
 
 
 @pytest.mark.parametrize(

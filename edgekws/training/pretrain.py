@@ -110,6 +110,7 @@ def pretrain(
         "teacher": TEACHER if teacher_wheel else None,
         "corpus": _digest(corpus_sha256),
         "data": _digest(data_sha256),
+        "paces": list(material_module.PACES),
     }
     for name in ("streams.npz", "material.npz"):
         _check_made_from(out / name, made_from)
@@ -311,10 +312,10 @@ def _material(path: Path, streams: Sequence[Stream], noise: Sequence[Path], made
     if not path.exists():
         made = material_module.make_material(streams, noise, 4, seed)
         temporary = path.with_suffix(".new.npz")
-        np.savez(temporary, frames=made.frames, targets=made.targets, starts=made.starts, real=made.real, words=made.words)
+        np.savez(temporary, frames=made.frames, targets=made.targets, starts=made.starts, source=made.source, words=made.words)
         _put(temporary, path, made_from)
     with np.load(path, allow_pickle=False) as data:
-        return Material(data["frames"], data["targets"], data["starts"], data["real"], data["words"])
+        return Material(data["frames"], data["targets"], data["starts"], data["source"], data["words"])
 
 
 def _negative_streams(streams: Sequence[Stream], speech_files: Sequence[Path], noise_files: Sequence[Path]) -> list[np.ndarray]:
@@ -322,7 +323,7 @@ def _negative_streams(streams: Sequence[Stream], speech_files: Sequence[Path], n
 
     A keyword is mostly said into silence, so what is most like it in life is any speech that begins after silence.
     """
-    spoken = [s.samples for s in streams if not s.real][:NEGATIVE_SPOKEN_MINUTES]
+    spoken = [s.samples for s in streams if not s.source][:NEGATIVE_SPOKEN_MINUTES]
     speech = [to_int16(at_level(read_audio(path), -25)) for path in speech_files]
     noise = [read_audio(path) for path in noise_files]
     beginnings = [snippet for samples in [*speech, *spoken[::4]] for snippet in _beginnings(samples)]
@@ -362,7 +363,7 @@ def _recorded_streams(utterances: Sequence[Utterance], teacher: Teacher | None) 
         nonlocal pieces, words, total
         if total > 10 * SAMPLE_RATE_HZ:
             samples = to_int16(np.concatenate(pieces))
-            streams.append(Stream(samples, material_module.listen(samples, teacher), words, real=True))
+            streams.append(Stream(samples, material_module.listen(samples, teacher), words, source="data"))
         pieces, words, total = [], [], 0
 
     for i in rng.permutation(len(utterances)):
