@@ -299,7 +299,7 @@ def test_a_moved_corpus_and_data_sets_in_another_order_are_the_same(made, tmp_pa
     with pytest.raises(EdgekwsError, match=r"\(seed 1, now 2\)"):  # and nothing else
         pretrain.pretrain(tmp_path, networks=["edge-small"], **changed)
 
-    assert list(noted) == ["spoken_minutes", "seed", "teacher", "corpus", "data"]
+    assert list(noted) == ["spoken_minutes", "seed", "teacher", "corpus", "data", "paces"]
 
 
 @pytest.mark.parametrize(

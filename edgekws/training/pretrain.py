@@ -111,6 +111,7 @@ def pretrain(
         "teacher": TEACHER if teacher_wheel else None,
         "corpus": _digest(corpus_sha256),
         "data": _digest(data_sha256),
+        "paces": list(material_module.PACES),
     }
     for name in ("streams.npz", "material.npz"):
         _check_made_from(out / name, made_from)
