@@ -74,11 +74,13 @@ def test_streams_come_back_from_disk_as_they_were(stream, tmp_path):
 
 
 def test_material_lays_streams_end_to_end_with_their_words(stream):
-    made = material.make_material([stream, stream], [], 2, seed=1, workers=1)
+    recorded = Stream(stream.samples, stream.targets, stream.words, source="nathalie")
+    made = material.make_material([recorded, stream], [], 2, seed=1, workers=1)
     hops = len(stream.targets)
 
     assert made.frames.shape == (2, 2 * hops * HOP_FRAMES, N_MELS)
     assert made.starts.tolist() == [0, hops, 2 * hops]
+    assert made.source.tolist() == [1, 0]
     assert made.words.tolist() == [[0, 0, 40], [1, 1, 90], [0, 0, hops + 40], [1, 1, hops + 90]]
 
 
