@@ -160,17 +160,12 @@ def spoken_stream(seed: int, teacher: Teacher | None) -> Stream:
     return Stream(samples, listen(samples, teacher), words)
 
 
-def at_pace(recording: np.ndarray, pace: float) -> np.ndarray:
-    """A recording played so many times as fast, pitch and formants with it, as another person: float32 (n,) → int16 (n / pace,)."""
-    return to_int16(soxr.resample(recording, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ / pace))
-
-
 def real_streams(paths: Sequence[Path], teacher: Teacher | None) -> Iterator[Stream]:
     """Real speech in pieces of a minute, at each of `PACES`."""
     for path in paths:
         recording = at_level(read_audio(path), LEVEL_DBFS)
         for pace in PACES:
-            samples = at_pace(recording, pace)
+            samples = to_int16(soxr.resample(recording, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ / pace))
             for start in range(0, len(samples) - 10 * SAMPLE_RATE_HZ, STREAM_S * SAMPLE_RATE_HZ):
                 piece = samples[start : start + STREAM_S * SAMPLE_RATE_HZ]
                 yield Stream(piece, listen(piece, teacher), source=path.parent.name)
