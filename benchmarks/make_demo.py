@@ -20,7 +20,7 @@ from edgekws.values import SAMPLE_RATE_HZ
 SEED = 20
 KEYWORD, SPEAKER = "open sesame", ("flite", "slt")
 TAKES = {"live": 24, "test": 12}
-SNR_DB = 1.5  # chosen so that the listener hears about half to two thirds before it has lived here
+SNR_DB = 3.0  # chosen so that the listener hears about two thirds before it has lived here
 COMPRESSION = 0.93  # of Opus: about 24 kbit/s
 READERS = (("flite", "rms"), ("flite", "awb"), ("flite", "kal16"), ("espeak-ng", "en-us+Andy"), ("espeak-ng", "en-gb+linda"))
 READER_DB = (-12.0, -4.0)  # beside the speaker: they sit further away

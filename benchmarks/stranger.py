@@ -94,7 +94,7 @@ def life(folder: Path, case: str) -> dict[str, Any]:
     texts, voice = (OTHER_WORDS if case == "words" else (KEYWORD,)), (SPEAKER if case == "owner" else STRANGER)
     now_s = time.time() - 3600
     for i, (samples, decided) in enumerate(takes(texts, voice, CLIPS, rng)):
-        clip = Clip("positive", KEYWORD, "owner", 1.0, decided, 0.0, "woke", model="edge-1", time_s=now_s + i)
+        clip = Clip("positive", KEYWORD, "owner", 1.0, decided, 0.0, "woke", model="edge-3", time_s=now_s + i)
         store.add_clip(clip, samples)
     room = 32768 * 10 ** ((LEVEL_DBFS - SNR_DB) / 20) * noise(300 * SAMPLE_RATE_HZ, rng)
     for i, piece in enumerate(np.split(to_int16(room), 30)):

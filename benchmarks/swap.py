@@ -142,20 +142,20 @@ class Watched(Pipeline):
 def exchange(folder: Path, other: str, swaps: int, *, paced: bool) -> dict[str, Any]:
     """One row."""
     folder.mkdir()
-    versions = {"edge-1": find_model("edge")}
+    versions = {"edge-3": find_model("edge")}
     if other == "twin":
-        path = shutil.copytree(versions["edge-1"], folder / "twin")
+        path = shutil.copytree(versions["edge-3"], folder / "twin")
         write_manifest(path, {**json.loads((path / "manifest.json").read_text()), "id": "twin"})
         versions["twin"] = path
     else:
-        versions["edge-small-1"] = find_model(other)
+        versions["edge-small-3"] = find_model(other)
     takes = [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
     words: dict[str, Enrolled] = {}
     for name, path in versions.items():
         model = load_model(path)
         words[name] = enrol(TRUTH["keyword"], "", takes, load_engine(model), model)
     store = Store(folder / "state")
-    store.promote(versions["edge-1"], "edge-1")
+    store.promote(versions["edge-3"], "edge-3")
 
     def load(reread: bool = False) -> Version:
         current = store.current_model()
@@ -183,7 +183,7 @@ def exchange(folder: Path, other: str, swaps: int, *, paced: bool) -> dict[str, 
         wakes(steady, Stream(True), round(WITHOUT_S * SAMPLE_RATE_HZ))
     lost, doubled, spoken, elsewhere = counted(promoter.wakes, samples, len(source.samples))
     if other == "twin":
-        wanted = alone["edge-1"]
+        wanted = alone["edge-3"]
         lost, doubled, spoken = (
             len(set(wanted) - set(promoter.wakes)),
             len(promoter.wakes) - len({*wanted} & {*promoter.wakes}),

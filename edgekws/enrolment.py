@@ -45,8 +45,11 @@ from edgekws.pseudo_labels import likeness, print_of
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 from edgekws.voice import TAIL_HOPS, centred, profile, speech_span, word_at
 
-# The promise is 0.5. At 0.5 the evaluation's users met 0.7 on average, so the tail is not quite exponential: hence the margin.
-FALSE_ACCEPTS_PER_HOUR = 0.3
+# The promise is 0.5 on average and no user above 2. At 0.5 the evaluation's users met 0.7 on average, so the tail is not quite exponential.
+# At 0.3 two of 93 met 4 in 1.77 hours in quiet, as chance has it; at 0.2 nobody did, but recall in the room lay 6.3 points below the best
+# threshold: this lies between. On the development words (benchmarks/development_corpus.py) 0.2 costs 1.3 points in quiet and 2.6 in a
+# room beside 0.3.
+FALSE_ACCEPTS_PER_HOUR = 0.25
 # Several speakers of one keyword: any of their prototypes wakes it, and n of them gave n times one's false accepts. All thresholds rise by
 # this times log10(n). Chosen among 0, 0.3, 0.5, 0.7 and 1 on the development words, as the one that leaves a household where one person is:
 # with 1 it woke never, for 2 points less recall. As benchmarks/household.py measures 9 words of 6 users there, on half of the prompts:

@@ -127,8 +127,8 @@ def test_the_log_reads_back_what_was_printed(enrolled, tmp_path):
 
 
 def test_the_log_shows_what_is_asked_for_in_words(cli):
-    start = Event("", "", 0.0, 0.0, 1e9, 0.0, 0.0, "edge-1", "start", extra={"source": "mic:x"})
-    wake = Event("hey", "ann", 1.5, 0.7, 1e9 + 9, 9.0, 0.3, "edge-1")
+    start = Event("", "", 0.0, 0.0, 1e9, 0.0, 0.0, "edge-3", "start", extra={"source": "mic:x"})
+    wake = Event("hey", "ann", 1.5, 0.7, 1e9 + 9, 9.0, 0.3, "edge-3")
     store = Store(cli.root)
     for event in (
         start,
@@ -148,10 +148,10 @@ def test_the_log_shows_what_is_asked_for_in_words(cli):
     woke = ["hey (ann)  score 1.50 / 0.70  latency 0.30 ms", "ho (ann)  score 1.50 / 0.70  latency 0.30 ms"]
     assert told() == [*woke, "deaf: no samples for 5 s", "reject: hey (ann) was no wake, the user says (event 2)"]
     assert told("--kind", "gap", "stop", "start", "bench") == [
-        "start: listening to mic:x with edge-1",
+        "start: listening to mic:x with edge-3",
         "gap: 240 ms of audio were lost",
         "stop: after 60.0 s of audio, 2 wakes, 3 clips kept to learn from, 6 lost",
-        "bench: edge-1 on onnxruntime takes 3.2 s of CPU time for an hour, energy not measured",
+        "bench: edge-3 on onnxruntime takes 3.2 s of CPU time for an hour, energy not measured",
     ]
     assert told("--keyword", "ho") == woke[1:]
     assert len(told("--all")) == 8
@@ -182,7 +182,7 @@ def test_a_log_without_such_an_event_advises_what_shows_more(cli):
 
 def test_a_keyword_s_events_are_found_in_any_spelling(enrolled, tmp_path):
     cli = Edgekws(shutil.copytree(enrolled.root, tmp_path / "state"))
-    Store(cli.root).add_event(Event("open sesame", "ann", 1.5, 0.7, 1e9, 9.0, 0.3, "edge-1"))
+    Store(cli.root).add_event(Event("open sesame", "ann", 1.5, 0.7, 1e9, 9.0, 0.3, "edge-3"))
 
     told = cli("log", "--keyword", "Open Sesame").stdout
     assert "score 1.50 / 0.70" in told and told == cli("log", "--keyword", "open sesame").stdout
@@ -197,7 +197,7 @@ def test_settings_are_a_keyword_s_in_any_spelling(enrolled, tmp_path):
 
 def test_a_state_directory_that_may_not_be_written_is_read_all_the_same(cli):
     store = Store(cli.root)
-    store.add_event(Event("hey", "ann", 1.5, 0.7, 1e9, 9.0, 0.3, "edge-1"))
+    store.add_event(Event("hey", "ann", 1.5, 0.7, 1e9, 9.0, 0.3, "edge-3"))
     store.add_clip(Clip("positive", "hey", "ann", 1.5, 0, 0.0, "woke", time_s=1e9), np.ones(16000, np.int16))
     store.close()
     with mounted_read_only(cli.root):
@@ -828,8 +828,8 @@ def test_a_promoted_model_listens_until_it_is_rolled_back(cli):
     cli("models", "rollback")
     assert json.loads(cli("models", "show", "--json").stdout)["network"] == "edge"
     assert re.findall(r"model: .*", cli("log").stdout) == [
-        "model: edge-small-1 is promoted, before it edge-1",
-        "model: edge-small-1 is gone back from: by hand; back to edge-1",
+        "model: edge-small-3 is promoted, before it edge-3",
+        "model: edge-small-3 is gone back from: by hand; back to edge-3",
     ]
 
 
@@ -877,7 +877,7 @@ def test_watch_moves_on_a_terminal_and_leaves_it_as_it_was(enrolled):
     os.close(ear)
 
     assert process.wait(30) == 0
-    assert shown.startswith(b"\x1b[?1049h") and b"open sesame (ann)" in shown and b"dBFS" in shown and b"edge-1 on onnxruntime" in shown
+    assert shown.startswith(b"\x1b[?1049h") and b"open sesame (ann)" in shown and b"dBFS" in shown and b"edge-3 on onnxruntime" in shown
     assert b"\x1b[?25h\x1b[?1049l" in shown and b"Traceback" not in shown
 
 
@@ -995,7 +995,7 @@ def test_auto_is_the_engine_that_bench_found_best_here(tmp_path, monkeypatch, ca
     assert 'engine = "auto" is onnxruntime on this machine from the next start on (least CPU time' in capsys.readouterr().err
     assert (store.engine(), cli._backend(settings, store)) == ("onnxruntime", "auto")  # auto tries that one first
     (measured,) = store.events()  # for `edgekws report`
-    assert (measured.kind, measured.model, measured.extra["backend"]) == ("bench", "edge-1", "onnxruntime")
+    assert (measured.kind, measured.model, measured.extra["backend"]) == ("bench", "edge-3", "onnxruntime")
     assert measured.extra["energy_mj_per_hop"] is not None or measured.extra["why_no_energy"]
 
     store.save_engine("tensorrt")

@@ -30,9 +30,9 @@ from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Clip, Detection, Enrolle
 
 DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
 SOUND = (np.sin(np.arange(56_320) / 7) * 9000).astype(np.int16)
-CLIP = Clip("positive", "hey", "ann", 1.5, 48_640, 3.52, "woke", model="edge-1", time_s=1000.0)
+CLIP = Clip("positive", "hey", "ann", 1.5, 48_640, 3.52, "woke", model="edge-3", time_s=1000.0)
 ROOM = Clip("negative", "", "", -4.0, 160_000, 10.0, "the room", time_s=1000.0)
-WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-1")
+WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-3")
 
 
 class Clocks:
@@ -282,13 +282,13 @@ def test_a_wake_that_was_rejected_before_it_was_known_to_be_like_a_clip_makes_th
 
 
 def test_the_rejection_of_a_satellite_s_wake_is_not_counted_against_the_listener(store):
-    for model, kind in (("edge-0", "start"), ("edge-1", "start"), ("edge-1", "wake")):
+    for model, kind in (("edge-0", "start"), ("edge-3", "start"), ("edge-3", "wake")):
         store.add_event(dataclasses.replace(WAKE, kind=kind, model=model))
     wake = store.add_event(dataclasses.replace(WAKE, extra={"client": "10.0.0.2:1234"}))
     store.reject_last()
-    rejects = [store.tally("edge-1", 86_400.0).rejects]
+    rejects = [store.tally("edge-3", 86_400.0).rejects]
     store.reject_wake(wake.id - 1)
-    rejects.append(store.tally("edge-1", 86_400.0).rejects)
+    rejects.append(store.tally("edge-3", 86_400.0).rejects)
 
     assert [one.extra for one in store.events()[4:]] == [{"client": "10.0.0.2:1234", "wake": wake.id}, {"wake": wake.id - 1}]
     assert rejects == [{}, {"hey": (0, 1)}]
@@ -739,7 +739,7 @@ for i in itertools.count():
 def test_a_database_of_the_first_version_keeps_its_events(tmp_path):
     with sqlite3.connect(tmp_path / "edgekws.db") as db:
         db.executescript(f"PRAGMA journal_mode = WAL; {store_module.MIGRATIONS[0]}; PRAGMA user_version = 1;")
-        db.execute("INSERT INTO events VALUES (41, 'wake', 1000.0, 4.2, 'hey', 'ann', 1.5, 0.7, 0.3, 'edge-1', '{}')")
+        db.execute("INSERT INTO events VALUES (41, 'wake', 1000.0, 4.2, 'hey', 'ann', 1.5, 0.7, 0.3, 'edge-3', '{}')")
     db.close()
     store = Store(tmp_path)
     store.add_clip(CLIP, SOUND)
@@ -753,9 +753,9 @@ def test_clips_of_the_second_version_get_the_threshold_of_their_keyword(tmp_path
     with sqlite3.connect(tmp_path / "edgekws.db") as db:
         before = ";".join(store_module.MIGRATIONS[:2])
         db.executescript(f"PRAGMA journal_mode = WAL; {before}; PRAGMA user_version = 2;")
-        db.execute("INSERT INTO events VALUES (1, 'wake', 1000.0, 4.2, 'hey', 'ann', 1.5, 0.7, 0.3, 'edge-1', '{}')")
+        db.execute("INSERT INTO events VALUES (1, 'wake', 1000.0, 4.2, 'hey', 'ann', 1.5, 0.7, 0.3, 'edge-3', '{}')")
         for keyword in ("hey", "ho"):
-            row = ("between", keyword, "ann", 0.1, 0, 1.0, "0.6 below", "quarantined", "edge-1", 1000.0, 0, f"{keyword}.wav")
+            row = ("between", keyword, "ann", 0.1, 0, 1.0, "0.6 below", "quarantined", "edge-3", 1000.0, 0, f"{keyword}.wav")
             db.execute(f"INSERT INTO clips VALUES (NULL, {', '.join('?' * len(row))})", row)
     db.close()
 

@@ -21,7 +21,7 @@ from edgekws.errors import ConfigError, StoreError
 from edgekws.sinks import Delivery, as_json
 from edgekws.values import Event
 
-WAKE = Event("hey küche", "ann", 1.2, 0.7, 1000.5, 4.2, 0.3, "edge-1")
+WAKE = Event("hey küche", "ann", 1.2, 0.7, 1000.5, 4.2, 0.3, "edge-3")
 
 
 def refuse():

@@ -68,7 +68,7 @@ def heard(source, **clocks):
     kept = Kept()
     delivery = Delivery([kept])
     try:
-        summary = listen(source, Pipeline(LoudIsOne(), Detector([Enrolled("loud", "ann", ONE, 0.5)])), delivery, "edge-1", **clocks)
+        summary = listen(source, Pipeline(LoudIsOne(), Detector([Enrolled("loud", "ann", ONE, 0.5)])), delivery, "edge-3", **clocks)
     finally:
         delivery.close()
         heard.events = kept.events
@@ -90,7 +90,7 @@ def test_a_wake_is_an_event_with_its_place_model_and_latency():
     samples = seconds(0, 1, 0)
     summary, (start, wake, stop) = heard(Chunks(cut(samples, HOP_SAMPLES)), now=lambda: 1234.5, clock=lambda: next(ticks) / 1000)
 
-    assert (wake.kind, wake.keyword, wake.speaker, wake.model, wake.time_s) == ("wake", "loud", "ann", "edge-1", 1234.5)
+    assert (wake.kind, wake.keyword, wake.speaker, wake.model, wake.time_s) == ("wake", "loud", "ann", "edge-3", 1234.5)
     assert 1.0 < wake.stream_s < 1.2
     assert wake.latency_ms == pytest.approx(1.0)
     assert (start.kind, start.extra, stop.kind, stop.extra["wakes"]) == ("start", {"source": "chunks:"}, "stop", 1)
@@ -115,7 +115,7 @@ def test_each_clip_of_a_wake_has_its_event_however_soon_the_keyword_wakes_again(
     rng = np.random.default_rng(0)
     loud = np.tile(np.repeat([0, 3000, 0], [16_000, 6_400, 9_600]), 9)
     source = Chunks(cut((rng.standard_normal(len(loud)) * loud).astype(np.int16), HOP_SAMPLES))
-    heard = listen(source, Pipeline(LoudIsOne(), Detector(enrolled, 0.2), PseudoLabels(enrolled)), delivery, "edge-1")
+    heard = listen(source, Pipeline(LoudIsOne(), Detector(enrolled, 0.2), PseudoLabels(enrolled)), delivery, "edge-3")
     delivery.close()
 
     store = Store(tmp_path)
@@ -131,7 +131,7 @@ def test_a_near_miss_is_dated_when_it_was_spoken_but_in_a_file_never_before_the_
     delivery = Delivery([], keep=lambda clip, samples: clips.append(clip))
     enrolled = [Enrolled("loud", "ann", ONE, 1.5)]
     pipeline = Pipeline(LoudIsOne(), Detector(enrolled), PseudoLabels(enrolled))
-    listen(Chunks(cut(seconds(0, 0, 1, 0, 0), HOP_SAMPLES), live), pipeline, delivery, "edge-1", now=lambda: 1000.0)
+    listen(Chunks(cut(seconds(0, 0, 1, 0, 0), HOP_SAMPLES), live), pipeline, delivery, "edge-3", now=lambda: 1000.0)
     delivery.close()
 
     assert {"between", "negative"} == {clip.label for clip in clips if clip.keyword}
@@ -148,7 +148,7 @@ def test_clips_that_were_lost_are_not_told_as_kept():
     kept, enrolled = Kept(), [Enrolled("loud", "ann", ONE, 0.5)]
     delivery = Delivery([kept], keep=keep)
     source = Chunks(cut(seconds(*[0, 1, 0, 0] * 4), HOP_SAMPLES))
-    listen(source, Pipeline(LoudIsOne(), Detector(enrolled), PseudoLabels(enrolled)), delivery, "edge-1")
+    listen(source, Pipeline(LoudIsOne(), Detector(enrolled), PseudoLabels(enrolled)), delivery, "edge-3")
     delivery.close()
     stop = kept.events[-1]
 
@@ -161,7 +161,7 @@ def test_a_wake_in_the_last_moment_of_a_stream_leaves_its_clip():
     delivery = Delivery([Kept()], keep=lambda clip, samples: kept.append((clip.label, len(samples))))
     samples = seconds(0, 1)[: 16 * HOP_SAMPLES]
     pipeline = Pipeline(LoudIsOne(), Detector(enrolled), PseudoLabels(enrolled))
-    summary = listen(Chunks(cut(samples, HOP_SAMPLES)), pipeline, delivery, "edge-1")
+    summary = listen(Chunks(cut(samples, HOP_SAMPLES)), pipeline, delivery, "edge-3")
     delivery.close()
 
     assert summary.wakes == 1 and kept == [("positive", len(samples))]
@@ -179,7 +179,7 @@ def test_a_microphone_waits_for_no_sink_and_a_file_for_each(live):
             asked.append((event.kind, wait))
 
     pipeline = Pipeline(LoudIsOne(), Detector([Enrolled("loud", "ann", ONE, 0.5)]))
-    listen(Chunks(cut(seconds(0, 1), HOP_SAMPLES), live=live), pipeline, Queue(), "edge-1")
+    listen(Chunks(cut(seconds(0, 1), HOP_SAMPLES), live=live), pipeline, Queue(), "edge-3")
 
     assert asked == [("start", not live), ("wake", not live), ("stop", not live)]
 
@@ -205,7 +205,7 @@ def test_a_clock_that_jumps_loses_nothing_and_the_log_keeps_the_order_of_what_wa
         tick = next(ticks)
         return 1.7e9 + tick + (jump_s if tick > 2 else 0)
 
-    heard = listen(Chunks(cut(samples, HOP_SAMPLES)), pipeline, delivery, "edge-1", now=now)
+    heard = listen(Chunks(cut(samples, HOP_SAMPLES)), pipeline, delivery, "edge-3", now=now)
     delivery.close()
 
     events = Store(tmp_path).events()
@@ -356,7 +356,7 @@ def test_deafness_is_an_event_and_a_status_until_it_hears_again(manager):
         ("gap", 1.5, {"lost_ms": 500}),
     ]
     assert told[1].startswith("STATUS=deaf since ") and told[1].endswith(": unplugged")
-    assert told[2].startswith("STATUS=listening to chunks: with edge-1") and "1 gaps of 0.50 s in all" in told[2]
+    assert told[2].startswith("STATUS=listening to chunks: with edge-3") and "1 gaps of 0.50 s in all" in told[2]
 
 
 def test_since_when_it_is_deaf_is_told_with_the_date_as_it_may_be_read_weeks_later(manager):
@@ -387,7 +387,7 @@ def test_minutes_of_digital_silence_are_deafness_until_the_first_sound_and_no_ha
     assert (summary.gaps, status.gaps, status.lost_s) == (0, 0, 0.0)
     assert hears.count(False) > 10 and status.listening()
     assert [*told, *manager()].count("WATCHDOG=1") == (MUTE_S + 4) * SAMPLE_RATE_HZ // HOP_SAMPLES  # a mute is no hang
-    assert any(line.startswith("STATUS=deaf on mic:default with edge-1, level silence") for line in told)
+    assert any(line.startswith("STATUS=deaf on mic:default with edge-3, level silence") for line in told)
     assert [message.split("?")[0] for message in caplog.messages] == [
         "mic:default: only digital silence for 300 s: is it muted",
         "mic:default: sound again",

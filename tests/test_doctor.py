@@ -342,7 +342,7 @@ class cuda:
     ("state", "ok", "essential", "detail"),
     [
         ("active\nStatusText=listening to mic:\nNRestarts=0", True, True, "active: listening to mic:"),
-        ("active\nStatusText=listening to mic: with edge-1, level silence, 0 wakes", False, False, "level silence"),
+        ("active\nStatusText=listening to mic: with edge-3, level silence, 0 wakes", False, False, "level silence"),
         ("active\nStatusText=deaf: no microphone\nNRestarts=2", False, True, "active, started again 2 times: deaf: no microphone"),
         ("failed\nStatusText=\nNRestarts=20", False, True, "failed, started again 20 times"),
         ("inactive\nStatusText=\nNRestarts=0", False, False, "installed and not started"),

@@ -79,11 +79,11 @@ def prepared(tmp_path_factory):
     store = Store(folder / "state")
     takes = [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
     enrolled = store.save_enrolment("open sesame", "ann", takes)
-    wake = store.add_event(Event("open sesame", "ann", 1.0, 0.5, 1e9, 1.0, 0.1, "edge-1"))
+    wake = store.add_event(Event("open sesame", "ann", 1.0, 0.5, 1e9, 1.0, 0.1, "edge-3"))
     store.add_clip(Clip("positive", "open sesame", "ann", 1.0, 16000, 1.0, "woke", event=wake.id), np.ones(32000, np.int16))
     model = load_model(find_model("edge"))
     made = enrol("open sesame", "ann", takes, load_engine(model), model)
-    store.save_prototypes(f"edge-1 {model.raw['files']} {__version__}", {f"{enrolled.id} False": made})
+    store.save_prototypes(f"edge-3 {model.raw['files']} {__version__}", {f"{enrolled.id} False": made})
     store.close()
     (folder / "state").rename(folder / "untouched")
     with contextlib.suppress(ImportError):  # not within the time of a command

@@ -26,7 +26,7 @@ from edgekws.values import Event
 
 
 def wake(keyword):
-    return Event(keyword, "ann", 1.25, 0.7, 1000.5, 4.2, 3.0, "edge-1")
+    return Event(keyword, "ann", 1.25, 0.7, 1000.5, 4.2, 3.0, "edge-3")
 
 
 def scrape(port):
@@ -48,11 +48,11 @@ def scrape_soon(port):
 def test_wakes_gaps_and_level_are_there_for_prometheus():
     status = Status()
     status.heard(np.tile([3277, -3277], 640).astype(np.int16))
-    status.source, status.model, status.gaps, status.lost_s, status.hops, status.busy_s = "mic:x", "edge-1", 2, 0.04, 100, 0.25
+    status.source, status.model, status.gaps, status.lost_s, status.hops, status.busy_s = "mic:x", "edge-3", 2, 0.04, 100, 0.25
     metrics = Metrics("127.0.0.1", 0, status.report)
     for keyword in ("alexa", 'quote " and\nline', "alexa"):
         metrics.deliver(wake(keyword))
-    metrics.deliver(Event("", "", 0.0, 0.0, 0.0, 0.0, 0.0, "edge-1", "gap"))
+    metrics.deliver(Event("", "", 0.0, 0.0, 0.0, 0.0, 0.0, "edge-3", "gap"))
     found = scrape(metrics.port)
 
     assert found["edgekws_wakes_total", (("keyword", "alexa"),)] == 2
@@ -63,7 +63,7 @@ def test_wakes_gaps_and_level_are_there_for_prometheus():
     counters = {name: found[f"edgekws_{name}_total", ()] for name in ("gaps", "lost_seconds", "hops", "busy_seconds", "dropped_clips")}
     assert counters == {"gaps": 2, "lost_seconds": 0.04, "hops": 100, "busy_seconds": 0.25, "dropped_clips": 0}
     metrics.close()
-    assert any(name == "edgekws_info" and ("model", "edge-1") in labels for name, labels in found)
+    assert any(name == "edgekws_info" and ("model", "edge-3") in labels for name, labels in found)
 
 
 def test_what_a_sink_lost_is_counted_by_its_name():

@@ -36,10 +36,10 @@ def test_a_shipped_model_that_changes_gets_an_id_of_its_own():
     found = {load_model(path).id: hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest() for path in builtin_models().values()}
 
     assert {id: sha256[:16] for id, sha256 in found.items()} == {
-        "ds-cnn-l-2": "1d07658f9a3277fa",
-        "edge-1": "03b98bc99d9276f3",
-        "edge-small-1": "13d774988d9d86a6",
-        "edge-tiny-1": "a397c61f72830abb",
+        "ds-cnn-l-3": "63728dbc09011855",
+        "edge-3": "e75273e21da183b4",
+        "edge-small-3": "11f43329e3115bf3",
+        "edge-tiny-3": "73c3f6b82326302d",
     }
 
 

@@ -29,7 +29,7 @@ MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sb
 
 
 def wake(i=0, keyword="hey küche"):
-    return Event(keyword, "ann", 1.25, 0.7, 1000.5 + i, 4.2, 0.3, "edge-1")
+    return Event(keyword, "ann", 1.25, 0.7, 1000.5 + i, 4.2, 0.3, "edge-3")
 
 
 class Broker:
@@ -125,7 +125,7 @@ def subscriber(broker):
 
 
 def sink(broker, *keywords, **more):
-    return MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: keywords, **{"model": "edge-1", **more})
+    return MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: keywords, **{"model": "edge-3", **more})
 
 
 WAKES = f"edgekws/kitchen/wake/{mqtt._slug('hey küche')}"
@@ -201,11 +201,11 @@ def test_who_removes_what_another_machine_of_the_same_site_announced_says_so(bro
 
 def test_a_keyword_has_its_entity_before_its_first_wake_and_loses_it_when_it_is_gone(broker, subscriber):
     enrolled = ["alexa", "hey küche"]
-    one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), model="edge-1")
+    one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), model="edge-3")
     config = "homeassistant/event/edgekws_kitchen/{}/config".format
     assert subscriber.wait(config("alexa"), 1)[0]["name"] == "alexa"
     enrolled[:] = ["hey küche", "enrolled later"]
-    one.deliver(model_event("edge-1", "reloaded", 1000.5))
+    one.deliver(model_event("edge-3", "reloaded", 1000.5))
 
     assert subscriber.wait(config("enrolled_later"), 1)[0]["name"] == "enrolled later"
     assert subscriber.wait(config("alexa"), 2)[1:] == [""]
@@ -219,11 +219,11 @@ def test_home_assistant_is_told_the_version_that_listens_now(broker, subscriber)
     one = sink(broker, "alexa")
     config = "homeassistant/event/edgekws_kitchen/alexa/config"
     subscriber.wait(config, 1)
-    one.deliver(model_event("0001-abcdef", "live", 1000.5, before="edge-1"))
+    one.deliver(model_event("0001-abcdef", "live", 1000.5, before="edge-3"))
     told = subscriber.wait(config, 2)
     one.close()
 
-    assert [config["device"]["model"] for config in told] == ["edge-1", "0001-abcdef"]
+    assert [config["device"]["model"] for config in told] == ["edge-3", "0001-abcdef"]
 
 
 def test_without_discovery_nothing_is_told_to_home_assistant(broker, subscriber):
@@ -231,7 +231,7 @@ def test_without_discovery_nothing_is_told_to_home_assistant(broker, subscriber)
     one = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "kitchen", lambda: list(enrolled), discovery=False)
     subscriber.turns(1)
     enrolled[:] = ["enrolled later"]
-    one.deliver(model_event("edge-1", "live", 1000.5))
+    one.deliver(model_event("edge-3", "live", 1000.5))
     one.deliver(wake(keyword="enrolled later"))
     subscriber.wait("edgekws/kitchen/wake/enrolled_later", 1)
     one.close()
@@ -333,7 +333,7 @@ def test_what_waited_in_an_outage_that_was_not_noticed_at_once_is_not_the_last_t
     def now(kind, *keywords):
         enrolled[:] = keywords
         one.deliver(dataclasses.replace(wake(), kind=kind))
-        one.deliver(model_event("edge-1", "reloaded", 1000.5))
+        one.deliver(model_event("edge-3", "reloaded", 1000.5))
 
     broker.process.send_signal(signal.SIGSTOP)
     now("deaf", "alexa")

@@ -85,7 +85,7 @@ def test_pretrain_writes_a_model_that_listens_and_goes_on_where_it_was(tmp_path,
     (tiny,) = pretrain.pretrain(tmp_path, **{**recipe, "networks": ["edge-tiny"]})
 
     load_engine(model).close()
-    packaged = {"id": "edge-1", "sha256": load_model(find_model("edge")).raw["files"]["model.onnx"]}
+    packaged = {"id": "edge-3", "sha256": load_model(find_model("edge")).raw["files"]["model.onnx"]}
     assert (tiny.raw["recipe"]["teacher"], tiny.raw["recipe"]["taught_by"]) == ("edge", packaged)
     assert (model.raw["recipe"]["teacher"], model.raw["recipe"]["taught_by"]) == (None, None)
     assert [one.keyword for one in enrolment.bundled(model)] == [pretrain.BUNDLED_KEYWORD]
@@ -107,7 +107,7 @@ def test_edge_tiny_is_taught_by_the_edge_beside_it_in_whatever_order_they_are_ma
     """Only who teaches is real: all that costs time is replaced."""
     taught = []
     nothing = types.SimpleNamespace(targets=np.zeros((1, 96)), frames=np.zeros((4, 4, 40)))
-    model = {"id": "edge-1", "network": "edge", "raw": {"files": {"model.onnx": "0" * 64}}}
+    model = {"id": "edge-3", "network": "edge", "raw": {"files": {"model.onnx": "0" * 64}}}
     monkeypatch.setattr(synthesis, "check", lambda: None, raising=False)
     monkeypatch.setattr(pretrain, "_streams", lambda *given: [])
     monkeypatch.setattr(pretrain, "_material", lambda *given: nothing)

@@ -151,14 +151,14 @@ def without(tmp_path_factory, word):
 
 def test_a_promoted_version_listens_from_a_hop_on_and_its_events_carry_its_name(listener, store):
     listener.hear(HOPS[:40])
-    store.promote(find_model("edge-small"), "edge-small-1")
+    store.promote(find_model("edge-small"), "edge-small-3")
     listener.hear(HOPS[40:])
 
     (event,) = listener.events
-    assert (event.kind, event.model, event.extra["what"], event.extra["before"]) == ("model", "edge-small-1", "live", "edge-1")
+    assert (event.kind, event.model, event.extra["what"], event.extra["before"]) == ("model", "edge-small-3", "live", "edge-3")
     assert event.extra["hops"] >= 25 and event.extra["score_difference_max"] > 0
     assert 40 <= event.stream_s / 0.08 <= 50
-    assert listener.updates.model == "edge-small-1" == load_model(store.current_model()).id
+    assert listener.updates.model == "edge-small-3" == load_model(store.current_model()).id
     assert listener.pipeline.hops == len(HOPS)
     assert len(listener.heard) == len(TRUTH["spoken"])
 
@@ -170,7 +170,7 @@ def test_an_exchange_at_any_hop_of_a_word_loses_and_doubles_nothing(store, word,
     wake = without[word_number] // HOP_SAMPLES
     for at in range(wake - 15, wake + 10):
         listener = Listener(store, word).hear(HOPS[max(0, wake - 60) : at])
-        assert listener.updates.model == "edge-1"
+        assert listener.updates.model == "edge-3"
         store.promote(other, "other")
         listener.hear(HOPS[at : wake + 25])
         assert listener.updates.model == "other"
@@ -267,7 +267,7 @@ def test_no_version_goes_live_between_a_gap_and_the_first_hop_after_it(listener,
     listener.hear(HOPS[40:41])  # it is loaded
     listener.pipeline.feed(AudioChunk(HOPS[0][:0], 50 * HOP_SAMPLES, gap_samples=9 * HOP_SAMPLES))
 
-    assert listener.updates.step(listener.pipeline, 50 * 0.08) == [] and listener.updates.model == "edge-1"
+    assert listener.updates.step(listener.pipeline, 50 * 0.08) == [] and listener.updates.model == "edge-3"
 
 
 def damaged(path):
@@ -314,7 +314,7 @@ def test_a_broken_version_is_refused_once_and_the_listener_goes_on(listener, sto
     listener.hear(HOPS[40:])
 
     (event,) = listener.events
-    assert (event.model, event.extra["what"], event.extra["version"]) == ("edge-1", "refused", "bad")
+    assert (event.model, event.extra["what"], event.extra["version"]) == ("edge-3", "refused", "bad")
     assert said in event.extra["reason"]
     assert event.extra["back_to"] == "the configured model" and store.current_model() is None
     assert [one.end_sample for one in listener.heard] == without
@@ -344,7 +344,7 @@ def test_a_version_that_has_a_flaw_does_not_go_live(listener, store, tmp_path, m
     listener.hear(HOPS[40:60])
 
     assert [(one.extra["what"], one.extra["reason"]) for one in listener.events] == [("refused", "it wakes at noise of -50 dBFS")]
-    assert (store.current_model(), listener.updates.model) == (None, "edge-1")
+    assert (store.current_model(), listener.updates.model) == (None, "edge-3")
 
 
 def test_a_version_is_not_to_blame_that_it_does_not_hear_who_was_removed_a_moment_ago(store, word, tmp_path):
@@ -357,7 +357,7 @@ def test_a_version_is_not_to_blame_that_it_does_not_hear_who_was_removed_a_momen
     listener.updates._live = dataclasses.replace(live, detector=both)
     listener.hear(HOPS[:40])
     store.remove_enrolment("hey")
-    clip = Clip("positive", "hey", "bob", 1.0, 16_000, 0.0, "woke", model="edge-1", time_s=store._now())
+    clip = Clip("positive", "hey", "bob", 1.0, 16_000, 0.0, "woke", model="edge-3", time_s=store._now())
     store.add_clip(clip, np.ones(32_000, np.int16))  # of a wake between the removal and the switch
     store.promote(a_copy(tmp_path, "new"), "new")
     listener.hear(HOPS[40:80])
@@ -379,7 +379,7 @@ def test_a_version_that_cannot_hear_a_keyword_any_more_does_not_go_live(listener
     listener.hear(HOPS[40:60])
 
     assert listener.whats == ["refused"] and 'it cannot hear "open sesame" any more' in listener.events[0].extra["reason"]
-    assert (store.current_model(), listener.updates.model) == (None, "edge-1")
+    assert (store.current_model(), listener.updates.model) == (None, "edge-3")
 
 
 class Engine:
@@ -446,7 +446,7 @@ def test_a_newcomer_that_fails_while_it_waits_is_refused(listener, store, tmp_pa
     listener.hear(HOPS[41:60])
 
     assert said in listener.events[0].extra["reason"] and listener.whats == ["refused"]
-    assert (store.current_model(), listener.updates.model, listener.pipeline.hops) == (None, "edge-1", 60)
+    assert (store.current_model(), listener.updates.model, listener.pipeline.hops) == (None, "edge-3", 60)
 
 
 def test_who_promotes_meanwhile_keeps_that_where_the_version_before_is_refused(listener, store, tmp_path):
@@ -492,7 +492,7 @@ def test_a_version_that_is_restless_in_this_room_is_refused_and_gone_back_from(l
 
     (event,) = listener.events
     assert event.extra["what"] == "refused" and "above its threshold in" in event.extra["reason"]
-    assert store.current_model() is None and listener.updates.model == "edge-1"
+    assert store.current_model() is None and listener.updates.model == "edge-3"
 
 
 @pytest.mark.parametrize(
@@ -538,7 +538,7 @@ def test_a_new_enrolment_is_taken_up_and_a_failed_one_is_said(listener, store):
     listener.hear(HOPS[:30])
     store.save_enrolment("hey", "ann", [HOPS[0]])
     listener.hear(HOPS[30:75])
-    assert (listener.whats, listener.updates.model) == (["reloaded"], "edge-1")
+    assert (listener.whats, listener.updates.model) == (["reloaded"], "edge-3")
 
     def nothing(reread):
         raise EnrolmentError("there is nothing to listen for")
@@ -819,7 +819,7 @@ def test_an_engine_that_cannot_even_be_prepared_ends_no_listener(store, word):
 
 
 def test_a_version_that_went_live_in_a_wrong_future_is_on_trial_from_now_on(store, tmp_path):
-    store.add_event(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, "edge-1", "start"))
+    store.add_event(Event("", "", 0.0, 0.0, time.time(), 0.0, 0.0, "edge-3", "start"))
     store.promote(a_copy(tmp_path, "one"), "one")
     os.utime(store.root / "models" / "current", (4e9, 4e9), follow_symlinks=False)
 
@@ -1051,7 +1051,7 @@ def test_the_listener_itself_goes_back_and_says_why(store, word, tmp_path):
     """A day with the default, then the new version wakes at every chance."""
     store.promote(a_copy(tmp_path, "new"), "new")
     os.utime(store.root / "models" / "current", (1e9, 1e9), follow_symlinks=False)
-    for event in day("edge-1", 2, 1e9 - 90_000) + day("new", 0, 1e9 - 1, 0.01, first="live"):
+    for event in day("edge-3", 2, 1e9 - 90_000) + day("new", 0, 1e9 - 1, 0.01, first="live"):
         store.add_event(event)
     listener = Listener(store, word)
     listener.hear(HOPS * 2)
@@ -1061,7 +1061,7 @@ def test_the_listener_itself_goes_back_and_says_why(store, word, tmp_path):
 
     assert listener.whats == ["rolled back", "live"]
     assert "8 wakes in 0.0 h, before it 2 in 24.0 h" in listener.events[0].extra["reason"]
-    assert listener.updates.model == "edge-1" and store.current_model() is None
+    assert listener.updates.model == "edge-3" and store.current_model() is None
 
 
 @pytest.fixture
@@ -1108,7 +1108,7 @@ def test_a_choice_by_hand_at_the_moment_of_going_back_stands(too_often, store, t
 def test_a_clock_that_is_wrong_at_a_look_delays_the_next_by_hours_and_not_by_a_year(store, word, tmp_path):
     store.promote(a_copy(tmp_path, "new"), "new")
     os.utime(store.root / "models" / "current", (1e9, 1e9), follow_symlinks=False)
-    for event in day("edge-1", 2, 1e9 - 90_000) + day("new", 60, 1e9 - 1, 0.01, first="live"):
+    for event in day("edge-3", 2, 1e9 - 90_000) + day("new", 60, 1e9 - 1, 0.01, first="live"):
         store.add_event(event)
     listener = Listener(store, word)
     right = listener.updates._now
@@ -1174,7 +1174,7 @@ def test_what_it_wakes_at_is_enough_to_go_back(store, word, tmp_path):
     assert store.current_model() is None
 
 
-def heard(store, before="edge-1", live="0001-deaf", hours=30.0):
+def heard(store, before="edge-3", live="0001-deaf", hours=30.0):
     """As the log says it: a day of the one and then of the other."""
     for event in day(before, 2, 1e9 - 300_000) + day(live, 2, 1e9 - 200_000, hours):
         store.add_event(event)
@@ -1378,10 +1378,10 @@ def test_a_running_listener_takes_up_a_model_a_keyword_and_settings(tmp_path):
     try:
         running.wait(lambda: "start: " in running.cli("log", "--all"))
         running.cli("models", "promote", "edge-small")
-        running.wait(lambda: "model: edge-small-1 listens, before it edge-1" in running.cli("log"))
+        running.wait(lambda: "model: edge-small-3 listens, before it edge-3" in running.cli("log"))
         running.cli("enroll", TRUTH["keyword"], *sorted(DEMO.glob("enrol-*.flac")))
         running.wait(lambda: running.wakes)
-        assert (running.wakes[-1]["keyword"], running.wakes[-1]["model"]) == (TRUTH["keyword"], "edge-small-1")
+        assert (running.wakes[-1]["keyword"], running.wakes[-1]["model"]) == (TRUTH["keyword"], "edge-small-3")
 
         threshold = running.wakes[-1]["threshold"]
         config.write_text("[detector]\nthreshold_offset = 0.5\n")
@@ -1390,7 +1390,7 @@ def test_a_running_listener_takes_up_a_model_a_keyword_and_settings(tmp_path):
 
         promoted = Path(json.loads(running.cli("models", "show", "--json"))["path"])
         damaged(Store(tmp_path / "state").promote(a_copy(tmp_path, "bad"), "bad"))
-        running.wait(lambda: "model: bad is refused, edge-small-1 goes on" in running.cli("log"))
+        running.wait(lambda: "model: bad is refused, edge-small-3 goes on" in running.cli("log"))
         assert Path(json.loads(running.cli("models", "show", "--json"))["path"]) == promoted
     finally:
         code = running.end()
@@ -1413,7 +1413,7 @@ def test_who_removes_the_last_enrolment_is_heard_no_more_and_the_listener_goes_o
         store.promote(path, path.name)
         running.wait(lambda: running.wakes[-1]["model"] == "0001-learned")
         running.cli("enroll", "--remove", TRUTH["keyword"])
-        running.wait(lambda: "edge-1 listens, before it 0001-learned" in running.cli("log"))
+        running.wait(lambda: "edge-3 listens, before it 0001-learned" in running.cli("log"))
         heard = len(running.wakes)
         time.sleep(3)  # the stream says the keyword every second or so
     finally:
@@ -1502,7 +1502,7 @@ def test_a_rollback_that_waited_for_another_one_changes_nothing(store, tmp_path,
 
 def test_show_prints_what_is_recorded_and_says_what_is_not(store, tmp_path):
     recorded = {
-        "parent": "edge-1",
+        "parent": "edge-3",
         "created_s": 1.7e9,
         "data_sha256": "ab" * 32,
         "criterion": "hap",
@@ -1513,7 +1513,7 @@ def test_show_prints_what_is_recorded_and_says_what_is_not(store, tmp_path):
     store.promote(a_copy(tmp_path, "g-2", "edge-small", parent="g-1"), "g-2")
     rows = dict(line.split(maxsplit=1) for line in cli(store.root, "models", "show", "g-1").stdout.splitlines())
 
-    assert (rows["parent"], rows["data"], rows["criterion"]) == ("edge-1", "ab" * 32, "hap")
+    assert (rows["parent"], rows["data"], rows["criterion"]) == ("edge-3", "ab" * 32, "hap")
     assert rows["metrics"] == "recall 0.9123, interval (0.85 to 0.95)"
     assert rows["gate"] == "passed True, reason recall +3 points"
     assert rows["widths"] == "48, 48, 48, 64, 64, 64, 64, 64" and rows["parameters"] == "87408"
@@ -1521,12 +1521,12 @@ def test_show_prints_what_is_recorded_and_says_what_is_not(store, tmp_path):
     store.promote(a_copy(tmp_path, "loop", parent="loop"), "loop")
     assert "loop ← loop" in cli(store.root, "models", "show").stdout  # and an end
     shown = json.loads(cli(store.root, "models", "show", "g-2", "--json").stdout)
-    assert (shown["id"], shown["lineage"], shown["parent"]) == ("g-2", ["g-1", "edge-1"], "g-1")
+    assert (shown["id"], shown["lineage"], shown["parent"]) == ("g-2", ["g-1", "edge-3"], "g-1")
     assert shown["file_bytes"]["model.onnx"] == (store.models()["g-2"] / "model.onnx").stat().st_size
 
 
 def test_the_list_stands_in_lineage_order_and_marks_what_listens(store, tmp_path):
-    for name, parent in (("c", "b"), ("b", "edge-1"), ("self", "self")):
+    for name, parent in (("c", "b"), ("b", "edge-3"), ("self", "self")):
         store.promote(a_copy(tmp_path, name, parent=parent), name)
     rows = json.loads(cli(store.root, "models", "list", "--json").stdout)
 

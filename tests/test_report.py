@@ -31,7 +31,7 @@ DEMO = Path(edgekws.__file__).parent / "demo"
 TRUTH = json.loads((DEMO / "truth.json").read_text())
 DAY_S = 86_400
 NOW_S = 1_790_000_000.0  # in September 2026
-WAKE = Event("open sesame", "ann", 1.5, 0.5, NOW_S - DAY_S, 60.0, 0.3, "edge-1")
+WAKE = Event("open sesame", "ann", 1.5, 0.5, NOW_S - DAY_S, 60.0, 0.3, "edge-3")
 
 
 def edgekws_command(root, *arguments, **how):
@@ -97,7 +97,7 @@ def test_a_short_run_is_told_as_the_store_has_it_and_the_store_is_as_before(live
     assert facts["wakes"]["wrong"] == 1
     (keyword,) = facts["keywords"]
     assert (keyword["keyword"], keyword["speaker"], keyword["recordings"]) == (TRUTH["keyword"], "ann", 3)
-    assert [(row["id"], row["parameters"], row["listens"], row["wakes"]) for row in facts["models"]] == [("edge-1", 325312, True, 5)]
+    assert [(row["id"], row["parameters"], row["listens"], row["wakes"]) for row in facts["models"]] == [("edge-3", 325312, True, 5)]
     assert facts["listening"]["hours"] == pytest.approx(31 / 3600, abs=0.001)
     assert levels(facts)[0][0] == "warn" and "Not listening" in levels(facts)[0][1]
     assert "not measured" in page.text and "None yet" in page.text
@@ -186,7 +186,7 @@ def test_whatever_users_and_files_are_called_is_text(filled):
         ("gap", {"lost_ms": HOSTILE}),
         ("reject", {"wake": HOSTILE}),
     ):
-        events.append(replace(plain, kind=kind, extra=extra, model="edge-1" if extra.get("what") == "live" else HOSTILE))
+        events.append(replace(plain, kind=kind, extra=extra, model="edge-3" if extra.get("what") == "live" else HOSTILE))
     facts, markup = made(filled(events))
     page = Page(markup)
 
@@ -234,7 +234,7 @@ def test_another_version_s_scores_are_no_drift(filled):
     start = replace(WAKE, kind="start", keyword="", time_s=NOW_S - 2 * DAY_S, stream_s=0.0, extra={"source": "mic:default"})
     wakes = [replace(WAKE, time_s=start.time_s + 60 * i, stream_s=60.0 * i, score=2.5 + i % 5 / 10) for i in range(1, 80)]
     later = [replace(one, time_s=one.time_s + DAY_S, stream_s=one.stream_s + DAY_S, score=one.score - 1.5, model="1") for one in wakes]
-    live = replace(later[0], kind="model", keyword="", extra={"what": "live", "before": "edge-1"})
+    live = replace(later[0], kind="model", keyword="", extra={"what": "live", "before": "edge-3"})
     listener = filled([start, *wakes, live, *later])
     listener.begin_listening()
     facts = found(Store(listener.root, read_only=True))
@@ -259,7 +259,7 @@ def test_the_advice_is_for_what_started_it(told, monkeypatch, tmp_path, unit, to
 
 
 def test_a_version_that_was_gone_back_from_by_hand_needs_no_look(told):
-    back = at(-1, "model", 4, what="rolled back", back_to="edge-1", reason="by hand")
+    back = at(-1, "model", 4, what="rolled back", back_to="edge-3", reason="by hand")
 
     assert told([at(-5, "start"), back])["attention"] == []
     assert len(told([at(-5, "start"), replace(back, extra={**back.extra, "reason": "20 wakes in an hour"})])["attention"]) == 1
@@ -275,7 +275,7 @@ def test_a_listener_that_was_killed_is_not_said_to_listen(filled):
 
 
 HOUR_S = 3600
-START = Event("", "", 0.0, 0.0, NOW_S, 0.0, 0.0, "edge-1", "start", extra={"source": "mic:default"})
+START = Event("", "", 0.0, 0.0, NOW_S, 0.0, 0.0, "edge-3", "start", extra={"source": "mic:default"})
 
 
 def at(hours, kind="wake", place=None, **extra):
@@ -307,7 +307,7 @@ def test_hours_go_on_after_the_last_event_while_it_listens(told):
 
     assert facts["listening"]["hours"] == pytest.approx(100)
     assert facts["wakes"]["per_hour"] == pytest.approx(0.01)
-    assert [(row["id"], row["hours"]) for row in facts["models"] if row["hours"]] == [("edge-1", pytest.approx(100))]
+    assert [(row["id"], row["hours"]) for row in facts["models"] if row["hours"]] == [("edge-3", pytest.approx(100))]
 
 
 def test_hours_since_a_moment_begin_at_that_moment_and_not_at_the_first_event_after_it(told):
@@ -394,7 +394,7 @@ def test_a_version_has_the_hours_of_a_file_that_was_read_faster_than_it_was_spok
     facts = told(run, alive=False)
 
     assert facts["listening"]["hours"] == pytest.approx(3)
-    assert {row["id"]: row["hours"] for row in facts["models"] if row["hours"]} == {"edge-1": pytest.approx(2), "edge-2": pytest.approx(1)}
+    assert {row["id"]: row["hours"] for row in facts["models"] if row["hours"]} == {"edge-3": pytest.approx(2), "edge-2": pytest.approx(1)}
 
 
 def test_wakes_that_outlived_the_starts_of_their_runs_are_in_no_rate_and_no_crash(tmp_path):
@@ -555,7 +555,7 @@ def test_energy_is_what_bench_measured_and_else_the_reason(filled):
 
 
 def test_the_energy_told_first_is_the_last_measured_of_the_version_that_listens(filled):
-    def bench(hours, backend, mj, model="edge-1"):
+    def bench(hours, backend, mj, model="edge-3"):
         return replace(at(-hours, "bench", backend=backend, energy_mj_per_hop=mj), model=model)
 
     other = bench(1, "tensorrt", 9.5, "edge-0")
@@ -596,7 +596,7 @@ def test_a_version_that_was_made_here_has_its_gate_its_size_and_its_cost(tmp_pat
     raw = json.loads((model / "manifest.json").read_text())
     facts = {
         "id": "0001-abcdef",
-        "parent": "edge-1",
+        "parent": "edge-3",
         "created_s": NOW_S,
         "metrics": {"held_out": held_out},
         "gate": {"promoted": True, "reasons": []},
@@ -606,9 +606,9 @@ def test_a_version_that_was_made_here_has_its_gate_its_size_and_its_cost(tmp_pat
     rows = {row["id"]: row for row in found(Store(store.root, read_only=True), now_s=time.time())["models"]}
 
     new = rows["0001-abcdef"]
-    assert (new["listens"], new["parent"], new["parameters"], new["cpu_us_per_hop"], new["gate"]) == (True, "edge-1", 87408, 34.7, [])
+    assert (new["listens"], new["parent"], new["parameters"], new["cpu_us_per_hop"], new["gate"]) == (True, "edge-3", 87408, 34.7, [])
     assert new["held_out"] == {"heard": 13, "of": 15, "false_accepts": 0, "hours": 1.0}
-    assert not rows["edge-1"]["listens"]
+    assert not rows["edge-3"]["listens"]
 
 
 @pytest.mark.parametrize(
@@ -618,7 +618,7 @@ def test_a_manifest_that_is_odd_costs_no_page(tmp_path, manifest):
     (tmp_path / "state" / "models" / "odd").mkdir(parents=True)
     (tmp_path / "state" / "models" / "odd" / "manifest.json").write_text(manifest)
 
-    assert "edge-1" in [row["id"] for row in found(Store(tmp_path / "state", read_only=True))["models"]]
+    assert "edge-3" in [row["id"] for row in found(Store(tmp_path / "state", read_only=True))["models"]]
 
 
 WRONG = [

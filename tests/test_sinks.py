@@ -29,8 +29,8 @@ from edgekws.sinks import (
 from edgekws.store import Store
 from edgekws.values import Clip, Event
 
-WAKE = Event("hey küche", "ann", 1.234567, 0.7, 1000.5, 4.2, 0.3, "edge-1")
-GAP = Event("", "", 0.0, 0.0, 1000.5, 4.2, 0.0, "edge-1", "gap", extra={"lost_ms": 120})
+WAKE = Event("hey küche", "ann", 1.234567, 0.7, 1000.5, 4.2, 0.3, "edge-3")
+GAP = Event("", "", 0.0, 0.0, 1000.5, 4.2, 0.0, "edge-3", "gap", extra={"lost_ms": 120})
 
 
 class Recording:
@@ -167,9 +167,9 @@ def test_lines_are_for_people_and_json_is_for_scripts():
         "score": 1.2346,
         "threshold": 0.7,
         "latency_ms": 0.3,
-        "model": "edge-1",
+        "model": "edge-3",
     }
-    assert as_line(replace(GAP, kind="start", extra={"source": "file:a\nb"})).endswith("listening to file:a\\nb with edge-1")
+    assert as_line(replace(GAP, kind="start", extra={"source": "file:a\nb"})).endswith("listening to file:a\\nb with edge-3")
     assert as_line(GAP) == "     4.20 s  gap: 120 ms of audio were lost"
 
 

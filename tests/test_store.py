@@ -17,7 +17,7 @@ from edgekws.errors import StoreError
 from edgekws.store import CACHES, Store
 from edgekws.values import Clip, Enrolled, Event
 
-WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-1", extra={"room": "küche"})
+WAKE = Event("hey", "ann", 1.5, 0.7, 1000.0, 4.2, 0.3, "edge-3", extra={"room": "küche"})
 WORD = (np.sin(np.arange(8000) / 7) * 9000).astype(np.int16)
 
 
@@ -259,7 +259,7 @@ def test_a_flipped_bit_in_the_text_of_one_event_costs_that_text_and_nothing_else
         assert [(e.id, e.kind) for e in looking.events()] == [(1, "start"), (2, "wake"), (3, "wake"), (4, "reject"), (5, "gap")]
         assert looking.events(after=1, limit=1) == [first]
         assert looking.rejected(0) == set()
-        assert looking.tally("edge-1", 60.0).rejects == {"hey": (0, 1)}
+        assert looking.tally("edge-3", 60.0).rejects == {"hey": (0, 1)}
     clip = store.add_clip(Clip("positive", "hey", "ann", 1.5, 4000, 0.5, "woke", event=second.id), WORD)
     store.note_alike(4, clip.file)
     assert store.reject_wake(second.id)[1].label == "negative" and store.rejected(4) == {second.id}

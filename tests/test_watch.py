@@ -37,7 +37,7 @@ def pipeline():
 
 def test_a_pipe_gets_level_scores_power_deafness_and_gaps(tmp_path):
     out = io.StringIO()
-    watch(Interrupted(), pipeline(), out, "edge-1", Gauge(jetson(tmp_path, ORIN_NANO)))
+    watch(Interrupted(), pipeline(), out, "edge-3", Gauge(jetson(tmp_path, ORIN_NANO)))
     first, deaf, second = out.getvalue().splitlines()
 
     assert "-41 dBFS  hey jetson" in first and first.endswith("  4.78 W (ina3221 VDD_IN)")
@@ -61,8 +61,8 @@ def test_a_terminal_shows_engine_power_and_what_happened(tmp_path):
 
     out = Terminal()
     clock = iter(np.arange(0.0, 1000.0))
-    watch(Interrupted(), pipeline(), out, "edge-1", Gauge(jetson(tmp_path, ORIN_NANO)), clock=lambda: float(next(clock)))
+    watch(Interrupted(), pipeline(), out, "edge-3", Gauge(jetson(tmp_path, ORIN_NANO)), clock=lambda: float(next(clock)))
     last = out.getvalue().rpartition("\x1b[H")[2]
 
-    assert "edge-1 on onnxruntime  mic:x" in last and "4.78 W (ina3221 VDD_IN)" in last
+    assert "edge-3 on onnxruntime  mic:x" in last and "4.78 W (ina3221 VDD_IN)" in last
     assert "deaf: no samples for 5 s" in last and "gap: 240 ms of audio were lost" in last

@@ -104,7 +104,7 @@ def served(tmp_path_factory):
 def test_it_tells_what_listens_what_it_scores_and_what_happened(served):
     state = served.state()
 
-    assert (state["model"], state["engine"], state["wakes"], state["dropped"]) == ("edge-1", "onnxruntime", served.heard.wakes, 0)
+    assert (state["model"], state["engine"], state["wakes"], state["dropped"]) == ("edge-3", "onnxruntime", served.heard.wakes, 0)
     assert [(one["keyword"], one["speaker"]) for one in state["scores"]] == [("open sesame", "ann")]
     hops = list(served.pipeline.recent)
     assert state["margins"] == [[hop.number, pytest.approx(hop.margin, abs=1e-3)] for hop in hops]
@@ -334,7 +334,7 @@ def test_a_store_that_cannot_be_read_is_said_on_the_page_and_the_rest_goes_on(se
     page.close()
 
     assert "Not a directory" in state["trouble"]
-    assert state["model"] == "edge-1"
+    assert state["model"] == "edge-3"
 
 
 def test_a_browser_shows_it_on_a_desktop_and_on_a_phone_and_names_are_text(served, tmp_path, chromium):
@@ -421,7 +421,7 @@ def test_a_running_listener_has_the_page(tmp_path):
         listener.process.wait(30)
 
     assert (state["source"], state["audio_s"], state["level_dbfs"]) == ("stdin:", 2.0, None)
-    assert state["events"][0]["words"] == "start: listening to stdin: with edge-1"
+    assert state["events"][0]["words"] == "start: listening to stdin: with edge-3"
     assert listener.process.returncode == 0
 
 
@@ -433,4 +433,4 @@ def test_a_service_that_waits_for_its_microphone_says_that_it_is_deaf(tmp_path):
         listener.process.kill()
         listener.process.communicate()
 
-    assert (state["listening"], state["source"], state["model"]) == (False, "mic:no such microphone", "edge-1")
+    assert (state["listening"], state["source"], state["model"]) == (False, "mic:no such microphone", "edge-3")

@@ -394,10 +394,10 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
             service.says(f'serves "another name", "{KEYWORD}" now')
             names.append(await hear(STREAM[cuts[0] : cuts[1]]))
             service.tell("models", "promote", "edge-small")
-            service.says("edge-small-1 serves")
+            service.says("edge-small-3 serves")
             names.append(await hear(STREAM[cuts[1] : cuts[2]]))
             promote_broken(service.root, tmp_path)
-            service.says("edge-small-1 goes on: ")
+            service.says("edge-small-3 goes on: ")
             names.append(await hear(STREAM[cuts[2] :]))
             await connection.write_event(Describe().event())
             return names, Info.from_event(await answer(connection)).wake[0].models
@@ -407,15 +407,15 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
     both = ["another name", KEYWORD]
 
     assert [sorted(found) for found in names] == [[KEYWORD], both, both, sorted(both * 2)]
-    assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-1"] * 3 + ["edge-small-1"] * 6
-    assert {(one.name, one.version) for one in models} == {(name, "edge-small-1") for name in both}
+    assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-3"] * 3 + ["edge-small-3"] * 6
+    assert {(one.name, one.version) for one in models} == {(name, "edge-small-3") for name in both}
 
 
 @pytest.mark.parametrize("later", [False, True])
 def test_beside_a_version_that_cannot_be_had_who_is_removed_is_gone_and_who_is_new_is_heard(tmp_path, later):
     service = Service(tmp_path / "state")
     promote_broken(service.root, tmp_path, later)
-    service.says("edge-1 goes on: ")
+    service.says("edge-3 goes on: ")
     service.tell("enroll", "--model", "edge", "another name", *sorted(map(str, DEMO.glob("enrol-*.flac"))))
     service.tell("enroll", "--remove", KEYWORD)
 
@@ -458,7 +458,7 @@ def test_no_stream_gets_a_network_that_took_the_place_of_what_is_served_until_al
 
     text, woke, before = asyncio.run(talk())
 
-    assert "another network took the place of edge-1" in text
+    assert "another network took the place of edge-3" in text
     assert (woke, before) == (["detection"], "detection")
     assert service.stop()[2] == 0
 
@@ -502,7 +502,7 @@ def test_it_starts_with_the_version_before_one_that_is_broken(tmp_path):
             info = Info.from_event(await answer(connection))
             return info.wake[0].models[0].version, [event.type for event in await heard(connection, ONCE)]
 
-    assert asyncio.run(talk()) == ("edge-small-1", ["detection"])
+    assert asyncio.run(talk()) == ("edge-small-3", ["detection"])
     assert service.stop()[2] == 0
     assert not (first.root / "starts").exists()
 
@@ -621,7 +621,7 @@ def test_a_look_that_fails_is_said_and_what_it_was_told_is_read_again_at_the_nex
 
     asyncio.run(serve_until(lambda: "now, with what was read again" in caplog.text, stamp, WyomingServer.reload))
 
-    assert "edge-1 goes on: no process to be had" in caplog.text
+    assert "edge-3 goes on: no process to be had" in caplog.text
 
 
 def announcer(monkeypatch, *troubles):
