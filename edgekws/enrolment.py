@@ -273,7 +273,8 @@ def save_negatives(folder: Path, steps: Sequence[np.ndarray]) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _negatives(path: Path, window_steps: int, segments: int) -> Negatives:
+def _negatives(path: Path, sha256: str, window_steps: int, segments: int) -> Negatives:
+    """The hash tells one file from another that has taken its place: thresholds by the wrong ones woke at everything."""
     with damage_told(path):
         with np.load(path, allow_pickle=False) as data:
             negatives = Negatives(data["steps"], float(data["scale"]), data["starts"], window_steps, segments)
@@ -294,7 +295,7 @@ def load_negatives(model: Model) -> Negatives:
         )
     with damage_told(model.path / "manifest.json"):
         window_steps, segments = (int(model.raw["spec"][name]) for name in ("window_steps", "segments"))
-    return _negatives(path, window_steps, segments)
+    return _negatives(path, str(model.raw["files"].get(path.name, "")), window_steps, segments)
 
 
 def peaks(values: np.ndarray, count: int) -> np.ndarray:

@@ -423,6 +423,7 @@ def test_who_is_enrolled_during_a_round_is_served_by_no_version_that_was_not_tri
 
     assert (live is None) == enabled == outcome.reason.startswith("another (bob) was enrolled since it was begun")
     assert said(store) == ["started", "refused" if enabled else "promoted"]
+    assert [event.extra.get("overtaken") for event in store.events() if event.kind == "round"] == [None, True if enabled else None]
 
 
 def test_a_voice_that_cannot_be_read_before_a_round_is_none_that_is_new_after_it(store, quick):
@@ -678,6 +679,7 @@ def test_a_keyword_that_is_switched_off_asks_for_no_round():
         (Kept(events=LAST, older=OLDER), "the later half of the wakes of k scores 0.4 lower than the earlier half"),
         (Kept(events=[round_event("refused", 500.0)]), "it was never adapted to this room"),
         (Kept(events=[round_event("promoted", DAY_S - 1, dry_run=True)]), "it was never adapted to this room"),
+        (Kept(events=[round_event("refused", DAY_S - 1, overtaken=True)]), "it was never adapted to this room"),
         (Kept(events=[round_event("promoted", 9 * DAY_S)]), "it was never adapted to this room"),  # the clock was set back
     ],
 )

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from edgekws.detector import Detector, scores
 from edgekws.engines import load_engine
 from edgekws.errors import EnrolmentError
 from edgekws.evaluation import events
-from edgekws.model import find_model, load_model
+from edgekws.model import find_model, load_model, rewrite_manifest
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ
 from edgekws.voice import speech_span
 
@@ -108,6 +109,16 @@ def test_an_embedding_of_the_negatives_is_that_of_their_window(model):
 
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert np.allclose(negatives.similarities(rows)[0][first[:2]].diagonal(), 1, atol=1e-5)
+
+
+def test_negatives_that_took_the_place_of_others_are_the_ones_that_count(model, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model.path, copy)
+    first = enrolment.load_negatives(load_model(copy))
+    enrolment.save_negatives(copy, [np.asarray(first.steps[:1000], np.float32)])
+    rewrite_manifest(copy)
+
+    assert len(enrolment.load_negatives(load_model(copy)).steps) == 1000 < len(first.steps)
 
 
 def test_an_offset_of_the_microphone_does_not_move_a_word(takes):

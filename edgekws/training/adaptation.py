@@ -76,7 +76,9 @@ def why_not(store: Store, board: Board, now_s: float, keywords: Mapping[str, Key
         return "nothing that is listened for is enrolled: there is no voice to learn", ""
     # A clock that was set back must not stop rounds for good: one that was in its future does not count.
     ends = ("promoted", "refused")
-    rounds = [e for e in _events(store, "round") if e.extra.get("what") in ends and not e.extra.get("dry_run") and e.time_s <= now_s]
+    rounds = [e for e in _events(store, "round") if e.extra.get("what") in ends and e.time_s <= now_s]
+    # One that was overtaken said nothing of what it had heard: who was enrolled meanwhile would wait for new wakes.
+    rounds = [e for e in rounds if not (e.extra.get("dry_run") or e.extra.get("overtaken"))]
     last_s = rounds[-1].time_s if rounds else 0.0
     clips = [clip for clip in store.clips() if clip.state != "rejected" and clip.keyword in ("", *listened_for)]
     new = [clip for clip in clips if clip.label == "positive" and clip.time_s > last_s]
@@ -392,6 +394,7 @@ def run(
             with store.unchanged():  # from the last look to the promotion: what is removed meanwhile would go live unseen
                 if outcome.passed and (why := _overtaken(store, current, heard, outcome, known, keywords)):
                     outcome = replace(outcome, passed=False, reason=why)
+                    facts["overtaken"] = True  # counts as no round
                 if not outcome.passed or not promote:
                     _note(store, "refused" if not outcome.passed else "tried", now(), reason=outcome.reason, **facts)
                     return outcome, None
