@@ -111,6 +111,15 @@ def test_the_widths_meet_the_target_and_cost_what_the_network_counts(cut):
     assert all(width % 8 == 0 or width == full[i] for i, width in cut.widths.items())
 
 
+def test_nothing_goes_that_the_target_has_room_for(cut):
+    cost = parameter_cost(cut.whole)
+    full = {i: conv.spec.c_out for i, conv in enumerate(cut.whole.convs())}
+
+    for group in cut.groups:
+        wider = dict.fromkeys(group, min(full[group[0]], (cut.widths[group[0]] // 8 + 1) * 8))
+        assert wider[group[0]] == cut.widths[group[0]] or cost({**cut.widths, **wider}) > cut.target
+
+
 def test_layers_whose_channels_say_least_are_cut_first_and_of_none_is_less_than_an_eighth_left():
     network = load_network(load_model(find_model("edge-small")))
     full = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}

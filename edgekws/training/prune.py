@@ -178,11 +178,17 @@ def choose_widths(
         OutOfReach: not even the narrowest network is that cheap.
     """
     members = groups(network)
-    widths: Widths = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
+    full: Widths = {i: conv.spec.c_out for i, conv in enumerate(network.convs())}
     worth = [np.sort(_group_score(scores, group)) for group in members]
-    now = cost(widths)
+    widths, now = full, cost(full)
+
+    def lost(g: int, narrower: int, wider: int) -> float:
+        """The score of those channels, and more for each the fewer the layer has left."""
+        before, after = (float(worth[g][len(worth[g]) - width :].sum()) for width in (wider, narrower))
+        return float(worth[g].sum()) * np.log(max(before, 1e-30) / max(after, 1e-30))
+
     while now > target:
-        best: tuple[float, int, Widths, float] | None = None
+        best: tuple[float, Widths, float] | None = None
         for g, group in enumerate(members):
             width = widths[group[0]]
             narrower = (width - 1) // round_to * round_to
@@ -190,18 +196,26 @@ def choose_widths(
                 continue
             tried = {**widths, **dict.fromkeys(group, narrower)}
             price = cost(tried)
-            gone = len(worth[g]) - width
-            before = float(worth[g][gone:].sum())
-            after = float(worth[g][gone + width - narrower :].sum())
-            # The score lost, and more for each channel of a layer the fewer it has left.
-            lost = float(worth[g].sum()) * np.log(max(before, 1e-30) / max(after, 1e-30))
-            rate = lost / max(now - price, 1e-12)
+            rate = lost(g, narrower, width) / max(now - price, 1e-12)
             if best is None or rate < best[0]:
-                best = (rate, g, tried, price)
+                best = rate, tried, price
         if best is None:
             raise OutOfReach(now, target)
-        widths, now = best[2], best[3]
-    return widths
+        _, widths, now = best
+    while True:  # the last channels that went may have been more than had to: what has room is given back
+        best = None
+        for g, group in enumerate(members):
+            width = widths[group[0]]
+            wider = min(full[group[0]], (width // round_to + 1) * round_to)
+            tried = {**widths, **dict.fromkeys(group, wider)}
+            if wider == width or (price := cost(tried)) > target:
+                continue
+            rate = lost(g, width, wider) / max(price - now, 1e-12)
+            if best is None or rate > best[0]:
+                best = rate, tried, price
+        if best is None:
+            return widths
+        _, widths, now = best
 
 
 def _group_score(scores: Sequence[Tensor], group: Sequence[int]) -> np.ndarray:
