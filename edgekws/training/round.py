@@ -230,7 +230,9 @@ def second_opinion(
 
     A word sounds otherwise in a noisy room than where it was recorded. So what all of them are certain of is added to the prototypes, up
     to an equal share, and everything is looked at again. Of 157 keywords in ten development lives the listener had woken at 84; a second
-    network's opinion alone let 88 of them and 2 other sounds pass, the sum of two 99 and 2, and after two turns of this 119 and 2.
+    network's opinion alone let 88 of them and 2 other sounds pass, the sum of two 99 and 2, and after two turns of this 119 and 2. Of 269
+    in eighteen such lives, by the networks since, two let 195 and 7 others pass, `edge-small` as a third makes it 199 and 3, all four 192
+    and 3.
     """
     total = np.full(len(moments), -np.inf)
     with ExitStack() as stack:
