@@ -492,7 +492,7 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
                     [x],
                     [recall.mean()],
                     [[recall.mean() - low], [high - recall.mean()]],
-                    fmt="osDv^PX"[names.index(arm) % 7],
+                    fmt="osDv^PX<>h"[names.index(arm) % 10],
                     color=f"C{networks.index(network)}",
                     capsize=2,
                     elinewidth=0.8,
