@@ -182,40 +182,29 @@ def choose_widths(
     worth = [np.sort(_group_score(scores, group)) for group in members]
     widths, now = full, cost(full)
 
-    def lost(g: int, narrower: int, wider: int) -> float:
-        """The score of those channels, and more for each the fewer the layer has left."""
-        before, after = (float(worth[g][len(worth[g]) - width :].sum()) for width in (wider, narrower))
-        return float(worth[g].sum()) * np.log(max(before, 1e-30) / max(after, 1e-30))
+    def with_width(g: int, width: int) -> tuple[float, Widths, float]:
+        """The score that goes, or comes back, for the cost; the widths; and what they cost."""
+        tried = {**widths, **dict.fromkeys(members[g], width)}
+        price = cost(tried)
+        narrower, wider = sorted((widths[members[g][0]], width))
+        after, before = (float(worth[g][len(worth[g]) - kept :].sum()) for kept in (narrower, wider))
+        # The score of those channels, and more for each the fewer the layer has left.
+        lost = float(worth[g].sum()) * np.log(max(before, 1e-30) / max(after, 1e-30))
+        return lost / max(price - now if width == wider else now - price, 1e-12), tried, price
 
     while now > target:
-        best: tuple[float, Widths, float] | None = None
-        for g, group in enumerate(members):
-            width = widths[group[0]]
-            narrower = (width - 1) // round_to * round_to
-            if narrower < max(round_to, KEPT_SHARE * len(worth[g])):
-                continue
-            tried = {**widths, **dict.fromkeys(group, narrower)}
-            price = cost(tried)
-            rate = lost(g, narrower, width) / max(now - price, 1e-12)
-            if best is None or rate < best[0]:
-                best = rate, tried, price
-        if best is None:
+        narrower = {g: (widths[group[0]] - 1) // round_to * round_to for g, group in enumerate(members)}
+        options = [with_width(g, width) for g, width in narrower.items() if width >= max(round_to, KEPT_SHARE * len(worth[g]))]
+        if not options:
             raise OutOfReach(now, target)
-        _, widths, now = best
+        _, widths, now = min(options, key=lambda option: option[0])
     while True:  # the last channels that went may have been more than had to: what has room is given back
-        best = None
-        for g, group in enumerate(members):
-            width = widths[group[0]]
-            wider = min(full[group[0]], (width // round_to + 1) * round_to)
-            tried = {**widths, **dict.fromkeys(group, wider)}
-            if wider == width or (price := cost(tried)) > target:
-                continue
-            rate = lost(g, width, wider) / max(price - now, 1e-12)
-            if best is None or rate > best[0]:
-                best = rate, tried, price
-        if best is None:
+        wider = {g: min(full[group[0]], (widths[group[0]] // round_to + 1) * round_to) for g, group in enumerate(members)}
+        options = [with_width(g, width) for g, width in wider.items() if width > widths[members[g][0]]]
+        options = [option for option in options if option[2] <= target]
+        if not options:
             return widths
-        _, widths, now = best
+        _, widths, now = max(options, key=lambda option: option[0])
 
 
 def _group_score(scores: Sequence[Tensor], group: Sequence[int]) -> np.ndarray:
