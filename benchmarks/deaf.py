@@ -6,7 +6,8 @@ and every other time once more within 0.3 s of its return.
 A null sink stands for the microphone (needs pulseaudio, pulseaudio-utils and libasound2-plugins). "back" is from the new server's first
 answer to the listener's first block of sound, "wake" from there to the first wake that it reports, of a word played every 3 s. The listener
 is started again when it ends, as systemd would, and that is counted. libpulse may end its process with SIGABRT when a server dies, so
-at last the listener is ended so, 5 times: "after_abort_s" is from there until it listens again, 2 s of systemd's RestartSec included.
+then the listener is ended so, 5 times: "after_abort_s" is from there until it listens again, 2 s of systemd's RestartSec included.
+At last the source is suspended for 15 s: "suspended" has the share of a core that the listener takes meanwhile, and when it is back.
 Exit code 1 unless it was back within 5 s each time, with a wake each time, and nothing was left over.
 """
 
@@ -38,6 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "deaf.jsonl"
 DEMO = Path(edgekws.__file__).parent / "demo"
 BACK_S, WAKE_S = 5.0, 15.0  # at most
 ABORTS = 5
+SUSPENDED_S = 15.0
 
 
 class Listener:
@@ -78,6 +80,10 @@ class Listener:
     def threads_and_children(self) -> tuple[int, int]:
         tasks = list(Path(f"/proc/{self.process.pid}/task").iterdir())
         return len(tasks), sum(len((task / "children").read_text().split()) for task in tasks)
+
+    def cpu_s(self) -> float:
+        times = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> float:
         """Seconds that its end took."""
@@ -156,6 +162,14 @@ def main() -> int:
             back_s = listener.wait_for("listening to", within_s=40, since_s=aborted_s)
             after_abort_s.append(round(back_s - aborted_s, 2) if back_s is not None else None)
             time.sleep(2.0)
+        sink.suspend(True)
+        used_s = listener.cpu_s()
+        time.sleep(SUSPENDED_S)
+        used_s = listener.cpu_s() - used_s
+        resumed_s = time.monotonic()
+        sink.suspend(False)
+        back_s = listener.wait_for("listening again", within_s=40, since_s=resumed_s)
+        suspended = {"cpu_share": round(used_s / SUSPENDED_S, 2), "back_s": back_s and round(back_s - resumed_s, 2)}
         end_s = listener.stop()
         over.set()
         sink.kill()
@@ -171,6 +185,7 @@ def main() -> int:
         "stalled": said.count("the stream stalled"),
         "listener_ended": ends,
         "after_abort_s": after_abort_s,
+        "suspended": suspended,
         "threads": [threads, left_threads],
         "children": [children, left_children],
         "rss_mb": round(int(memory.split("VmRSS:")[1].split()[0]) / 1024, 1),

@@ -53,6 +53,10 @@ class NullSink:
         """Returns when all of it was played."""
         subprocess.run(["paplay", "--device=kws", str(path)], env=self.env, check=True, timeout=120)
 
+    def suspend(self, yes):
+        """The sink, and with it what listens to it."""
+        subprocess.run(["pactl", "suspend-sink", "kws", str(int(yes))], env=self.env, check=True)
+
     def kill(self):
         self.signal(signal.SIGKILL)
         self._server.wait()

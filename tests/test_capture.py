@@ -124,7 +124,9 @@ def test_a_microphone_that_is_gone_after_this_process_was_stopped_for_long_is_re
     """The clock is moved on instead, by a minute."""
     fake.setenv("FAKE_SERVER", "runs")
     source, passed_s, monotonic = open_source("mic:default"), [0.0], time.monotonic
-    fake.setattr("edgekws.audio.microphone.time", SimpleNamespace(monotonic=lambda: monotonic() + passed_s[0]))
+    fake.setattr(
+        "edgekws.audio.microphone.time", SimpleNamespace(monotonic=lambda: monotonic() + passed_s[0], process_time=time.process_time)
+    )
     block(source._stream)
     chunks = source.chunks()
     next(chunks)
@@ -141,7 +143,7 @@ def test_what_a_sound_server_kept_while_this_process_was_stopped_is_not_lost(fak
     """The clock is moved on instead; PulseAudio keeps 131 s at 16 kHz, and gives them at once."""
     fake.setenv("FAKE_SERVER", "runs")
     source, now_s = open_source("mic:default"), [100.0]
-    fake.setattr("edgekws.audio.microphone.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    fake.setattr("edgekws.audio.microphone.time", SimpleNamespace(monotonic=lambda: now_s[0], process_time=time.process_time))
     chunks, gaps = source.chunks(), 0
     for i in range(1700):
         if i == 50:
@@ -446,6 +448,21 @@ def test_a_sound_server_that_hangs_is_noticed(microphone, caplog):
 
     assert "the stream stalled" in caplog.messages[0]
     assert after.gap_samples > 4 * 16_000
+
+
+def test_a_suspended_microphone_takes_little_cpu_time_and_is_heard_again(microphone, caplog):
+    """PortAudio spins while it waits for one: nearly a whole core."""
+    with open_source("mic:pulse") as source:
+        chunks = source.chunks()
+        next(chunks)
+        microphone.suspend(True)
+        threading.Timer(10, microphone.suspend, [False]).start()
+        used_s = time.process_time()
+        after = next(chunk for chunk in chunks if chunk.gap_samples)
+        used_s = time.process_time() - used_s
+
+    assert after.gap_samples > 8 * 16_000 and used_s < 3
+    assert "it opens and gives nothing (suspended? pactl suspend-source" in " ".join(caplog.messages)
 
 
 def test_a_dead_microphone_ends_in_an_error(microphone, monkeypatch):

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 OPTIONS = {"host_api": Option(str, "a part of its name, such as ALSA"), "rate": RATE}
 DRIVER_BUFFER_S = 0.2  # At 0.04 s three of five captures through PulseAudio were damaged, at 0.1 and 0.2 s none (measured).
 STALL_S = 3.0  # A working stream calls every 80 ms; the first call may take 2 s.
+# Opened on a source that is suspended in PulseAudio, PortAudio asks without a pause whether anything came: nearly a whole core, for as long
+# as the stream is open. Of the time that is waited for a first block this process takes hardly any otherwise.
+SPINS = 0.3
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 2.0  # between attempts to reopen: doubled each time
 GIVE_UP_S = 20.0  # without a sample. Below the 30 s after which a service manager's watchdog would kill us and give no reason.
 OPEN_S, CLOSE_S = 10.0, 2.0  # A working sound system takes less than 1 s.
@@ -99,6 +102,8 @@ class MicSource(Source):
         self.uri = uri
         self._name, self._host_api, self._wanted_rate_hz = wanted(uri, rest)
         self._closing = threading.Event()
+        self._begun = False  # a block came since it was opened
+        self._pause_s = FIRST_PAUSE_S
 
         def attempt() -> _Capture:
             try:
@@ -152,6 +157,7 @@ class MicSource(Source):
                 clock = SampleClock(self._rate_hz)
                 reopened = True
                 continue
+            self._begun, self._pause_s = True, FIRST_PAUSE_S
             lost_s = clock.lost_s(block.frames, block.captured_s, block.overflow)
             if reopened:
                 lost_s = max(block.captured_s - heard_s, 1 / SAMPLE_RATE_HZ)
@@ -163,12 +169,15 @@ class MicSource(Source):
             yield block.data, lost_s
 
     def _next_block(self) -> _Block | None:
-        """None: the stream stopped or stalled."""
-        for _ in range(2):  # Two halves: after this process itself was stopped, one is over at once and the other gives it time.
+        """None: the stream stopped, stalled or spins."""
+        parts = 2 if self._begun else 10  # After this process itself was stopped, one is over at once and the others give it time.
+        for _ in range(parts):
+            used_s = time.process_time()
             try:
-                return self._queue.get(timeout=STALL_S / 2)
+                return self._queue.get(timeout=STALL_S / parts)
             except Empty:
-                pass
+                if not self._begun and time.process_time() - used_s > SPINS * STALL_S / parts:
+                    return None
         return None
 
     def _open(self, sd: Any) -> _Capture:
@@ -218,7 +227,9 @@ class MicSource(Source):
         return _Capture(queue, stream, rate_hz)
 
     def _why(self) -> str:
-        return "the stream stalled" if self._stream.active else "the stream stopped (unplugged, or the sound server ended)"
+        if not self._stream.active:
+            return "the stream stopped (unplugged, or the sound server ended)"
+        return "the stream stalled" if self._begun else "it opens and gives nothing (suspended? pactl suspend-source @DEFAULT_SOURCE@ 0)"
 
     def _reopen(self, heard_s: float, since_s: float) -> None:
         """Start again with the devices that are there now, sooner or later.
@@ -239,13 +250,14 @@ class MicSource(Source):
             restart_portaudio()
             return self._open(sd)
 
-        pause_s, failure = FIRST_PAUSE_S, ""
+        failure = ""
         while (left_s := since_s + GIVE_UP_S - time.monotonic()) > 0:
-            if self._closing.wait(min(pause_s, left_s)):
+            if self._closing.wait(min(self._pause_s, left_s)):
                 return
-            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
             try:
                 self._queue, self._stream, self._rate_hz = _limited(max(left_s, CLOSE_S), attempt, late=_shut)
+                self._begun = False
                 return
             except TooLate:
                 failure = ": the sound system does not answer"
