@@ -144,6 +144,7 @@ CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970
 STEADY_S = 3600.0  # A clock is believed after it went steadily for this long, seen by whoever deletes by it.
 FEW = 20  # clips that are deleted at once while events wait: 0.2 s, at 9 ms each (measured)
 BESIDE_BYTES = 1 << 16  # 32 kB that are shared between connections, and some to spare
+GOING = "its owner wants it gone"  # the reason of a clip that a purge has yet to delete
 BATCH, BATCH_PAUSE_S = 10, 0.01  # clips of one hold of the lock: a purge of 600 held it for 5.4 s, and wakes waited for that (measured)
 
 
@@ -597,13 +598,21 @@ class Store:
     ) -> int:
         """Delete those that are all of what is given, so without anything given all, after writing over their audio. How many."""
         clips = self.clips(label, state, keyword, before_s=before_s)
-        self._delete_clips(clips)
+        self._purge(clips)
         return len(clips)
 
     def forget_voice(self, keyword: str, speaker: str | None = None, *, since_s: float = 0.0) -> None:
         """Delete the clips that were heard of a speaker's keyword, or of everybody's, from then on, as `purge_clips` does."""
         clips = self.clips(keyword=keyword)
-        self._delete_clips([one for one in clips if speaker in (None, one.speaker) and one.time_s >= since_s])
+        self._purge([one for one in clips if speaker in (None, one.speaker) and one.time_s >= since_s])
+
+    def _purge(self, clips: Sequence[Clip]) -> None:
+        """All of them are called gone before the first is: who looks in between takes none for one that stays."""
+        if others := clips[BATCH:]:  # the first few go in one hold of the lock
+            with contextlib.suppress(StoreError), self.unchanged():  # on a full disk that cannot be written, but they can be deleted
+                for clip in others:
+                    self._execute("UPDATE clips SET state = 'rejected', reason = ? WHERE id = ?", GOING, clip.id)
+        self._delete_clips(clips)
 
     def _rows(self, which: str, *values: object) -> list[Clip]:
         rows, _ = self._execute(f"SELECT {', '.join(CLIP)}, id FROM clips {which}", *values)

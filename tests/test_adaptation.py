@@ -412,6 +412,25 @@ def test_what_its_owner_deletes_during_a_round_does_not_go_live(store, quick, ho
     assert said(store) == ["started", "refused"]
 
 
+def test_a_purge_that_has_only_begun_counts_whole(store, quick, monkeypatch):
+    """It goes by a few clips at a time, and a round may look in between; here it is killed there."""
+
+    def killed(seconds):
+        raise KeyboardInterrupt
+
+    def step_done(done, total):
+        if done == 1:
+            with monkeypatch.context() as patched, contextlib.closing(Store(store.root)) as owner, pytest.raises(KeyboardInterrupt):
+                patched.setattr("edgekws.store.BATCH", 1)
+                patched.setattr("edgekws.store.time.sleep", killed)
+                owner.purge_clips("positive")
+
+    outcome, live = adaptation.run(store, "edge-small", recipe="weights-only", step_done=step_done)
+
+    assert len(store.clips("positive")) == 7 and live is None is store.current_model()
+    assert outcome.reason.startswith("8 of the 8 wakes that it learned from were purged")
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_who_is_enrolled_during_a_round_is_served_by_no_version_that_was_not_tried_on_them(store, quick, enabled):
     def step_done(done, total):

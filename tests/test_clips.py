@@ -25,7 +25,7 @@ from edgekws.config import Settings
 from edgekws.errors import StoreError
 from edgekws.pseudo_labels import MISSED
 from edgekws.sinks import QUEUE_CLIPS, Delivery, StoreSink
-from edgekws.store import BATCH, FEW, Store
+from edgekws.store import BATCH, FEW, GOING, Store
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, Clip, Detection, Enrolled, Event
 
 DEMO = Path(__file__).parent.parent / "edgekws" / "demo"
@@ -655,6 +655,7 @@ def test_a_purge_lets_others_in_before_it_has_deleted_everything(store, monkeypa
         other.start()
         other.join(30)
         seen.append(len(store.clips()))
+        assert {one.reason for one in store.clips() if one.id <= 2 * BATCH + 1} == {GOING}  # who looks in between is told
 
     monkeypatch.setattr(store_module.time, "sleep", pause)
 

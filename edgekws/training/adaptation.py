@@ -23,7 +23,7 @@ from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import SYSFS, NoMeter, Recording, load_meter
 from edgekws.power.conditions import free_memory_mb, hottest_c, on_battery
 from edgekws.promotion import model_event, trial_ends_s
-from edgekws.store import ADAPTED, Store
+from edgekws.store import ADAPTED, GOING, Store
 from edgekws.training.round import MANY, Moment, Outcome, Snapshot, Target, Voice, adapt, criterion_of, told_apart
 from edgekws.values import Clip, Event, befell
 
@@ -452,7 +452,7 @@ def _overtaken(
     if new := [one for id, one in enrolled.items() if id not in known and _chosen(one.keyword, keywords).enabled]:
         return f"{_who(new[0].keyword, new[0].speaker)} was enrolled since it was begun, and it was not tried on that voice"
     clips = {clip.id: clip for clip in store.clips()}
-    purged = sum(one.id not in clips for one in outcome.admitted)
+    purged = sum(one.id not in clips or clips[one.id].reason == GOING for one in outcome.admitted)
     if purged > PURGED * len(outcome.admitted):  # the caps on age and size take a few of them too
         return f"{purged} of the {len(outcome.admitted)} wakes that it learned from were purged since it was begun"
     wrong = {clip.id for clip in clips.values() if (clip.label, clip.state) == WRONG}
