@@ -33,7 +33,7 @@ OPTIONS = {"host_api": Option(str, "a part of its name, such as ALSA"), "rate": 
 DRIVER_BUFFER_S = 0.2  # At 0.04 s three of five captures through PulseAudio were damaged, at 0.1 and 0.2 s none (measured).
 STALL_S = 3.0  # A working stream calls every 80 ms; the first call may take 2 s.
 # Opened on a source that is suspended in PulseAudio, PortAudio asks without a pause whether anything came: nearly a whole core, for as long
-# as the stream is open. Of the time that is waited for a first block this process takes hardly any otherwise.
+# as the stream is open. Of the time in which a first block is waited for, its threads take hardly any otherwise.
 SPINS = 0.3
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 2.0  # between attempts to reopen: doubled each time
 GIVE_UP_S = 20.0  # without a sample. Below the 30 s after which a service manager's watchdog would kill us and give no reason.
@@ -112,7 +112,7 @@ class MicSource(Source):
                 _stop_portaudio()  # Whoever tries again sees the devices that are there by then.
                 raise
 
-        self._queue, self._stream, self._rate_hz = _answered(attempt, f"cannot open {uri}: ", late=_shut)
+        self._queue, self._stream, self._rate_hz, self._threads = _answered(attempt, f"cannot open {uri}: ", late=_shut)
 
     def chunks(self) -> Iterator[AudioChunk]:
         to_16k = To16k(self._rate_hz)
@@ -172,11 +172,11 @@ class MicSource(Source):
         """None: the stream stopped, stalled or spins."""
         parts = 2 if self._begun else 10  # After this process itself was stopped, one is over at once and the others give it time.
         for _ in range(parts):
-            used_s = time.process_time()
+            used_s = 0.0 if self._begun else _cpu_s(self._threads)
             try:
                 return self._queue.get(timeout=STALL_S / parts)
             except Empty:
-                if not self._begun and time.process_time() - used_s > SPINS * STALL_S / parts:
+                if not self._begun and _cpu_s(self._threads) - used_s > SPINS * STALL_S / parts:
                     return None
         return None
 
@@ -204,6 +204,7 @@ class MicSource(Source):
         rates_hz = [self._wanted_rate_hz] if self._wanted_rate_hz else [SAMPLE_RATE_HZ, device.default_rate_hz]
         for rate_hz in rates_hz:
             stream: Any = None
+            others = _threads()
             try:
                 stream = sd.RawInputStream(
                     device=index,
@@ -224,7 +225,7 @@ class MicSource(Source):
                 if number == INVALID_SAMPLE_RATE and rate_hz != rates_hz[-1]:
                     continue
                 raise AudioError(f'cannot open {self.uri}: "{device.name}" {_reason(error, number, rate_hz, device)}') from error
-        return _Capture(queue, stream, rate_hz)
+        return _Capture(queue, stream, rate_hz, _threads() - others)
 
     def _why(self) -> str:
         if not self._stream.active:
@@ -256,7 +257,7 @@ class MicSource(Source):
                 return
             self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
             try:
-                self._queue, self._stream, self._rate_hz = _limited(max(left_s, CLOSE_S), attempt, late=_shut)
+                self._queue, self._stream, self._rate_hz, self._threads = _limited(max(left_s, CLOSE_S), attempt, late=_shut)
                 self._begun = False
                 return
             except TooLate:
@@ -320,6 +321,24 @@ class _Capture(NamedTuple):
     queue: SimpleQueue[_Block | None]
     stream: Any
     rate_hz: int
+    threads: frozenset[str]  # that came with it
+
+
+def _threads() -> frozenset[str]:
+    """Ids of this process's threads, those of libraries too."""
+    try:
+        return frozenset(os.listdir("/proc/self/task"))
+    except OSError:  # /proc is hidden from us
+        return frozenset()
+
+
+def _cpu_s(threads: frozenset[str]) -> float:
+    """CPU time of those that still run."""
+    ticks = 0
+    for one in threads:
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/self/task/{one}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _portaudio() -> Any:
