@@ -33,8 +33,9 @@ OPTIONS = {"host_api": Option(str, "a part of its name, such as ALSA"), "rate": 
 DRIVER_BUFFER_S = 0.2  # At 0.04 s three of five captures through PulseAudio were damaged, at 0.1 and 0.2 s none (measured).
 STALL_S = 3.0  # A working stream calls every 80 ms; the first call may take 2 s.
 # Opened on a source that is suspended in PulseAudio, PortAudio asks without a pause whether anything came: nearly a whole core, for as long
-# as the stream is open. Of the time in which a first block is waited for, its threads take hardly any otherwise.
-SPINS = 0.3
+# as the stream is open. Of the time in which a first block is waited for, its threads take hardly any otherwise; but a source may be slow
+# to wake up (Bluetooth), so the first stream, and each fourth that is opened in vain, is waited for all the same.
+SPINS, PATIENT_EACH = 0.3, 4
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 2.0  # between attempts to reopen: doubled each time
 GIVE_UP_S = 20.0  # without a sample. Below the 30 s after which a service manager's watchdog would kill us and give no reason.
 OPEN_S, CLOSE_S = 10.0, 2.0  # A working sound system takes less than 1 s.
@@ -103,6 +104,7 @@ class MicSource(Source):
         self._name, self._host_api, self._wanted_rate_hz = wanted(uri, rest)
         self._closing = threading.Event()
         self._begun = False  # a block came since it was opened
+        self._in_vain = 0  # streams that were opened since the last block
         self._pause_s = FIRST_PAUSE_S
 
         def attempt() -> _Capture:
@@ -157,7 +159,7 @@ class MicSource(Source):
                 clock = SampleClock(self._rate_hz)
                 reopened = True
                 continue
-            self._begun, self._pause_s = True, FIRST_PAUSE_S
+            self._begun, self._in_vain, self._pause_s = True, 0, FIRST_PAUSE_S
             lost_s = clock.lost_s(block.frames, block.captured_s, block.overflow)
             if reopened:
                 lost_s = max(block.captured_s - heard_s, 1 / SAMPLE_RATE_HZ)
@@ -170,13 +172,14 @@ class MicSource(Source):
 
     def _next_block(self) -> _Block | None:
         """None: the stream stopped, stalled or spins."""
-        parts = 2 if self._begun else 10  # After this process itself was stopped, one is over at once and the others give it time.
+        hasty = self._in_vain % PATIENT_EACH != 0
+        parts = 10 if hasty else 2  # After this process itself was stopped, one is over at once and the others give it time.
         for _ in range(parts):
-            used_s = 0.0 if self._begun else _cpu_s(self._threads)
+            used_s = _cpu_s(self._threads) if hasty else 0.0
             try:
                 return self._queue.get(timeout=STALL_S / parts)
             except Empty:
-                if not self._begun and _cpu_s(self._threads) - used_s > SPINS * STALL_S / parts:
+                if hasty and _cpu_s(self._threads) - used_s > SPINS * STALL_S / parts:
                     return None
         return None
 
@@ -258,7 +261,7 @@ class MicSource(Source):
             self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
             try:
                 self._queue, self._stream, self._rate_hz, self._threads = _limited(max(left_s, CLOSE_S), attempt, late=_shut)
-                self._begun = False
+                self._begun, self._in_vain = False, self._in_vain + 1
                 return
             except TooLate:
                 failure = ": the sound system does not answer"
