@@ -189,12 +189,16 @@ def test_a_source_that_spins_while_it_wakes_up_slowly_is_waited_for_each_fourth_
     next(chunks)
 
     def wakes_up(stream):
+        ends = threading.Event()
+
         def spin():
             until_s = time.monotonic() + 1.0
-            while time.monotonic() < until_s:
+            while time.monotonic() < until_s and not ends.is_set():
                 pass
-            block(stream)
+            if not ends.is_set():
+                block(stream)
 
+        stream.abort = lambda ignore_errors: ends.set()
         opened.append(stream)
         threading.Thread(target=spin, daemon=True).start()
 

@@ -105,7 +105,6 @@ class MicSource(Source):
         self._closing = threading.Event()
         self._begun = False  # a block came since it was opened
         self._in_vain = 0  # streams that were opened since the last block
-        self._pause_s = FIRST_PAUSE_S
 
         def attempt() -> _Capture:
             try:
@@ -159,7 +158,7 @@ class MicSource(Source):
                 clock = SampleClock(self._rate_hz)
                 reopened = True
                 continue
-            self._begun, self._in_vain, self._pause_s = True, 0, FIRST_PAUSE_S
+            self._begun, self._in_vain = True, 0
             lost_s = clock.lost_s(block.frames, block.captured_s, block.overflow)
             if reopened:
                 lost_s = max(block.captured_s - heard_s, 1 / SAMPLE_RATE_HZ)
@@ -254,11 +253,11 @@ class MicSource(Source):
             restart_portaudio()
             return self._open(sd)
 
-        failure = ""
+        pause_s, failure = min(FIRST_PAUSE_S * 2**self._in_vain, LAST_PAUSE_S), ""
         while (left_s := since_s + GIVE_UP_S - time.monotonic()) > 0:
-            if self._closing.wait(min(self._pause_s, left_s)):
+            if self._closing.wait(min(pause_s, left_s)):
                 return
-            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
             try:
                 self._queue, self._stream, self._rate_hz, self._threads = _limited(max(left_s, CLOSE_S), attempt, late=_shut)
                 self._begun, self._in_vain = False, self._in_vain + 1
