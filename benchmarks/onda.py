@@ -377,6 +377,8 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["condition", "network", "lives", "changed", "worse", "deployed recall before → after", "points, who began below 0.8"]]
     lines[0] += ["false accepts an hour before → after", "above 2 before → after", "parameters after, median"]
     found = measured(rows)
+    moved = all("false_accepts_by_offset" in row for row in found)
+    lines[0] += ["false accepts at a threshold_offset of -0.3, 0, 0.3"] if moved else []
     for condition in CONDITIONS:
         for network in dict.fromkeys(row["network"] for row in found):
             tried = [chosen(found, condition, network=network, arm=arm) for arm in ("before", "onda1-hap", "weights-only")]
@@ -399,8 +401,15 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
             each = [pair for a, b in lives for pair in zip(people_of(a), people_of(b), strict=True)]
             line += [str(sum(chance_of_fall(a, b) < WORSE for a, b in each)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
             line += [f"{false_accepts[0]:.2f} → {false_accepts[1]:.2f}", f"{above[0]} → {above[1]}"]
-            lines.append([*line, f"{np.median([row['parameters'] for row in after]):,.0f}".replace(",", " ")])
+            line.append(f"{np.median([row['parameters'] for row in after]):,.0f}".replace(",", " "))
+            line += [" → ".join(_by_offset([pair[i] for pair in lives]) for i in (1, 0))] if moved else []
+            lines.append(line)
     return lines
+
+
+def _by_offset(rows: Sequence[Row]) -> str:
+    lower, higher = (sum(row["false_accepts_by_offset"][offset] for row in rows) for offset in ("-0.3", "+0.3"))
+    return f"{lower}, {sum(row['false_accepts'] for row in rows)}, {higher}"
 
 
 def households(rows: Sequence[Row]) -> list[list[str]]:

@@ -413,7 +413,7 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *,
         chosen = of_keyword.get(one.keyword)
         if chosen is None or chosen.enabled:
             offset = settings.detector.threshold_offset + (chosen.threshold_offset if chosen else 0.0)
-            tuned.append(dataclasses.replace(one, threshold=one.threshold + offset))
+            tuned.append(enrolment.moved(one, offset))
     if not tuned:
         why = "every keyword is left out or disabled" if enrolments or heard else f"nothing is enrolled, and {model.id} brings no keyword"
         error = EnrolmentError(f"there is nothing to listen for: {why}. Try: edgekws enroll KEYWORD")

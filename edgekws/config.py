@@ -73,8 +73,8 @@ class DetectorSettings:
     """Seconds in which a keyword that woke does not wake again."""
     threshold_offset: float = _number(0.0, -3.0, 3.0)
     """Added to every keyword's threshold. A score is -log10 of false wakes an hour: 0.3 halves the false wakes that one expects and misses
-    more, 1 makes them a tenth; -0.3 doubles them. With a version that a round made -0.3 gives three to four times as many. `edgekws watch`
-    shows each score beside its threshold."""
+    more, 1 makes them a tenth; -0.3 doubles them. The scores of a version that a round made are steeper: its threshold moves by half of
+    this. `edgekws watch` shows each score beside its threshold."""
 
 
 @dataclass(frozen=True)

@@ -478,6 +478,11 @@ def together(enrolled: Sequence[Enrolled]) -> list[Enrolled]:
     return [replace(one, threshold=one.threshold + SHARED * float(np.log10(speakers[one.keyword]))) for one in enrolled]
 
 
+def moved(one: Enrolled, threshold_offset: float) -> Enrolled:
+    """The same with the threshold as the operator wants it: 0.3 for half of the false wakes."""
+    return replace(one, threshold=one.threshold + one.per_offset * threshold_offset)
+
+
 def bundled(model: Model) -> list[Enrolled]:
     """The keywords that are ready to use in this model, without any enrolment; none if it carries none."""
     path = model.path / "prototypes.npz"

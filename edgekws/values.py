@@ -45,6 +45,8 @@ class Enrolled:
     """float32, shape (50,), of unit length: how the speaker sounds (`edgekws.voice`); shape (0,) where that is not known."""
     word_samples: int = 0
     """How long the word is as they say it; 0 where no voice is known."""
+    per_offset: float = 1.0
+    """By how much the threshold moves for each 1 of the operator's `threshold_offset`."""
 
 
 @dataclass(frozen=True)

@@ -377,7 +377,8 @@ from edgekws.cli import main
 """
     before = everything(store.root)
     child = "from edgekws.training import adaptation\n" + CHILD.replace("from edgekws.cli import main\n", limit)
-    ended = subprocess.run([sys.executable, "-c", child, str(config)], capture_output=True, text=True)
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as `edgekws` has it: with more, OpenBLAS itself may end the process
+    ended = subprocess.run([sys.executable, "-c", child, str(config)], capture_output=True, text=True, env=env)
 
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
     assert "nothing was changed: memory ran out" in ended.stderr.splitlines()[-1]

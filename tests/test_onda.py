@@ -183,6 +183,11 @@ def test_a_user_is_left_with_the_pruned_version_else_the_whole_one_else_what_the
     pruned[0]["deployed_recall"] = 0.0
     assert onda.outcomes(before + pruned + whole)[1][4] == "1"
 
+    for row, now in [(row, 2) for row in before] + [(row, 1) for row in pruned + whole]:
+        row |= {"false_accepts": now, "false_accepts_by_offset": {"-0.3": 4 * now, "+0.3": 0}}
+    (_, line) = onda.outcomes(before + pruned + whole)
+    assert line[-1] == "24, 6, 0 → 16, 4, 0"
+
 
 def test_a_household_is_told_person_by_person_and_its_guests_by_themselves():
     """Bob is the one who loses, whom the household's sum hides; the speaker's own brackets make nobody a guest."""

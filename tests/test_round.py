@@ -155,6 +155,14 @@ def test_the_gate_and_the_look_back_hear_at_the_threshold_that_the_operator_set(
     assert told[0] == (0, 0) and told[1][0] > 0 == told[1][1]
 
 
+def test_an_offset_moves_the_threshold_of_a_version_half_as_far(outcome):
+    """Its scores are steeper than those of the network that shipped, and 0.3 is to halve the false wakes of either."""
+    (one,) = load_enrolled(outcome.model.path / ADAPTED).values()
+    (moved,) = rounds.as_listened_for([one], [Voice(KEYWORD, SPEAKER, TAKES, offset=-0.3)])
+
+    assert moved.threshold - one.threshold == pytest.approx(-0.15)
+
+
 def test_a_version_that_only_wakes_falsely_less_often_has_lost_no_word(factory, monkeypatch):
     """At 8 s the stream says something else, at which the version before wakes here, and which the judge nearly takes for the keyword."""
     own = enrolment.enrol(KEYWORD, SPEAKER, TAKES, load_engine(factory), factory)
