@@ -26,10 +26,11 @@ from pathlib import Path
 from edgekws import __version__
 from edgekws.config import Settings
 from edgekws.engines import ORDER, environment, load_engine
-from edgekws.errors import EdgekwsError, NotPrepared, PowerError, install_command
+from edgekws.errors import EdgekwsError, ModelError, ModelUnreadable, NotPrepared, PowerError, StoreError, install_command
 from edgekws.model import Model, find_model, load_model
 from edgekws.power import NoMeter, load_meter
 from edgekws.power.conditions import power_mode
+from edgekws.store import Store
 
 FREE_MB = 100  # for events and models; below it the store is near to refusing
 
@@ -50,12 +51,15 @@ class Check:
 def checks(settings: Settings) -> list[Check]:
     """Everything that the listener needs with these settings, then what is only good to have. Never raises EdgekwsError."""
     model, model_check = _model(settings.model.id)
+    promoted, promoted_check = _promoted(settings.store.root)
+    listens = promoted or model
     needs_microphone = settings.audio.source.startswith("mic:")
     return [
         _python(),
         _onnxruntime(),
         model_check,
-        *(_engines(model, settings.model.engine) if model else ()),
+        *promoted_check,
+        *(_engines(listens, settings.model.engine) if listens else ()),
         _state_directory(settings.store.root),
         _portaudio(needs_microphone),
         _source(settings.audio.source),
@@ -131,7 +135,26 @@ def _model(name: str) -> tuple[Model | None, Check]:
         model = load_model(find_model(name))
     except EdgekwsError as error:
         return None, Check("model", False, str(error), "edgekws models list, then [model] id in edgekws.toml")
-    return model, Check("model", True, f"{model.id}: {model.parameters} parameters, every file as its manifest says")
+    return model, Check("model", True, _whole(model))
+
+
+def _promoted(root: Path) -> tuple[Model | None, list[Check]]:
+    """The version that a round or an operator promoted, which listens in the place of the model. While it cannot, another one does."""
+    try:
+        path = Store(root, read_only=True).current_model()
+        model = load_model(path) if path else None
+    except ModelUnreadable as error:
+        mend = "let the listener's user read it, or upgrade edgekws; else: edgekws models rollback"
+        return None, [Check("promoted version", False, str(error), mend, essential=False)]
+    except ModelError as error:
+        return None, [Check("promoted version", False, str(error), "edgekws models rollback", essential=False)]
+    except StoreError:  # of the state directory there is a check
+        return None, []
+    return model, [Check("promoted version", True, _whole(model), essential=False)] if model else []
+
+
+def _whole(model: Model) -> str:
+    return f"{model.id}: {model.parameters} parameters, every file as its manifest says"
 
 
 def _engines(model: Model, wanted: str) -> Iterator[Check]:

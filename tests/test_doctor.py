@@ -15,8 +15,9 @@ import pytest
 from edgekws import doctor, engines, errors
 from edgekws.config import AudioSettings, ModelSettings, MqttSettings, Settings, SinkSettings, StoreSettings
 from edgekws.errors import NotPrepared
-from edgekws.model import builtin_models
+from edgekws.model import builtin_models, load_model
 from edgekws.power import NoMeter
+from edgekws.store import Store
 
 needs_model = pytest.mark.skipif(not builtin_models(), reason="no built-in model in this tree")
 
@@ -88,6 +89,22 @@ def test_an_altered_model_is_essential_and_named(settings, tmp_path):
     assert not check.ok
     assert check.essential
     assert "model.onnx: altered" in check.detail
+
+
+@needs_model
+def test_the_version_that_listens_is_looked_at_and_its_engine(settings):
+    edge, small = (builtin_models()[name] for name in ("edge", "edge-small"))
+    store = Store(settings.store.root)
+    live = store.promote(small, "0001-learned")
+    assert "promoted version" not in found(replace(settings, store=StoreSettings(root=settings.store.root.parent / "other")))
+    assert found(settings)["promoted version"].ok and load_model(edge).id in found(settings)["model"].detail
+    assert load_model(small).id in found(settings)["engine onnxruntime"].detail
+
+    with (live / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    check = found(settings)["promoted version"]
+    assert not check.ok and not check.essential and "model.onnx: altered" in check.detail and "rollback" in check.mend
+    assert load_model(edge).id in found(settings)["engine onnxruntime"].detail
 
 
 @needs_model
