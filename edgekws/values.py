@@ -47,6 +47,10 @@ class Enrolled:
     """How long the word is as they say it; 0 where no voice is known."""
     per_offset: float = 1.0
     """By how much the threshold moves for each 1 of the operator's `threshold_offset`."""
+    takes: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """float32, shape (k, dim): unit embeddings of the recordings."""
+    rivals: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """float32, shape (r, dim): unit embeddings of what is no keyword and most like it; r = 0 takes nothing off."""
 
 
 @dataclass(frozen=True)

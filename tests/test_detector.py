@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgekws.detector import COHORT_NEAREST, Detector, background, scores
+from edgekws.detector import COHORT_NEAREST, RIVAL_COST, RIVAL_LEAD, Detector, background, scores
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Detection, Enrolled
@@ -71,17 +71,26 @@ def test_what_the_nearest_of_the_cohort_have_in_common_is_taken_off():
     assert scores(heard[None], one) == detector.latest["hey", "ann"] == pytest.approx(0.8 - 0.5 * 0.6)
 
 
+def test_what_is_hardly_nearer_to_a_recording_than_to_its_rivals_scores_less():
+    one = enrolled("hey", "ann", ONE, takes=ONE[None], rivals=TWO[None])
+    word, other = ((share * ONE + np.sqrt(1 - share**2) * TWO).astype(np.float32) for share in (0.9, 0.7))
+
+    assert scores(np.stack([word, other]), one) == pytest.approx([0.9, 0.7 - RIVAL_COST * (RIVAL_LEAD + np.sqrt(1 - 0.49) - 0.7)], abs=1e-5)
+    assert [found.end_sample for found in hear(Detector([one]), other, word)] == [2 * HOP_SAMPLES]
+
+
 def test_of_several_prototypes_the_nearest_counts_in_a_whole_stream_too():
     both = Enrolled("hey", "ann", np.stack([ONE, TWO]), 0.5)
 
     assert scores(np.stack([ONE, TWO, OTHER]), both) == pytest.approx([1, 1, 0])
 
 
-def test_step_by_step_scores_are_those_of_the_whole_stream():
+@pytest.mark.parametrize("rivals", [0, 1, 15])
+def test_step_by_step_scores_are_those_of_the_whole_stream(rivals):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((50, DIM)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    one = enrolled("hey", "ann", rows[3], scale=7.0, offset=0.2, cohort=rows[20:40])
+    one = enrolled("hey", "ann", rows[3], scale=7.0, offset=0.2, cohort=rows[20:40], takes=rows[:3], rivals=rows[35 : 35 + rivals])
     detector = Detector([one, enrolled("stop", "bob", rows[5])])
     found = []
     for hop, row in enumerate(rows, 1):

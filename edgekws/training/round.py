@@ -249,6 +249,7 @@ def second_opinion(
                     one = enrolment.enrol(voice.keyword, voice.speaker, voice.recordings, engine, model, strict=False)
                 except EnrolmentError:
                     continue
+                one = enrolment.without_rivals(one)  # in a noisy room a word is unlike its recordings: that is what is to be learned
                 near = [enrolment.embed(samples, engine)[warm:] for samples, warm in map(_around, (moments[i] for i in mine))]
                 known.append((one, enrolment.load_negatives(model), near))
             if not known:
