@@ -68,7 +68,7 @@ class Lives:
                 file.write(next(pieces).tobytes())
         enroll = [sys.executable, "-m", "edgekws", "enroll", "open sesame", *sorted(map(str, DEMO.glob("enrol-*.flac")))]
         subprocess.run([*enroll, "--config", str(self.config)], check=True, capture_output=True)
-        self.versions = {"edge-3": find_model("edge"), "edge-small-3": find_model("edge-small")}
+        self.versions = {"edge-3": find_model("edge"), "edge-small-4": find_model("edge-small")}
         self.faults: Counter[str] = Counter()
         self.last_event = 0
 
@@ -147,7 +147,7 @@ class Lives:
     def promote(self) -> None:
         store = Store(self.state)
         current = store.current_model()
-        name = "edge-small-3" if current is None or current.name == "edge-3" else "edge-3"
+        name = "edge-small-4" if current is None or current.name == "edge-3" else "edge-3"
         store.promote(self.versions[name], name)
         store.close()
 

@@ -148,7 +148,7 @@ def exchange(folder: Path, other: str, swaps: int, *, paced: bool) -> dict[str, 
         write_manifest(path, {**json.loads((path / "manifest.json").read_text()), "id": "twin"})
         versions["twin"] = path
     else:
-        versions["edge-small-3"] = find_model(other)
+        versions["edge-small-4"] = find_model(other)
     takes = [read_recording(path) for path in sorted(DEMO.glob("enrol-*.flac"))]
     words: dict[str, Enrolled] = {}
     for name, path in versions.items():

@@ -828,8 +828,8 @@ def test_a_promoted_model_listens_until_it_is_rolled_back(cli):
     cli("models", "rollback")
     assert json.loads(cli("models", "show", "--json").stdout)["network"] == "edge"
     assert re.findall(r"model: .*", cli("log").stdout) == [
-        "model: edge-small-3 is promoted, before it edge-3",
-        "model: edge-small-3 is gone back from: by hand; back to edge-3",
+        "model: edge-small-4 is promoted, before it edge-3",
+        "model: edge-small-4 is gone back from: by hand; back to edge-3",
     ]
 
 

@@ -38,7 +38,7 @@ def test_a_shipped_model_that_changes_gets_an_id_of_its_own():
     assert {id: sha256[:16] for id, sha256 in found.items()} == {
         "ds-cnn-l-3": "63728dbc09011855",
         "edge-3": "e75273e21da183b4",
-        "edge-small-3": "11f43329e3115bf3",
+        "edge-small-4": "ec412af6c163de71",
         "edge-tiny-3": "73c3f6b82326302d",
     }
 

@@ -151,14 +151,14 @@ def without(tmp_path_factory, word):
 
 def test_a_promoted_version_listens_from_a_hop_on_and_its_events_carry_its_name(listener, store):
     listener.hear(HOPS[:40])
-    store.promote(find_model("edge-small"), "edge-small-3")
+    store.promote(find_model("edge-small"), "edge-small-4")
     listener.hear(HOPS[40:])
 
     (event,) = listener.events
-    assert (event.kind, event.model, event.extra["what"], event.extra["before"]) == ("model", "edge-small-3", "live", "edge-3")
+    assert (event.kind, event.model, event.extra["what"], event.extra["before"]) == ("model", "edge-small-4", "live", "edge-3")
     assert event.extra["hops"] >= 25 and event.extra["score_difference_max"] > 0
     assert 40 <= event.stream_s / 0.08 <= 50
-    assert listener.updates.model == "edge-small-3" == load_model(store.current_model()).id
+    assert listener.updates.model == "edge-small-4" == load_model(store.current_model()).id
     assert listener.pipeline.hops == len(HOPS)
     assert len(listener.heard) == len(TRUTH["spoken"])
 
@@ -1378,10 +1378,10 @@ def test_a_running_listener_takes_up_a_model_a_keyword_and_settings(tmp_path):
     try:
         running.wait(lambda: "start: " in running.cli("log", "--all"))
         running.cli("models", "promote", "edge-small")
-        running.wait(lambda: "model: edge-small-3 listens, before it edge-3" in running.cli("log"))
+        running.wait(lambda: "model: edge-small-4 listens, before it edge-3" in running.cli("log"))
         running.cli("enroll", TRUTH["keyword"], *sorted(DEMO.glob("enrol-*.flac")))
         running.wait(lambda: running.wakes)
-        assert (running.wakes[-1]["keyword"], running.wakes[-1]["model"]) == (TRUTH["keyword"], "edge-small-3")
+        assert (running.wakes[-1]["keyword"], running.wakes[-1]["model"]) == (TRUTH["keyword"], "edge-small-4")
 
         threshold = running.wakes[-1]["threshold"]
         config.write_text("[detector]\nthreshold_offset = 0.5\n")
@@ -1390,7 +1390,7 @@ def test_a_running_listener_takes_up_a_model_a_keyword_and_settings(tmp_path):
 
         promoted = Path(json.loads(running.cli("models", "show", "--json"))["path"])
         damaged(Store(tmp_path / "state").promote(a_copy(tmp_path, "bad"), "bad"))
-        running.wait(lambda: "model: bad is refused, edge-small-3 goes on" in running.cli("log"))
+        running.wait(lambda: "model: bad is refused, edge-small-4 goes on" in running.cli("log"))
         assert Path(json.loads(running.cli("models", "show", "--json"))["path"]) == promoted
     finally:
         code = running.end()

@@ -241,7 +241,7 @@ def test_who_comes_while_a_plan_is_built_waits_for_it_and_says_so(board, model, 
         both.set()
 
         assert (first.result().name, second.result().name, trt.builds) == ("tensorrt", "tensorrt", 1)
-    assert "building a TensorRT plan for edge-small-3 on Orin (double) sm_87: up to minutes, once" in caplog.text
+    assert "building a TensorRT plan for edge-small-4 on Orin (double) sm_87: up to minutes, once" in caplog.text
 
 
 def test_a_build_that_died_holds_up_nobody(board, model, tmp_path):
@@ -372,7 +372,7 @@ def test_a_plan_that_computes_something_else_is_refused(name, board, model, monk
     engine = load_engine(model, "tensorrt", fall_back=True)
 
     assert engine.name == "onnxruntime"
-    assert "differs from the golden embeddings of edge-small-3 by 0.002, accepted is 0.001 in fp32" in caplog.text
+    assert "differs from the golden embeddings of edge-small-4 by 0.002, accepted is 0.001 in fp32" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -516,13 +516,13 @@ def test_a_start_without_a_plan_listens_at_once_and_goes_over_to_tensorrt_when_a
     elsewhere()
     listener = Listener(tmp_path / "root").hear(40)
     assert (listener.engine, plans(tmp_path), trt.builds) == ("onnxruntime", [], 0)
-    assert "engine onnxruntime takes over, since tensorrt: there is no plan for edge-small-3 by TensorRT 10.3.0 on Orin" in caplog.text
+    assert "engine onnxruntime takes over, since tensorrt: there is no plan for edge-small-4 by TensorRT 10.3.0 on Orin" in caplog.text
 
     listener.settled().hear(13).settled().hear(len(listener.stream) // HOP_SAMPLES - 53)
     listener.updates.close()
     (event,) = listener.events
     assert (listener.engine, len(plans(tmp_path)), trt.builds) == ("tensorrt", 1, 0)
-    assert words(event) == "model: edge-small-3 listens on tensorrt, before on onnxruntime"
+    assert words(event) == "model: edge-small-4 listens on tensorrt, before on onnxruntime"
     assert len(listener.heard) == len(json.loads((DEMO / "truth.json").read_text())["spoken"])
 
 
@@ -551,7 +551,7 @@ def test_a_builder_that_fails_is_told_once_with_its_words_and_onnx_runtime_goes_
 
     (event,) = listener.events
     assert words(event) == (
-        "model: engine tensorrt is refused, edge-small-3 goes on:"
+        "model: engine tensorrt is refused, edge-small-4 goes on:"
         " tensorrt: TensorRT 10.3.0 builds no plan: Error Code 10: Could not find any implementation for node"
     )
     assert listener.engine == "onnxruntime"
@@ -569,7 +569,7 @@ def test_a_plan_that_this_process_cannot_load_is_refused_with_the_reason(board, 
     listener = Listener(tmp_path / "root", prepare=Here, worker=AtOnce()).hear(60)
 
     (event,) = listener.events
-    assert "engine tensorrt is refused, edge-small-3 goes on: tensorrt: cudaMalloc: out of memory" in words(event)
+    assert "engine tensorrt is refused, edge-small-4 goes on: tensorrt: cudaMalloc: out of memory" in words(event)
     assert "engine onnxruntime takes over, since tensorrt: cudaMalloc: out of memory" in caplog.text
     assert (listener.engine, len(plans(tmp_path)), runtime.alive()) == ("onnxruntime", 1, 0)
 
@@ -591,7 +591,7 @@ def test_a_version_that_is_promoted_meanwhile_listens_and_has_its_own_plan_built
     listener.word = None
     listener.hear(60)
     assert [event.extra["what"] for event in listener.events] == ["live"]
-    assert [(one.model.id, one.closed) for one in made] == [("edge-small-3", True), ("edge-3", False)]
+    assert [(one.model.id, one.closed) for one in made] == [("edge-small-4", True), ("edge-3", False)]
 
     listener.updates.close()
     assert made[1].closed

@@ -394,10 +394,10 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
             service.says(f'serves "another name", "{KEYWORD}" now')
             names.append(await hear(STREAM[cuts[0] : cuts[1]]))
             service.tell("models", "promote", "edge-small")
-            service.says("edge-small-3 serves")
+            service.says("edge-small-4 serves")
             names.append(await hear(STREAM[cuts[1] : cuts[2]]))
             promote_broken(service.root, tmp_path)
-            service.says("edge-small-3 goes on: ")
+            service.says("edge-small-4 goes on: ")
             names.append(await hear(STREAM[cuts[2] :]))
             await connection.write_event(Describe().event())
             return names, Info.from_event(await answer(connection)).wake[0].models
@@ -407,8 +407,8 @@ def test_a_new_enrolment_and_a_new_version_are_taken_up_by_a_stream_that_goes_on
     both = ["another name", KEYWORD]
 
     assert [sorted(found) for found in names] == [[KEYWORD], both, both, sorted(both * 2)]
-    assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-3"] * 3 + ["edge-small-3"] * 6
-    assert {(one.name, one.version) for one in models} == {(name, "edge-small-3") for name in both}
+    assert [json.loads(line)["model"] for line in out.splitlines()] == ["edge-3"] * 3 + ["edge-small-4"] * 6
+    assert {(one.name, one.version) for one in models} == {(name, "edge-small-4") for name in both}
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -502,7 +502,7 @@ def test_it_starts_with_the_version_before_one_that_is_broken(tmp_path):
             info = Info.from_event(await answer(connection))
             return info.wake[0].models[0].version, [event.type for event in await heard(connection, ONCE)]
 
-    assert asyncio.run(talk()) == ("edge-small-3", ["detection"])
+    assert asyncio.run(talk()) == ("edge-small-4", ["detection"])
     assert service.stop()[2] == 0
     assert not (first.root / "starts").exists()
 
