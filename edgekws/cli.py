@@ -345,7 +345,7 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
     from edgekws.model import damage_told
     from edgekws.store import ADAPTED, load_enrolled
 
-    cached_for = f"{model.id} {model.raw['files']} {__version__}"  # the id alone would trust that a version never changes
+    cached_for = _cached_for(model)
     kept = store.prototypes(cached_for)
     # A version that was adapted here brings what it learned to listen for.
     with damage_told(model.path / ADAPTED):
@@ -382,6 +382,13 @@ def _prototypes(settings: Settings, store: Store, enrolments: Sequence[Enrolment
         except StoreError as error:
             log.warning("%s", error)
     return list(found.values())
+
+
+def _cached_for(model: Model) -> str:
+    """The id alone would trust that a version never changes; what was kept before `Enrolled` had a field lacks it."""
+    from edgekws.values import Enrolled
+
+    return f"{model.id} {model.raw['files']} {__version__} {[field.name for field in dataclasses.fields(Enrolled)]}"
 
 
 def _keep_prototypes(store: Store, cached_for: str, found: Mapping[str, Enrolled]) -> dict[str, Enrolled]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import wave
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -482,6 +482,27 @@ def test_what_was_enrolled_once_no_later_model_refuses(tmp_path, caplog):
     made = cli._prototypes(Settings(store=StoreSettings(root=tmp_path)), store, store.enrolments(), model, engine)
 
     assert ([one.speaker for one in made], caplog.messages) == (["ann"], [])
+
+
+def test_what_an_earlier_edgekws_kept_without_a_later_field_is_made_anew(tmp_path, monkeypatch):
+    """As rivals came to be one: what was kept had none, and the thresholds of before."""
+    from edgekws import cli, values
+    from edgekws.config import Settings, StoreSettings
+    from edgekws.engines import load_engine
+    from edgekws.model import load_model
+
+    @dataclass(frozen=True)
+    class Later(values.Enrolled):
+        louder: float = 0.0
+
+    model, store = load_model(find_model()), Store(tmp_path)
+    store.save_enrolment("open sesame", "ann", [read_recording(Path(take)) for take in TAKES])
+    settings, engine = Settings(store=StoreSettings(root=tmp_path)), load_engine(model)
+    (made,) = cli._prototypes(settings, store, store.enrolments(), model, engine)
+    assert store.prototypes(cli._cached_for(model)) and len(made.rivals) > 0
+
+    monkeypatch.setattr(values, "Enrolled", Later)
+    assert not store.prototypes(cli._cached_for(model))
 
 
 def test_a_start_that_is_cut_off_while_prototypes_are_made_anew_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from edgekws import __version__
+from edgekws import cli
 from edgekws.audio import read_recording
 from edgekws.audio.stdin import StdinSource
 from edgekws.cli import _parser, main
@@ -83,7 +83,7 @@ def prepared(tmp_path_factory):
     store.add_clip(Clip("positive", "open sesame", "ann", 1.0, 16000, 1.0, "woke", event=wake.id), np.ones(32000, np.int16))
     model = load_model(find_model("edge"))
     made = enrol("open sesame", "ann", takes, load_engine(model), model)
-    store.save_prototypes(f"edge-3 {model.raw['files']} {__version__}", {f"{enrolled.id} False": made})
+    store.save_prototypes(cli._cached_for(model), {f"{enrolled.id} False": made})
     store.close()
     (folder / "state").rename(folder / "untouched")
     with contextlib.suppress(ImportError):  # not within the time of a command
