@@ -13,8 +13,6 @@ REFRACTORY_S = 2.0
 # this gave 83 % recall instead of 81 % (real voices, 0.5 false accepts an hour); 256 cohort rows, or other shares, gave the same.
 COHORT_NEAREST = 8
 COHORT_SHARE = np.float32(0.5)
-
-
 # Of a score, for each 1 of cosine that a sound is less than the lead nearer to a recording than to its nearest rivals (their mean). Chosen
 # where `enrolment.RIVALS` was: a lead of 0.05 0.922 and 0.726, of 0.15 0.959 and 0.753; 30 of a score 0.955 and 0.756.
 RIVAL_COST, RIVAL_LEAD, RIVALS_NEAREST = np.float32(20.0), np.float32(0.1), 10
