@@ -412,6 +412,7 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *,
 
     enrolments = store.enrolments()
     heard = enrolment.together(_prototypes(settings, store, enrolments, model, engine)) if enrolments else enrolment.bundled(model)
+    heard = _avoiding_wrong(store, heard, engine)
     of_keyword = _chosen(settings, [one.keyword for one in heard])
     if unknown := sorted(of_keyword.keys() - {one.keyword for one in heard}):
         log.warning('[keyword."%s"] is configured but not enrolled. Enrolled: %s', unknown[0], _names(heard))
@@ -428,6 +429,28 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *,
             raise error
         log.warning("%s", error)
     return tuned
+
+
+def _avoiding_wrong(store: Store, heard: Sequence[Enrolled], engine: Engine) -> list[Enrolled]:
+    """The same, which do not wake again at what the user called wrong, as far as that is kept."""
+    from edgekws import enrolment
+
+    if not (store.root / "edgekws.db").exists():
+        return list(heard)
+    found: dict[str, list[np.ndarray]] = {}
+    for keyword in dict.fromkeys(one.keyword for one in heard):
+        try:
+            clips = store.wrong(keyword)
+        except StoreError as error:
+            log.warning("what was called wrong may wake again: %s", error)
+            break
+        for clip in clips:
+            with contextlib.suppress(StoreError):  # its audio is gone, or damaged
+                rows = enrolment.around(store.clip_samples(clip), clip.decided_sample, engine)
+                found.setdefault(keyword, []).append(rows)
+    if found:
+        engine.reset()
+    return [enrolment.avoiding(one, found.get(one.keyword, [])) for one in heard]
 
 
 def _chosen(settings: Settings, enrolled: Sequence[str]) -> dict[str, KeywordSettings]:

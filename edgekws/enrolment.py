@@ -38,7 +38,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekws.detector import background, scores
+from edgekws.detector import LIKELY, background, scores
 from edgekws.engines import Engine
 from edgekws.errors import EnrolmentError
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
@@ -79,6 +79,7 @@ NOISE_RATE = 1.5
 # accepts become 9 and 9, recall 0.869 and 0.617 0.864 and 0.611. Not done: to lower thresholds by what that leaves, as it leaves most of
 # alexa's and computer's: 0.4 lower, they met 0.64 an hour for 0.27.
 RIVALS = 20
+WRONG_HOPS = (-1, 4)  # around the decision, of what the user called wrong
 TAIL_PEAKS = 20  # the tail is fitted to this many of the highest peaks
 PEAK_GAP_HOPS = 25  # 2 s, as the refractory time
 UNLIKE = 0.75  # cosine: three different words by one voice lie at 0.2 to 0.8 once aligned, three takes of one word mostly above
@@ -498,6 +499,23 @@ def together(enrolled: Sequence[Enrolled]) -> list[Enrolled]:
     """The same for who listens for all of them at once: the speakers of a keyword keep one promise together (`SHARED`)."""
     speakers = Counter(one.keyword for one in enrolled)
     return [replace(one, threshold=one.threshold + SHARED * float(np.log10(speakers[one.keyword]))) for one in enrolled]
+
+
+def avoiding(one: Enrolled, wrong: Sequence[np.ndarray]) -> Enrolled:
+    """The same, which does not wake again at what the user called wrong.
+
+    Args:
+        wrong: the embeddings around each decision (`around`).
+    """
+    takes = one.takes if len(one.takes) else one.prototypes  # of a keyword that nobody recorded, or a version of an earlier edgekws
+    near = [rows[scores(rows, one) > LIKELY] for rows in wrong]
+    return replace(one, takes=takes, wrong=np.concatenate(near)) if sum(map(len, near)) else one
+
+
+def around(samples: np.ndarray, decided_sample: int, engine: Engine) -> np.ndarray:
+    """The embeddings around the decision in a clip: int16 (n,) → float32 (6, dim), fewer at its ends."""
+    hop = decided_sample // HOP_SAMPLES - 1
+    return embed(samples, engine)[max(0, hop + WRONG_HOPS[0]) : hop + WRONG_HOPS[1] + 1]
 
 
 def without_rivals(one: Enrolled) -> Enrolled:

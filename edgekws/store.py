@@ -138,6 +138,7 @@ LEAST_ROOM, ROOM_BYTES = 30, 10 * 2 * SAMPLE_RATE_HZ
 MOST_NEAR, NEAR_BYTES = 200, 112_640
 CONFIRMED, REJECTED = "confirmed by the user", "rejected by the user"
 NOT_IT = "confirmed as not the keyword"  # of a near miss that was not taken for it either
+MOST_WRONG = 20  # clips of a keyword that a listener compares with: 5 ms each when it begins
 NO_AUDIO = "none of the last wake's audio is kept. Try: edgekws clips list"
 DAY_S = 86_400
 CLOCK_SET_S = 1_577_836_800  # 2020: a board without a battery begins in 1970
@@ -435,6 +436,7 @@ class Store:
                 _shred(path)
                 raise
         self._first_kept = self._first_kept or number
+        self._look_again([clip])
         self.drop_old_clips()
         size = "SELECT coalesce(sum(duration_s), 0) FROM clips"
         for _ in range(FEW):  # The next clip goes on: where the settings allow less than before it may be a thousand.
@@ -461,6 +463,10 @@ class Store:
         wanted = {"label = ?": label, "state = ?": state, "keyword = ?": keyword, "time_s < ?": before_s}
         wanted = {test: value for test, value in wanted.items() if value is not None}
         return self._rows(f"WHERE {' AND '.join(wanted) or '1'} ORDER BY id DESC LIMIT ?", *wanted.values(), newest)[::-1]
+
+    def wrong(self, keyword: str) -> list[Clip]:
+        """The latest that a person called no keyword, at most `MOST_WRONG`."""
+        return self._rows("WHERE reason = ? AND keyword = ? ORDER BY id DESC LIMIT ?", REJECTED, keyword, MOST_WRONG)
 
     def clip(self, id: int) -> Clip:
         """Raises StoreError when there is none (any more)."""
@@ -499,8 +505,18 @@ class Store:
         marked = replace(self.clip(id), state=state, reason=reason)
         marked = marked if label is None else replace(marked, label=label)
         with self.unchanged():
+            was = self._rows("WHERE id = ?", id)
             self._execute("UPDATE clips SET state = ?, reason = ?, label = ? WHERE id = ?", state, reason, marked.label, id)
+        self._look_again([marked, *was])
         return marked
+
+    def _look_again(self, clips: Sequence[Clip]) -> None:
+        """A listener looks anew at what was called wrong, where one of these is or was."""
+        if any(clip.reason == REJECTED for clip in clips):
+            folder = self.root / "enrolments"
+            with contextlib.suppress(OSError):  # it does when it is started next
+                folder.mkdir(exist_ok=True)
+                os.utime(folder)
 
     def settle_clip(self, id: int, state: str, reason: str) -> None:
         """What a round found, of a clip that nobody has decided on, by now: a person's word holds, and the clip may be gone."""
@@ -633,6 +649,7 @@ class Store:
                     for clip in some:
                         _shred(self.root / "clips" / clip.file)
                     self._execute(f"DELETE FROM clips WHERE id IN ({', '.join('?' * len(some))})", *(clip.id for clip in some))
+        self._look_again(clips)
 
     def drop_old_clips(self) -> bool:
         """Some of them, by a clock that can be believed: one that is set to a wrong year for a moment must not cost everything that was

@@ -51,6 +51,8 @@ class Enrolled:
     """float32, shape (k, dim): unit embeddings of the recordings."""
     rivals: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """float32, shape (r, dim): unit embeddings of what is no keyword and most like it; r = 0 takes nothing off."""
+    wrong: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """float32, shape (w, dim): unit embeddings of what the user called no keyword; w = 0 takes nothing off."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgekws.detector import COHORT_NEAREST, RIVAL_COST, RIVAL_LEAD, Detector, background, scores
+from edgekws.detector import COHORT_NEAREST, RIVAL_COST, RIVAL_LEAD, WRONG_LEAD, Detector, background, scores
 from edgekws.pipeline import Pipeline
 from edgekws.pseudo_labels import PseudoLabels
 from edgekws.values import HOP_SAMPLES, SAMPLE_RATE_HZ, AudioChunk, Detection, Enrolled
@@ -79,18 +79,27 @@ def test_what_is_hardly_nearer_to_a_recording_than_to_its_rivals_scores_less():
     assert [found.end_sample for found in hear(Detector([one]), other, word)] == [2 * HOP_SAMPLES]
 
 
+def test_what_is_nearer_to_what_was_called_wrong_than_to_a_recording_scores_less():
+    one = enrolled("hey", "ann", ONE, takes=ONE[None], wrong=TWO[None])
+    word, other = ((share * ONE + np.sqrt(1 - share**2) * TWO).astype(np.float32) for share in (0.8, 0.6))
+
+    assert scores(np.stack([word, other]), one) == pytest.approx([0.8, 0.6 - RIVAL_COST * (0.8 - 0.6 - WRONG_LEAD)], abs=1e-5)
+    assert [found.end_sample for found in hear(Detector([one]), other, word)] == [2 * HOP_SAMPLES]
+
+
 def test_of_several_prototypes_the_nearest_counts_in_a_whole_stream_too():
     both = Enrolled("hey", "ann", np.stack([ONE, TWO]), 0.5)
 
     assert scores(np.stack([ONE, TWO, OTHER]), both) == pytest.approx([1, 1, 0])
 
 
-@pytest.mark.parametrize("rivals", [0, 1, 15])
-def test_step_by_step_scores_are_those_of_the_whole_stream(rivals):
+@pytest.mark.parametrize(("rivals", "wrong"), [(0, 0), (1, 0), (15, 0), (0, 2), (15, 2)])
+def test_step_by_step_scores_are_those_of_the_whole_stream(rivals, wrong):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((50, DIM)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    one = enrolled("hey", "ann", rows[3], scale=7.0, offset=0.2, cohort=rows[20:40], takes=rows[:3], rivals=rows[35 : 35 + rivals])
+    compared = {"takes": rows[:3], "rivals": rows[35 : 35 + rivals], "wrong": rows[15 : 15 + wrong]}
+    one = enrolled("hey", "ann", rows[3], scale=7.0, offset=0.2, cohort=rows[20:40], **compared)
     detector = Detector([one, enrolled("stop", "bob", rows[5])])
     found = []
     for hop, row in enumerate(rows, 1):

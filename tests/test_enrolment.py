@@ -205,7 +205,7 @@ def test_the_same_recordings_give_the_same_keyword(engine, model, takes):
     assert np.array_equal(first.prototypes, second.prototypes)
     assert np.array_equal(first.voice, second.voice)
     assert np.array_equal(first.rivals, second.rivals)
-    none = dict.fromkeys(("prototypes", "cohort", "voice", "takes", "rivals"), 0)
+    none = dict.fromkeys(("prototypes", "cohort", "voice", "takes", "rivals", "wrong"), 0)
     assert replace(first, **none) == replace(second, **none)
 
 

@@ -1397,6 +1397,38 @@ def test_a_running_listener_takes_up_a_model_a_keyword_and_settings(tmp_path):
     assert code == 0
 
 
+def test_a_running_listener_does_not_wake_again_at_what_was_called_wrong_until_that_is_taken_back(tmp_path):
+    """With a threshold so low that a sentence of the stream wakes too."""
+    config = tmp_path / "edgekws.toml"
+    config.write_text("[detector]\nthreshold_offset = -0.85\n")
+    takes = sorted(DEMO.glob("enrol-*.flac"))
+    assert cli(tmp_path / "state", "enroll", "--config", config, TRUTH["keyword"], *takes).returncode == 0
+    running = Running(tmp_path / "state", "--config", config)
+
+    def wrong(wakes):
+        return [one for one in wakes if one["score"] < 1]
+
+    def a_round_later():
+        """What woke in a whole stream from now on."""
+        first = len(running.wakes)
+        running.wait(lambda: len(running.wakes) - first > 2 * len(TRUTH["spoken"]))
+        return running.wakes[first:]
+
+    try:
+        running.wait(lambda: wrong(running.wakes) and len(running.wakes) > 6)
+        clips = json.loads(running.cli("clips", "list", "--json"))
+        (clip,) = (one["id"] for one in clips if one["label"] == "positive" and one["score"] < 1)
+        running.cli("clips", "reject", clip)
+        running.wait(lambda: running.cli("log").count("settings read again") == 1)
+        assert not wrong(a_round_later())
+        running.cli("clips", "confirm", clip)
+        running.wait(lambda: running.cli("log").count("settings read again") == 2)
+        assert wrong(a_round_later())
+    finally:
+        code = running.end()
+    assert code == 0
+
+
 def test_who_removes_the_last_enrolment_is_heard_no_more_and_the_listener_goes_on(tmp_path, word):
     """Also where a learned version listens, which knows nobody else."""
     running = Running(tmp_path / "state")

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -460,6 +462,32 @@ def test_enrolling_again_takes_the_place_of_the_old_recordings(store):
     assert store.enrolments() == [second]
     assert second.only_enrolled and len(second.takes) == 2 and first.id != second.id
     assert sorted(second.takes[0].parent.glob("*.wav")) == sorted(second.takes)
+
+
+def test_the_listener_sees_what_is_called_wrong_what_is_taken_back_and_what_is_deleted(tmp_path):
+    """Also where nobody is enrolled, and the clip comes after the rejection; not what nobody judged."""
+    store = Store(tmp_path / "state")
+    wake, heard = store.add_event(WAKE), Clip("positive", "hey", "ann", 1.5, 12_800, 1.0, "woke")
+    seen = []
+
+    def look(change):
+        change()
+        time.sleep(0.01)
+        seen.append((store.enrolment_stamp(), [one.id for one in store.wrong("hey")]))
+
+    for change in (
+        lambda: store.add_clip(heard, WORD),
+        lambda: store.reject_clip(1),
+        lambda: store.confirm_clip(1),
+        lambda: (store.reject_wake(wake.id), store.add_clip(replace(heard, event=wake.id), WORD)),
+        lambda: store.purge_clips(label="positive"),
+        lambda: store.purge_clips(),
+    ):
+        look(change)
+
+    stamps, wrong = zip(*seen, strict=True)
+    assert wrong == ([], [1], [], [2], [2], [])
+    assert [a != b for a, b in itertools.pairwise((None, *stamps))] == [False, True, True, True, False, True]
 
 
 def test_the_listener_sees_who_enrols_again_and_who_of_several_is_removed(store):
