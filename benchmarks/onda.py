@@ -373,7 +373,9 @@ def arms(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def outcomes(rows: Sequence[Row]) -> list[list[str]]:
-    """What `edgekws adapt` leaves a user with: the pruned version where the gate lets it, else one with all its weights, else as it was."""
+    """What `edgekws adapt` leaves a user with: the pruned version where the gate lets it, else one with all its weights, else, where lives
+    have that arm, prototypes that moved, else as it was.
+    """
     lines = [["condition", "network", "lives", "changed", "worse", "deployed recall before → after", "points, who began below 0.8"]]
     lines[0] += ["false accepts an hour before → after", "above 2 before → after", "parameters after, median"]
     found = measured(rows)
@@ -381,15 +383,16 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     lines[0] += ["false accepts at a threshold_offset of -0.3, 0, 0.3"] if moved else []
     for condition in CONDITIONS:
         for network in dict.fromkeys(row["network"] for row in found):
-            tried = [chosen(found, condition, network=network, arm=arm) for arm in ("before", "onda1-hap", "weights-only")]
+            tried = [chosen(found, condition, network=network, arm=arm) for arm in ("before", "onda1-hap", "weights-only", "prototypes")]
             sizes = {row["compression"] for row in tried[1]}
             size = ADAPTS_TO if ADAPTS_TO in sizes else min(sizes, default=1.0)
             pruned = {life_of(row): row for row in tried[1] if row["compression"] == size}
-            whole = {life_of(row): row for row in tried[2]}
+            whole, untrained = ({life_of(row): row for row in rows} for rows in tried[2:])
             both = [row for row in tried[0] if life_of(row) in pruned and life_of(row) in whole]
             if not both:
                 continue
-            after = [live(pruned[life_of(row)], live(whole[life_of(row)], row)) for row in both]
+            left = {life_of(row): live(untrained[life_of(row)], row) if life_of(row) in untrained else row for row in both}
+            after = [live(pruned[life_of(row)], live(whole[life_of(row)], left[life_of(row)])) for row in both]
             lives = list(zip(after, both, strict=True))
             low = [pair for pair in lives if pair[1]["deployed_recall"] < LOW_START]
             gain = f"{100 * np.mean([a['deployed_recall'] - b['deployed_recall'] for a, b in low]):+.1f} ({len(low)} lives)" if low else "-"

@@ -202,8 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     adapt = add("adapt", _adapt, "Learn from what was heard: one round of fine-tuning and pruning, which goes live if it is not worse.")
     adapt.add_argument(
         "--recipe",
-        help="onda1 (prune, then fine-tune), onda2 (fine-tune before too) or weights-only; else onda1, and if refused weights-only,"
-        " unless a pruned version listens",
+        help="onda1 (prune, then fine-tune), onda2 (fine-tune before too), weights-only, or prototypes (no training); else onda1, and if"
+        " refused weights-only and then prototypes, unless a pruned version listens",
     )
     adapt.add_argument("--criterion", help="hap, taylor, fisher, l1, bn or random; else the recipe's own")
     adapt.add_argument(
@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         "--arms",
         nargs="+",
         metavar="ARM",
-        help="before, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch (all), onda1-hap-int8",
+        help="before, prototypes, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch (all), onda1-hap-int8",
     )
     lives.add_argument(
         "--networks", nargs="+", metavar="NAME|DIR", help="edge, edge-small, edge-tiny, ds-cnn-l, or a model of these or of ResNet15 (edge)"

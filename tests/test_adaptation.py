@@ -27,8 +27,8 @@ from edgekws.values import Clip, Event
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 from test_power import ORIN_NANO, jetson  # noqa: E402
+from test_round import DEMO, KEYWORD, OTHER_S, SPEAKER, TAKES, ambience, moments  # noqa: E402
 from test_round import ENDS_S as SPOKEN_S  # noqa: E402
-from test_round import KEYWORD, OTHER_S, SPEAKER, TAKES, ambience, moments  # noqa: E402
 
 from edgekws.training import adaptation, quantise  # noqa: E402
 from edgekws.training import round as rounds  # noqa: E402
@@ -202,6 +202,21 @@ def test_where_the_pruned_version_is_refused_one_without_pruning_is_tried(config
     assert said(store) == ["started", "refused", "started", "promoted"]
 
 
+def test_where_that_is_refused_too_prototypes_move_without_training_and_that_listens(config, store, quick, monkeypatch, capsys):
+    monkeypatch.setitem(rounds.STEPS, "onda1", 2)
+    verdicts = iter([["it is worse"], ["it is worse"]])
+    monkeypatch.setattr(rounds, "verdict", lambda *heard: next(verdicts, []))
+    assert main(["adapt", "--config", str(config)]) == 0
+    live = load_model(store.current_model())
+
+    assert "Once more without training" in capsys.readouterr().err
+    assert live.raw["recipe"]["name"] == "prototypes"
+    assert live.raw["files"]["model.onnx"] == load_model(find_model("edge-small")).raw["files"]["model.onnx"]
+    assert said(store) == ["started", "refused", "started", "refused", "started", "promoted"]
+    assert main(["run", "--config", str(config), "--source", str(DEMO / "stream.flac")]) == 0
+    assert {event.model for event in store.events() if event.kind == "wake"} == {live.id}
+
+
 def test_beside_a_pruned_version_one_without_pruning_is_not_tried(config, store, quick, monkeypatch):
     monkeypatch.setitem(rounds.STEPS, "onda1", 2)
     assert main(["adapt", "--recipe", "onda1", "--config", str(config)]) == 0
@@ -255,7 +270,7 @@ def test_that_there_is_no_second_opinion_is_said_once_a_round(store, quick, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--recipe", "onda3"], 'no recipe "onda3". Accepted: weights-only, onda1, onda2'),
+        (["--recipe", "onda3"], 'no recipe "onda3". Accepted: weights-only, onda1, onda2, prototypes'),
         (["--criterion", "size"], 'no criterion "size". Accepted: hap, taylor, fisher, l1, bn, random'),
         (["--target", "bytes=3"], 'no target "bytes=3". Accepted: params='),
         (["--recipe", "weights-only", "--target", "params=0.1"], "--target goes with a recipe that prunes, and weights-only does not"),

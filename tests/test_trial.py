@@ -198,7 +198,7 @@ def test_int8_is_measured_on_the_engine_that_would_listen_even_where_it_is_slowe
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--arms", "onda9"], 'no arm "onda9". Accepted: before, enrol-only'),
+        (["--arms", "onda9"], 'no arm "onda9". Accepted: before, prototypes, enrol-only'),
         (["--networks", "resnet"], 'no network "resnet" to adapt. Accepted: edge'),
         (["--condition", "room"], 'no condition "room" to live in. Accepted: noise10, noise5, noise0'),
         (["--keyword", "abracadabra"], 'nobody says "abracadabra" often enough. There are: open sesame, hey snips, hey snapdragon'),

@@ -49,6 +49,7 @@ BUSY_LOAD = 0.7  # of each core, in the last five minutes
 PURGED = 0.2  # of the wakes that a round learned from: its owner wants them gone
 HOT_C = 75.0
 LEAST_FREE_MB = 1500.0  # training takes under 1 GB
+ONCE_MORE = {"onda1": "", "weights-only": "without pruning", "prototypes": "without training"}  # what is tried, one after the other
 WRONG = ("negative", "confirmed")  # label and state of a wake that the owner called wrong
 # As NumPy, the kernel, PyTorch, ONNX Runtime and oneDNN say it. Where OpenBLAS meets it first the process ends, and the next round tells.
 NO_MEMORY = ("Unable to allocate", "allocate memory", "bad_alloc", "could not create a primitive")
@@ -323,8 +324,8 @@ def run(
     Args:
         model: the configured factory network, by name or path.
         keywords, threshold_offset: the operator's choices, by keyword, and for all.
-        recipe: None = onda1, as far as `adapt` prunes; where the gate refuses that and nothing else was asked for, weights-only too, unless
-            a pruned version listens, beside which that is too slow.
+        recipe: None = onda1, as far as `adapt` prunes; where the gate refuses that and nothing else was asked for, weights-only too, and
+            prototypes, unless a pruned version listens, beside which those are too slow.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
         recording, rest: as `adapt` has them.
@@ -335,11 +336,11 @@ def run(
         EdgekwsError: nothing is enrolled, or training failed. Nothing was changed.
     """
     asked = recipe is not None or criterion is not None or target is not None
-    recipes = [recipe or "onda1"] if asked else ["onda1", "weights-only"]
+    recipes = [recipe or "onda1"] if asked else list(ONCE_MORE)
     criterion_of(recipes[0], criterion)
-    if recipe == "weights-only" and (criterion or target):
+    if recipe in ("weights-only", "prototypes") and (criterion or target):
         raise UsageError(
-            f"--{'target' if target else 'criterion'} goes with a recipe that prunes, and weights-only does not. Try: --recipe onda1"
+            f"--{'target' if target else 'criterion'} goes with a recipe that prunes, and {recipe} does not. Try: --recipe onda1"
         )
     if target and target.kind == "energy_mj":  # told by now, and not after minutes
         with contextlib.closing(load_meter()) as meter:
@@ -359,7 +360,8 @@ def run(
             heard, clips = snapshot(store, say, keywords, threshold_offset)
             if not asked and current is not None and load_model(current).parameters < factory.parameters:
                 recipes = ["onda1"]
-            for one in recipes:
+            while recipes:
+                one = recipes.pop(0)
                 outcome = adapt(
                     factory,
                     heard,
@@ -386,11 +388,12 @@ def run(
                 facts["energy_j"] = cost["energy_j"]
                 if not promote:
                     facts["dry_run"] = True  # counts as no round
-                if outcome.passed or recipes[-1] in (one, went):
+                recipes = [other for other in recipes if other != went]
+                if outcome.passed or not recipes:
                     break
-                say(f"the gate refuses it: {outcome.reason}. Once more without pruning")
+                say(f"the gate refuses it: {outcome.reason}. Once more {ONCE_MORE[recipes[0]]}")
                 _note(store, "refused", now(), reason=outcome.reason, **facts)
-                _note(store, "started", now(), reason="once more, without pruning")
+                _note(store, "started", now(), reason=f"once more, {ONCE_MORE[recipes[0]]}")
             with store.unchanged():  # from the last look to the promotion: what is removed meanwhile would go live unseen
                 if outcome.passed and (why := _overtaken(store, current, heard, outcome, known, keywords)):
                     outcome = replace(outcome, passed=False, reason=why)

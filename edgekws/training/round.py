@@ -3,6 +3,7 @@
     weights-only   fine-tune
     onda1          prune by a data-aware score on the pseudo-labels, then fine-tune what is left          (OnDA-1, arXiv:2603.02247)
     onda2          fine-tune, prune by magnitude, fine-tune again with the unpruned one as the teacher    (OnDA-2)
+    prototypes     no training: the factory network, whose prototypes move to how the wakes sound
 
 Always from the factory network, never from the last round's, so that errors do not add up. Of everything heard a part is held out: a third
 of the pseudo-positives, half of the ambience and half of the shipped speech are never trained on. The threshold is calibrated on them, and
@@ -15,6 +16,7 @@ import copy
 import functools
 import hashlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -33,7 +35,7 @@ from edgekws.engines import Engine, load_engine
 from edgekws.errors import EnrolmentError, UsageError
 from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
-from edgekws.model import Model, load_model, rewrite_manifest
+from edgekws.model import Model, load_model, rewrite_manifest, write_manifest
 from edgekws.power import Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled, save_enrolled
 from edgekws.training.export import load_network, save_model
@@ -72,8 +74,8 @@ from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 from edgekws.voice import TAIL_HOPS, speech_span
 
 DEFAULT_SHARE = 1 / 8  # of the factory's parameters
-RECIPES = ("weights-only", "onda1", "onda2")
-STEPS = {"weights-only": 120, "onda1": 600, "onda2": 600}
+RECIPES = ("weights-only", "onda1", "onda2", "prototypes")
+STEPS = {"weights-only": 120, "onda1": 600, "onda2": 600, "prototypes": 0}
 # onda1 from a packaged network that is hardly larger than the target has less to learn anew; more where batches are shared by several
 # voices. Five development households of three text-to-speech users, one of whom never spoke, 8 rounds: with 200 steps the gate let none
 # pass, with 400 five; deployed recall in the room 0.69 and 0.75.
@@ -99,14 +101,17 @@ PROMISE_PER_HOUR = 0.5
 INT8_SLOWER = 1.05  # it is smaller in any case
 SLOWER = 1.15  # two runs of one network differ by up to a tenth on a loaded host
 # The threshold of an adapted version lies so far from the score that keeps the promise on what was held out, which is mostly speech from
-# text-to-speech, to the lower quartile of the enrolment recordings said again; no higher than HIGHEST. The held-out tail alone put some
-# above all recordings and others below real speech. Ten development lives, onda1, three settings of training and two seeds each, deployed
-# recall and false accepts an hour in room and quiet: 0.55 and 1.2 0.822 0.961, 0.23 0.48; 0.55 and 1.35 0.817 0.959, 0.14 0.44; 0.65 and
-# 1.2 0.792 0.937, 0.18 0.33; 0.5 and 1.5 0.830 0.965, 0.16 0.51. Higher only where two or more held-out wakes, all that there are, score so
-# high too: in 29 rounds of nine of these lives 0.775 0.946 for 0.777 0.946, and four false accepts for five in the room.
+# text-to-speech, to what a tenth of the enrolment recordings said again lies below; no higher than HIGHEST. The held-out tail alone put
+# some above all recordings and others below real speech. 78 rounds of 26 development lives, onda1, with what the gate refuses as it was,
+# deployed recall and false accepts an hour in room and quiet: 0.6, 0.1 and 1.5 0.687 0.910, 0.37 0.16; 0.55, 0.25 and 1.35, as it was,
+# 0.671 0.903, 0.39 0.13; 0.5, 0.25 and 1.35 0.687 0.902, 0.46 0.13; 0.45, 0.1 and 1.7 0.701 0.906, 0.64 0.15 and eleven above 2. Higher
+# only where two or more held-out wakes, all that there are, score so high too: in 29 rounds of nine of these lives 0.775 0.946 for 0.777
+# 0.946, and four false accepts for five in the room.
+# Not done: to ask the factory network at each likely moment too. With half of its score added 0.757 and 0.957 for 0.742 and 0.936 at as
+# many false accepts (26 lives), for a second network in the listener's memory.
 # Not done: to raise it by what the factory network finds more of in its bundled negatives than in this speech. Digits would rise by 0.6 to
 # 1.4, other words by -0.6 to 0.9, and the one word that woke 3.4 times an hour by 0.14.
-SPLIT, LOWER, HIGHEST = 0.55, 0.25, 1.35
+SPLIT, LOWER, HIGHEST = 0.6, 0.1, 1.5
 # A version's scores are steeper than they say, so half as far is as much: on 26 development rounds 0.15 lower gives 40 false accepts for 19
 # in the room and 14 for 6 in quiet, 0.15 higher 9 and 3, 0.5 lower 8 and 10 times as many.
 PER_OFFSET = 0.5
@@ -532,6 +537,36 @@ class _Round:
         rewrite_manifest(out)
         return load_model(out), enrolled
 
+    def as_heard(self, out: Path, id: str, facts: Mapping[str, Any]) -> tuple[Model, list[Enrolled]]:
+        """The factory's directory once more, with prototypes that have moved to how the wakes sound."""
+        model = renamed(self.factory, out, {**facts, "id": id})
+        negatives, enrolled = enrolment.load_negatives(model), []
+        with closing(load_engine(model)) as engine:
+            for voice in self.voices:
+                one = enrolment.enrol(
+                    voice.keyword, voice.speaker, voice.recordings, engine, model, only_enrolled=voice.only_enrolled, strict=False
+                )
+                mine = [m for m in self.train_positives if (m.keyword, m.speaker) == (voice.keyword, voice.speaker)]
+                near = [enrolment.embed(samples, engine)[warm:] for samples, warm in map(_around, mine)]
+                if mine:
+                    moved = _as_heard(enrolment.without_rivals(one), negatives, near)
+                    one = replace(moved, takes=one.takes, rivals=negatives.rivals(moved.prototypes))
+                enrolled.append(one)
+        save_enrolled(out / ADAPTED, {f"{v.id} {e.only_enrolled}": e for v, e in zip(self.voices, enrolled, strict=True)})
+        rewrite_manifest(out)
+        return load_model(out), enrolled
+
+
+def renamed(model: Model, out: Path, facts: Mapping[str, Any]) -> Model:
+    """A copy of a model directory without the keyword that it brings; it appears under its name only when complete."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as folder:
+        new = Path(folder) / "model"
+        shutil.copytree(model.path, new, ignore=shutil.ignore_patterns("prototypes.npz", "manifest.json"))
+        write_manifest(new, {**{key: value for key, value in model.raw.items() if key != "files"}, **facts})
+        new.rename(out)
+    return load_model(out)
+
 
 def rise(own: Sequence[float], wakes: Sequence[float]) -> float:
     """How far a version's threshold lies above the score that keeps the promise on what was held out.
@@ -857,16 +892,16 @@ def adapt(
     round_ = _Round(factory, snapshot, admitted if pseudo else [], wrong, say, rest)
     target = target or Target("params", DEFAULT_SHARE)
     used = incumbent or factory
-    if recipe != "weights-only" and (unheard := round_.unheard()) and used.parameters >= factory.parameters:
+    if recipe in ("onda1", "onda2") and (unheard := round_.unheard()) and used.parameters >= factory.parameters:
         say(f"not pruned: no wake of {', '.join(unheard)} was held out, so nothing would show how a smaller network hears that")
         recipe, criterion = "weights-only", ""
-    start = _start(factory, starts, target)
+    start = _start(factory, starts, target) if recipe != "prototypes" else factory
     # before and after pruning
     few = recipe == "onda1" and start is not factory
     most = FEW_STEPS + MORE_PER_VOICE * (len(round_.voices) - 1) if few else STEPS[recipe]
     before, after = steps or STEPS["weights-only"], steps or min(most, STEPS[recipe])
     weight = TEACHER_FEW if few else TEACHER_PRUNED
-    total = (before if recipe != "onda1" else 0) + (after if recipe != "weights-only" else 0)
+    total = (before if recipe in ("weights-only", "onda2") else 0) + (after if recipe in ("onda1", "onda2") else 0)
     done = 0
 
     def train(network: Network, lessons: Lessons, count: int, lr: float, weight: float) -> float:
@@ -881,13 +916,14 @@ def adapt(
 
         return finetune(network, lessons, steps=count, lr=lr, seed=seed, teacher_weight=weight, step_done=tell)
 
-    lessons = round_.lessons(round_.network)
     network, name = copy.deepcopy(round_.network), factory.network
     train_s, trained = 0.0, 0
-    if recipe != "onda1":
+    if recipe != "prototypes":
+        lessons = round_.lessons(round_.network)
+    if recipe in ("weights-only", "onda2"):
         say(f"fine-tuning {name}, {before} steps")
         train_s, trained = train(network, lessons, before, LR_FULL, TEACHER_FULL), before
-    if recipe != "weights-only":
+    if recipe in ("onda1", "onda2"):
         if recipe == "onda2":
             lessons = round_.lessons(network)
         whole = network if start is factory else load_network(start)
@@ -924,7 +960,10 @@ def adapt(
         },
         "created_s": round(time.time(), 3),
     }
-    model, enrolled = round_.write(network, out, id, name, facts)
+    if recipe == "prototypes":
+        model, enrolled = round_.as_heard(out, id, facts)
+    else:
+        model, enrolled = round_.write(network, out, id, name, facts)
     new = round_.hear(by_network(network), enrolled)
     old = round_.hear(by_network(load_network(used)), listened_for(used, round_.voices))
     costs = step_cpu_s([model, used])
@@ -944,7 +983,7 @@ def adapt(
         **_drawn(recording, start_s),
     }
     rewrite_manifest(out, facts)
-    if int8 == "always" or (int8 == "where better" and not reasons):
+    if recipe != "prototypes" and (int8 == "always" or (int8 == "where better" and not reasons)):
         say("trying it in INT8")
         facts["int8"] = _in_int8(round_, load_model(out), enrolled, new, old, always=int8 == "always")
         rewrite_manifest(out, facts)

@@ -44,7 +44,7 @@ from edgekws.training.material import to_int16
 from edgekws.training.round import GAP_S, Target, adapt, by_engine, by_network, step_cpu_s
 from edgekws.values import SAMPLE_RATE_HZ
 
-ARMS = ("before", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
+ARMS = ("before", "prototypes", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
 IN_INT8 = "onda1-hap-int8"  # measured where it is asked for: what it keeps of onda1-hap and how small it is, whatever it costs on this host
 MOST_COMPRESSED = 1000
 REFUSED = ("", 0.0)  # in place of arm and compression: nobody lives who could not enrol
@@ -56,6 +56,7 @@ def arm_options(arm: str) -> dict[str, Any]:
     options: dict[str, dict[str, Any]] = {
         "enrol-only": {"recipe": "weights-only", "pseudo": False},
         "weights-only": {"recipe": "weights-only"},
+        "prototypes": {"recipe": "prototypes"},
         "onda1-hap": {"recipe": "onda1", "criterion": "hap"},
         "onda2-l1": {"recipe": "onda2", "criterion": "l1"},
         "random": {"recipe": "onda1", "criterion": "random"},
