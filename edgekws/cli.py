@@ -1424,13 +1424,8 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
     """
     from edgekws.pseudo_labels import PER_HOUR, PseudoLabels
     from edgekws.sinks import StoreSink
+    from edgekws.training import adaptation
 
-    try:
-        with _learner_for("to learn from a noisy room, as the demo goes on,"):
-            from edgekws.training import adaptation
-    except NotInstalled as error:
-        _say(str(error))
-        return False
     truth = json.loads((folder / "room.json").read_text())
 
     def listen(part: str, keep: bool = False) -> tuple[int, int, Model]:
@@ -1505,17 +1500,13 @@ def _eval(options: argparse.Namespace) -> int:
 def _adapt(options: argparse.Namespace) -> int:
     from edgekws.power import NoMeter, Recording, load_meter
     from edgekws.power.budget import Budget
+    from edgekws.training import adaptation
+    from edgekws.training.round import GAP_S, Target
 
     settings = load_settings(options.config)
     store = _store(settings)
-    try:
-        with _learner_for("adapt"):
-            from edgekws.training import adaptation
-            from edgekws.training.round import GAP_S, Target
-    except NotInstalled as error:
-        if not options.if_needed:
-            raise
-        return _no_round(store, str(error), options.json)  # where the timer is on, and there was never a learner, nothing has failed
+
+    adaptation.lacks()  # a PyTorch that cannot be loaded is told, and not passed over
     target = Target.parse(options.target) if options.target else None
     keywords = _chosen(settings, [one.keyword for one in store.enrolments()])
     asked_by = "by hand, to try it" if options.dry_run else "by hand"

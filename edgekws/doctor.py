@@ -67,7 +67,12 @@ def checks(settings: Settings) -> list[Check]:
         _sound_devices(),
         *_told(settings),
         _importable("recordings", "soundfile", "reading of WAV, FLAC and Opus files", "pip install soundfile"),
-        _importable("training", "torch", "adaptation and pretraining", f"{install_command('train')}; on a Jetson with NVIDIA's own torch"),
+        _importable(
+            "training",
+            "torch",
+            "the training of networks; without it prototypes alone move",
+            f"{install_command('train')}; on a Jetson with NVIDIA's own torch",
+        ),
         _speech_synthesis(),
         _power_meter(),
         *_jetson(),

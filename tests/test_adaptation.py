@@ -391,7 +391,7 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 130_000
 from edgekws.cli import main
 """
     before = everything(store.root)
-    child = "from edgekws.training import adaptation\n" + CHILD.replace("from edgekws.cli import main\n", limit)
+    child = "from edgekws.training import adaptation, export, finetune, prune\n" + CHILD.replace("from edgekws.cli import main\n", limit)
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as `edgekws` has it: with more, OpenBLAS itself may end the process
     ended = subprocess.run([sys.executable, "-c", child, str(config)], capture_output=True, text=True, env=env)
 

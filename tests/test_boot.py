@@ -316,9 +316,7 @@ def test_a_round_that_its_timer_starts_runs_behind_everything_else_and_its_end_i
         probed = json.loads(next(line for line in lines if line.startswith('{"inet"')))
         assert probed == {"inet": "EAFNOSUPPORT", "idle": True, "nice": 19, "oom": 500, "umask": "0o77"}
         (said,) = [line for line in lines if line.startswith(("edgekws: ", "no round")) or "Traceback" in line]
-        assert said.startswith(
-            "no round: adapt needs torch, which is not installed. Try: sudo apt-get install python3-pip && sudo python3 -m pip"
-        )
+        assert said.startswith("no round: ") and "torch" not in said  # without it prototypes alone would move
         assert said.removeprefix("no round: ") in machine.do("edgekws log")
         assert machine.do("systemctl is-failed edgekws-adapt", check=False) == "inactive"
         assert machine.show("MemoryMax", "edgekws-adapt") == str(3 * 2**30)

@@ -911,13 +911,11 @@ def without_torch(cli, tmp_path):
     return cli
 
 
-def test_without_a_learner_the_nightly_round_is_skipped_and_one_asked_for_is_an_error(without_torch):
-    told = f"adapt needs torch, which is not installed. Try: {sys.executable} -m pip install 'edgekws[train]'"
+def test_without_pytorch_what_trains_is_an_error_that_says_so(without_torch):
+    told = f"to train needs torch, which is not installed. Try: {sys.executable} -m pip install 'edgekws[train]'"
 
-    assert without_torch("adapt", code=1).stderr == f"edgekws: {told}\n"
-    assert without_torch("adapt", "--if-needed").stdout == without_torch("adapt", "--if-needed").stdout == f"no round: {told}\n"
-    assert without_torch("log").stdout.count("\n") == 1  # not the same line every night
-    assert f"no adaptation: {told}" in without_torch("log").stdout
+    assert without_torch("adapt", "--recipe", "onda1", code=1).stderr == f"edgekws: {told}\n"
+    assert without_torch("adapt", "--target", "params=0.1", code=1).stderr == f"edgekws: {told}\n"
 
 
 def test_a_learner_that_cannot_be_loaded_is_an_error_at_night_too(without_torch, tmp_path):
@@ -926,13 +924,15 @@ def test_a_learner_that_cannot_be_loaded_is_an_error_at_night_too(without_torch,
     assert "needs torch, which is installed and cannot be loaded: libcusparseLt" in without_torch("adapt", "--if-needed", code=1).stderr
 
 
-def test_the_demo_hears_every_keyword_says_what_learning_needs_and_leaves_nothing_behind(without_torch):
+def test_the_demo_hears_every_keyword_learns_without_pytorch_too_and_leaves_nothing_behind(without_torch):
     cli = without_torch
     done = cli("demo")
+    before, after = (re.search(rf"{name} +(\d+) of 12 +0 ", done.stdout) for name in ("before", "after"))
 
     assert len(re.findall(r"open sesame .* latency", done.stdout)) == len(TRUTH["spoken"])
     assert "5 of 5 spoken keywords heard, 0 false wakes" in done.stderr and "--listen" in done.stderr
-    assert "to learn from a noisy room, as the demo goes on, needs torch" in done.stderr and "pip install 'edgekws[train]'" in done.stderr
+    assert "torch is not installed" in done.stderr and "pip install 'edgekws[train]'" in done.stderr
+    assert int(after[1]) >= int(before[1]) and done.stdout.count("325,312") == 2
     assert not cli.root.exists()
 
 

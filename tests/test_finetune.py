@@ -16,22 +16,8 @@ torch = pytest.importorskip("torch")
 from pathlib import Path  # noqa: E402
 
 from edgekws.training.export import load_network  # noqa: E402
-from edgekws.training.finetune import (  # noqa: E402
-    WARM_HOPS,
-    Batches,
-    Example,
-    Lesson,
-    Lessons,
-    Loss,
-    Sound,
-    crop,
-    elsewhere,
-    finetune,
-    mix,
-    said_again,
-    steps_of,
-    windows_of,
-)
+from edgekws.training.finetune import Batches, Loss, finetune, steps_of, windows_of  # noqa: E402
+from edgekws.training.sounds import WARM_HOPS, Example, Lesson, Lessons, Sound, crop, elsewhere, mix, said_again  # noqa: E402
 
 torch.set_num_threads(1)
 DEMO = Path(edgekws.__file__).parent / "demo"

@@ -21,6 +21,7 @@ from edgekws.values import HOP_SAMPLES
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
+from edgekws.training import prune as pruning  # noqa: E402
 from edgekws.training import round as rounds  # noqa: E402
 from edgekws.training.export import load_network  # noqa: E402
 from edgekws.training.prune import channel_scores, parameter_cost  # noqa: E402
@@ -441,8 +442,8 @@ def test_a_target_is_a_share_a_number_or_a_time(text):
 def test_a_target_out_of_reach_names_the_least_that_can_be_asked_for(factory, monkeypatch, text):
     network = load_network(factory)
     cost = parameter_cost(network)  # measured times differ from run to run, and few machines have a meter
-    monkeypatch.setattr(rounds, "latency_cost", lambda network: lambda widths: 1.2345e-9 * cost(widths))
-    monkeypatch.setattr(rounds, "energy_cost", lambda network, meter: lambda widths: 2.3456e-9 * cost(widths))
+    monkeypatch.setattr(pruning, "latency_cost", lambda network: lambda widths: 1.2345e-9 * cost(widths))
+    monkeypatch.setattr(pruning, "energy_cost", lambda network, meter: lambda widths: 2.3456e-9 * cost(widths))
     worth = channel_scores(network, "l1", lambda number: None)
     with pytest.raises(UsageError, match=f"no target {re.escape(text)}: ") as wrong:
         Target.parse(text).widths(network, worth, factory)

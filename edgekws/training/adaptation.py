@@ -7,6 +7,7 @@ changes but one folder that the next round clears, the states of clips, and at t
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +18,16 @@ from typing import Any
 import numpy as np
 
 from edgekws.config import KeywordSettings
-from edgekws.errors import EdgekwsError, EngineUnavailable, EnrolmentError, ModelError, StoreError, UsageError
+from edgekws.errors import (
+    EdgekwsError,
+    EngineUnavailable,
+    EnrolmentError,
+    ModelError,
+    NotInstalled,
+    StoreError,
+    UsageError,
+    install_command,
+)
 from edgekws.evaluation import WORSE, sign_test
 from edgekws.model import Model, builtin_models, find_model, load_model
 from edgekws.power import SYSFS, NoMeter, Recording, load_meter
@@ -324,19 +334,23 @@ def run(
     Args:
         model: the configured factory network, by name or path.
         keywords, threshold_offset: the operator's choices, by keyword, and for all.
-        recipe: None = onda1, as far as `adapt` prunes; where the gate refuses that and nothing else was asked for, weights-only too, and
-            prototypes, unless a pruned version listens, beside which those are too slow.
+        recipe: None = prototypes where PyTorch is not installed, else onda1, as far as `adapt` prunes; where the gate refuses that and
+            nothing else was asked for, weights-only too, and prototypes, unless a pruned version listens, beside which those are too slow.
         promote: False leaves everything as it is, whatever the gate says.
         steps: of training, None = the recipe's.
         recording, rest: as `adapt` has them.
 
     Raises:
+        NotInstalled: what was asked for trains, and what that needs is not there.
         UsageError: no such recipe or criterion, one of them or a target with a recipe that prunes nothing, or a target out of reach.
         StoreError: another round is under way, or the state directory cannot be read or written.
         EdgekwsError: nothing is enrolled, or training failed. Nothing was changed.
     """
     asked = recipe is not None or criterion is not None or target is not None
     recipes = [recipe or "onda1"] if asked else list(ONCE_MORE)
+    missing = lacks()
+    if missing and asked and recipe != "prototypes":
+        raise NotInstalled(f"to train needs {missing}, which", "train")
     criterion_of(recipes[0], criterion)
     if recipe in ("weights-only", "prototypes") and (criterion or target):
         raise UsageError(
@@ -346,6 +360,9 @@ def run(
         with contextlib.closing(load_meter()) as meter:
             if isinstance(meter, NoMeter):
                 raise UsageError(f"no target in energy_mj here: {meter.why}. Give params=… or latency_ms=…")
+    if missing and not asked:
+        recipes = ["prototypes"]
+        say(f"{missing} is not installed ({install_command('train')}), so nothing is trained: prototypes alone move")
     factory = load_model(find_model(model))
     family = _family(factory)
     if family is None:
@@ -358,7 +375,7 @@ def run(
         try:
             known = {one.id for one in store.enrolments()}
             heard, clips = snapshot(store, say, keywords, threshold_offset)
-            if not asked and current is not None and load_model(current).parameters < factory.parameters:
+            if not asked and not missing and current is not None and load_model(current).parameters < factory.parameters:
                 recipes = ["onda1"]
             while recipes:
                 one = recipes.pop(0)
@@ -419,6 +436,22 @@ def run(
             raise
         _note(store, "promoted", now(), model=live.id, reason=outcome.reason, **facts)
         return outcome, live
+
+
+def lacks() -> str:
+    """What training needs and this installation does not have; "" if it has everything.
+
+    Raises:
+        EdgekwsError: it is there and cannot be loaded, as where a library of CUDA is missing.
+    """
+    for name in ("torch", "torch_pruning", "onnx"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            return error.name or name
+        except (ImportError, OSError) as error:
+            raise EdgekwsError(f"adapt needs {name}, which is installed and cannot be loaded: {error}. Try: edgekws doctor") from error
+    return ""
 
 
 def _id(store: Store, heard: Snapshot) -> str:

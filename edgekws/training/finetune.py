@@ -8,15 +8,12 @@ the shipped speech without the noise, holds the embedding together, so that othe
 The triplet loss of the self-learning recipe (Rusci et al. 2024) instead of the two margins gave 0.76 recall where these gave 0.77, before
 adaptation 0.53 (five development lives in rooms at 0 to 10 dB, 100 steps, teacher's weight 1): no difference that so few can show. Batch
 statistics are folded into the weights: nothing to freeze.
-
-Mixing happens on mel power: frames are logarithms of power, and the power of independent sounds adds up.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,17 +26,26 @@ from edgekws.detector import COHORT_NEAREST, COHORT_SHARE
 from edgekws.errors import EdgekwsError
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.training.networks import Network
+from edgekws.training.sounds import (
+    GAIN,
+    NOISE_DB,
+    PITCH,
+    SPEED,
+    WARM_HOPS,
+    Lesson,
+    Lessons,
+    crop,
+    later,
+    mix,
+    warped,
+)
 
-WARM_HOPS = 24  # convolutions' second, then the window's: from here on an embedding heard only the crop
 LATE_HOPS = 4  # embeddings around the word that may be the best one
 POSITIVES, POSITIVE_HOPS = 16, WARM_HOPS + LATE_HOPS
 NEGATIVES, NEGATIVE_HOPS = 12, 2 * WARM_HOPS
 HARDEST = 0.1  # share of the negatives' windows that are pushed down
 MARGIN_ABOVE, MARGIN_BELOW = 0.15, 0.1  # of similarity, around the threshold
 SHARPNESS = 20.0
-NOISE_DB = (-6.0, 3.0)  # gain of the ambience under a clean recording; as loud as it is in the room, and around
-GAIN = 0.2  # in the frames' unit: ±3.5 dB
-SPEED, PITCH = 0.1, 0.04  # standard deviations of the logarithm, between takes of one speaker
 ADAM: dict[str, Any] = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
 OWN_SHARE = 1 / 3  # of the positives are the first recordings, sure to be right and made in quiet
 # Not done: a made room's echo on half of the first recordings and of the shipped speech. Eight development lives, two seeds each, recall at
@@ -54,105 +60,6 @@ OWN_SHARE = 1 / 3  # of the positives are the first recordings, sure to be right
 # edge-tiny left whole (5, 6) or edge-small (6, 9), no near miss as wrong (6, 8), and all of hers struck from what is taught as wrong (7,
 # 8; 4 of 38 near misses were hers and 8 of 55, and 4 of 197 pieces of the room hold one and 2 of 185). So they do with weights seven or
 # four tenths of the way from the pruned start to where training ends (7, 8 and 9, 7; Wortsman et al. 2022), and at that start (7, 8).
-
-
-@dataclass(frozen=True)
-class Example:
-    """A recording that holds the keyword."""
-
-    frames: np.ndarray
-    """(T, 40) log-mel."""
-    word_hop: int
-    """The hop at which the word has been heard."""
-
-
-@dataclass(frozen=True)
-class Sound:
-    """Something that is no keyword."""
-
-    frames: np.ndarray
-    """(T, 40) log-mel."""
-    taught: np.ndarray
-    """What the teacher says of it, hop by hop: (T // 4, step_dim)."""
-    hop: int | None = None
-    """Where it is most like a keyword; None = nowhere in particular."""
-    but: tuple[int, ...] = ()
-    """Lessons that it is nothing against: what is no "jarvis" may be somebody's "computer"."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One keyword of one speaker."""
-
-    prototype: np.ndarray
-    """float32, (dim,), of unit length."""
-    threshold: float
-    """As a similarity, what the cohort has in common taken off."""
-    own: Sequence[Example]
-    pseudo: Sequence[Example] = ()
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What a network is to learn."""
-
-    keywords: Sequence[Lesson]
-    cohort: np.ndarray
-    """float32, (cohort, dim)."""
-    ambience: Sequence[Sound]
-    """The room without the keyword."""
-    replay: Sequence[Sound]
-    """Clean speech: shipped, the same for all."""
-    hard: Sequence[Sound] = ()
-    """Near misses, which are no keyword."""
-
-
-def mix(frames: np.ndarray, under: np.ndarray, gain_db: float) -> np.ndarray:
-    """Log-mel frames of two sounds at once, the second `gain_db` louder than it was: float32, same shape."""
-    # log(a + b) = max + log1p(exp(min - max)); a frame is (log power - 7) / 4
-    other = under + np.float32(gain_db * np.log(10) / 40)
-    high, low = np.maximum(frames, other), np.minimum(frames, other)
-    return np.asarray(high + 0.25 * np.log1p(np.exp((low - high) * 4)), np.float32)
-
-
-def crop(frames: np.ndarray, last_hop: int, hops: int) -> np.ndarray:
-    """`hops` hops that end with `last_hop`; what lies outside repeats the recording's edge. float32 (4 · hops, 40)."""
-    rows = np.arange((last_hop + 1 - hops) * HOP_FRAMES, (last_hop + 1) * HOP_FRAMES)
-    return np.asarray(frames[np.clip(rows, 0, len(frames) - 1)], np.float32)
-
-
-def said_again(one: Example, rng: np.random.Generator) -> Example:
-    """As the same person might say it another time: slower or faster, higher or lower.
-
-    In training: of a speaker's unseen takes in quiet a network of 34 000 parameters heard 1.00 and 0.96 with it, 0.70 and 0.61 without
-    (two development lives, at 0.5 false accepts an hour); a third life 0.60 either way.
-    """
-    slower, higher = np.exp(rng.normal(0, (SPEED, PITCH)))
-    return Example(_warped(one.frames, np.arange(0, len(one.frames) - 1, 1 / slower), higher), _later(one.word_hop, slower))
-
-
-def elsewhere(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A sound of the room as another time or place would have it: twice as far away as a take said again, and of another colour."""
-    slower, higher = np.exp(rng.normal(0, (2 * SPEED, 2 * PITCH)))
-    warped = _warped(frames, np.arange(0, len(frames) - 1, 1 / slower), higher)
-    return warped + np.linspace(-1, 1, N_MELS, dtype=np.float32) * np.float32(rng.normal(0, GAIN))
-
-
-def _later(hop: int, slower: float) -> int:
-    return round((hop + 1) * float(slower)) - 1
-
-
-def _warped(frames: np.ndarray, rows: np.ndarray, higher: float) -> np.ndarray:
-    """These rows, at fractions of an index, `higher` than they were."""
-    bands = np.clip(np.arange(N_MELS) / higher, 0, N_MELS - 1)
-    return np.ascontiguousarray(_between(_between(np.asarray(frames, np.float32), rows).T, bands).T)
-
-
-def _between(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Rows at fractions of an index, by linear interpolation."""
-    low = np.minimum(at.astype(int), len(rows) - 2)
-    share = (at - low).astype(np.float32)[:, None]
-    return np.asarray(rows[low] * (1 - share) + rows[low + 1] * share, np.float32)
 
 
 class Batches:
@@ -182,9 +89,9 @@ class Batches:
         examples = lesson.pseudo if pseudo else lesson.own
         one = examples[int(rng.integers(len(examples)))]
         slower, higher = np.exp(rng.normal(0, (SPEED, PITCH)))  # said again, but only what is wanted of it
-        end = (_later(one.word_hop, slower) + int(rng.integers(1, LATE_HOPS)) + 1) * HOP_FRAMES
+        end = (later(one.word_hop, slower) + int(rng.integers(1, LATE_HOPS)) + 1) * HOP_FRAMES
         rows = np.clip(np.arange(end - POSITIVE_HOPS * HOP_FRAMES, end) / slower, 0, len(one.frames) - 1)
-        piece = _warped(one.frames, rows, higher)
+        piece = warped(one.frames, rows, higher)
         if self.lessons.ambience and rng.random() < (0.3 if pseudo else 0.5):  # a pseudo-positive has the room in it already
             piece = mix(piece, self._ambience(POSITIVE_HOPS), rng.uniform(*NOISE_DB) - 6 * pseudo)
         return piece + np.float32(rng.uniform(-GAIN, GAIN))

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
 import soxr
 
 from edgekws.audio import read_recording
@@ -184,6 +183,8 @@ def room_response(rng: np.random.Generator, rt60_s: float) -> np.ndarray:
 
 def coloured(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """As some microphone would colour it: a random smooth curve of some decibels, at times the narrow band of a cheap or old one."""
+    import scipy.signal  # of the extra train
+
     octave = np.log2(np.maximum(np.fft.rfftfreq(COLOUR_TAPS, 1 / SAMPLE_RATE_HZ), 30))
     gain_db = np.interp(octave, np.linspace(np.log2(60), 13, 7), rng.normal(0, 5, 7))
     if rng.random() < 0.25:
@@ -216,6 +217,8 @@ def disturbed(
     Returns:
         float16 log-mel frames, shape (4 · steps, 40).
     """
+    import scipy.signal
+
     speech = stream.samples.astype(np.float32)
     n = len(speech)
     level = active_rms(stream.samples)

@@ -29,6 +29,7 @@ from torch import Tensor
 from edgekws.errors import UsageError
 from edgekws.frontend import HOP_FRAMES, N_MELS
 from edgekws.power import PowerMeter, Recording
+from edgekws.power.per_hop import least_cpu_s
 from edgekws.training.networks import Network, Residual
 
 CRITERIA = ("hap", "taylor", "fisher", "l1", "bn", "random")
@@ -367,17 +368,6 @@ def energy_cost(network: Network, meter: PowerMeter, window_s: float = 4.0) -> C
 def hop_cpu_s(networks: Sequence[Network]) -> list[float]:
     """CPU time of one hop of each in ONNX Runtime."""
     return least_cpu_s([_hops(network) for network in networks], 200, 5)
-
-
-def least_cpu_s(runs: Sequence[Callable[[int], None]], hops: int, repeats: int) -> list[float]:
-    """CPU time of one hop of each, in turns: the lowest mean of some passes, which is the one that was disturbed least."""
-    lowest = [np.inf] * len(runs)
-    for _ in range(repeats):
-        for i, run in enumerate(runs):
-            start_s = time.thread_time()
-            run(hops)
-            lowest[i] = min(lowest[i], (time.thread_time() - start_s) / hops)
-    return lowest
 
 
 def _hops(network: Network) -> Callable[[int], None]:

@@ -23,11 +23,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgekws import enrolment
 from edgekws.detector import scores
@@ -37,41 +35,19 @@ from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
 from edgekws.model import Model, load_model, rewrite_manifest, write_manifest
 from edgekws.power import Recording, load_meter
+from edgekws.power.per_hop import least_cpu_s
 from edgekws.store import ADAPTED, load_enrolled, save_enrolled
-from edgekws.training.export import load_network, save_model
-from edgekws.training.finetune import (
-    NOISE_DB,
-    WARM_HOPS,
-    Batches,
-    Example,
-    Lesson,
-    Lessons,
-    Loss,
-    Sound,
-    elsewhere,
-    finetune,
-    mix,
-    said_again,
-    steps_of,
-    windows_of,
-)
 from edgekws.training.material import made_noise, to_int16
-from edgekws.training.networks import Network
-from edgekws.training.prune import (
-    CRITERIA,
-    OutOfReach,
-    Widths,
-    channel_scores,
-    choose_widths,
-    energy_cost,
-    latency_cost,
-    least_cpu_s,
-    parameter_cost,
-    prune,
-)
 from edgekws.training.quantise import version
+from edgekws.training.sounds import NOISE_DB, WARM_HOPS, Example, Lesson, Lessons, Sound, elsewhere, mix, said_again
 from edgekws.values import HOP_MS, HOP_SAMPLES, SAMPLE_RATE_HZ, Enrolled
 from edgekws.voice import TAIL_HOPS, speech_span
+
+if TYPE_CHECKING:  # PyTorch is imported where something is trained: prototypes move without it
+    from torch import Tensor
+
+    from edgekws.training.networks import Network
+    from edgekws.training.prune import Widths
 
 DEFAULT_SHARE = 1 / 8  # of the factory's parameters
 RECIPES = ("weights-only", "onda1", "onda2", "prototypes")
@@ -326,6 +302,8 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 def by_network(network: Network) -> Embed:
     """As PyTorch says it."""
+    from edgekws.training.finetune import steps_of, windows_of
+
     return lambda frames: windows_of(network, steps_of(network, frames))
 
 
@@ -353,7 +331,6 @@ class _Round:
         rest: Callable[[], object],
     ) -> None:
         self.factory, self.wrong, self.rest = factory, wrong, rest
-        self.network = load_network(factory)
         engine = load_engine(factory)
         self.enrolled = []
         self.voices = []
@@ -374,8 +351,8 @@ class _Round:
                 self.voices.append(voice)
             except EnrolmentError as error:
                 say(f"left out: {error}")
-        engine.close()
         if not self.voices:
+            engine.close()
             raise EnrolmentError("nothing usable is enrolled, so there is nothing to adapt to. Try: edgekws enroll KEYWORD")
         self.number = {(v.keyword, v.speaker): i for i, v in enumerate(self.voices)}
         self.train_positives: list[Moment] = []
@@ -394,15 +371,24 @@ class _Round:
         self.train_ambience += [_foreign(rng) for _ in range(FOREIGN)]
         shipped = replay()
         self.train_replay, self.held_replay = shipped[::2], shipped[1::2]
-        self.own = [[self._own(voice, i) for i in range(len(voice.recordings))] for voice in self.voices]
+        embed = by_engine(engine)
+        self.own = [[self._own(voice, i, embed) for i in range(len(voice.recordings))] for voice in self.voices]
+        engine.close()
 
-    def _own(self, voice: Voice, i: int) -> Example:
+    @functools.cached_property
+    def network(self) -> Network:
+        """The factory's."""
+        from edgekws.training.export import load_network
+
+        return load_network(self.factory)
+
+    def _own(self, voice: Voice, i: int, embed: Embed) -> Example:
         """An enrolment recording with quiet around it; the word's hop is where the factory network hears it best."""
         samples = voice.recordings[i]
         one = self.enrolled[self.voices.index(voice)]
         frames = log_mel(enrolment.pad(samples))
         _, end = speech_span(samples)
-        embeddings = windows_of(self.network, steps_of(self.network, frames))
+        embeddings = embed(frames)
         hop = -(-(enrolment.PAD_BEFORE + end) // HOP_SAMPLES) - 1 + TAIL_HOPS
         low, high = enrolment.ALIGN_HOPS
         places = np.arange(max(0, hop + low), min(len(embeddings), hop + high + 1))
@@ -414,6 +400,8 @@ class _Round:
 
     def lessons(self, teacher: Network) -> Lessons:
         """What the training side teaches, in the words of this teacher."""
+        from edgekws.training.finetune import steps_of, windows_of
+
         keywords = []
         for k, one in enumerate(self.enrolled):
             threshold = one.threshold / one.scale + one.offset
@@ -504,6 +492,9 @@ class _Round:
 
     def write(self, network: Network, out: Path, id: str, name: str, facts: Mapping[str, Any]) -> tuple[Model, list[Enrolled]]:
         """The model directory with its negatives, and what it listens for."""
+        from edgekws.training.export import save_model
+        from edgekws.training.finetune import steps_of
+
         golden = np.asarray(self.held_replay[0][: 40 * HOP_FRAMES], np.float32).reshape(-1, HOP_FRAMES, N_MELS)
         save_model(network, out, id=id, name=name, golden_frames=golden, facts=facts)
         enrolment.save_negatives(out, [steps_of(network, frames) for frames in self.held])
@@ -652,6 +643,8 @@ class Target:
         Raises:
             UsageError: out of reach.
         """
+        from edgekws.training.prune import OutOfReach, choose_widths, energy_cost, latency_cost, parameter_cost
+
         if self.kind == "params":
             cost, most = parameter_cost(network), self.parameters(factory)
         elif self.kind == "latency_ms":
@@ -752,6 +745,10 @@ def told_apart(
 
 def fresh(spec: Mapping[str, Any], seed: int) -> Network:
     """A network of that shape with random weights, batch norm folded already."""
+    import torch
+
+    from edgekws.training.networks import Network
+
     torch.manual_seed(seed)
     network = Network(dict(spec), norm=False)
     for conv in network.convs():
@@ -803,9 +800,9 @@ def _drawn(recording: Recording | None, since_s: float) -> dict[str, Any]:
     return {"energy_j": round(energy.joules, 1), "meter": f"{recording.meter.name}, {recording.meter.rail}"}
 
 
-def _collapse(network: Network, frames: np.ndarray) -> float:
+def _collapse(embed: Embed, frames: np.ndarray) -> float:
     """Mean cosine of the embeddings of different sounds; not a number if they are none."""
-    rows = windows_of(network, steps_of(network, frames))[25::25]
+    rows = embed(frames)[25::25]
     count = len(rows)
     return (float(np.square(rows.sum(0, dtype=np.float64)).sum()) - count) / max(1, count * (count - 1))
 
@@ -833,9 +830,85 @@ def criterion_of(recipe: str, criterion: str | None) -> str:
     """
     if recipe not in RECIPES:
         raise UsageError(f'no recipe "{recipe}". Accepted: {", ".join(RECIPES)}')
-    if criterion is not None and criterion not in CRITERIA:
-        raise UsageError(f'no criterion "{criterion}". Accepted: {", ".join(CRITERIA)}')
+    if criterion is not None:
+        from edgekws.training.prune import CRITERIA
+
+        if criterion not in CRITERIA:
+            raise UsageError(f'no criterion "{criterion}". Accepted: {", ".join(CRITERIA)}')
     return criterion or {"onda1": "hap", "onda2": "l1"}.get(recipe, "")
+
+
+def _trained(
+    round_: _Round,
+    recipe: str,
+    criterion: str,
+    target: Target,
+    starts: Sequence[Model],
+    *,
+    seed: int,
+    steps: int | None,
+    scratch: bool,
+    say: Callable[[str], object],
+    step_done: Callable[[int, int], object],
+    rest: Callable[[], object],
+) -> tuple[Network, Model, int, float]:
+    """A network by a recipe that trains, the packaged one that it began as, and steps and CPU seconds of its own training."""
+    import torch
+
+    from edgekws.training.export import load_network
+    from edgekws.training.finetune import Batches, Loss, finetune
+    from edgekws.training.prune import channel_scores, prune
+
+    torch.set_num_threads(1)  # two wait for each other on a loaded machine: a round took 190 s of CPU time instead of 40
+    factory = round_.factory
+    start = _start(factory, starts, target) if recipe != "weights-only" else factory
+    # before and after pruning
+    few = recipe == "onda1" and start is not factory
+    most = FEW_STEPS + MORE_PER_VOICE * (len(round_.voices) - 1) if few else STEPS[recipe]
+    before, after = steps or STEPS["weights-only"], steps or min(most, STEPS[recipe])
+    weight = TEACHER_FEW if few else TEACHER_PRUNED
+    total = (before if recipe != "onda1" else 0) + (after if recipe != "weights-only" else 0)
+    done = 0
+
+    def train(network: Network, lessons: Lessons, count: int, lr: float, weight: float) -> float:
+        nonlocal done
+        first = done
+
+        def tell(step: int) -> None:
+            nonlocal done
+            done = first + step
+            rest()
+            step_done(done, total)
+
+        return finetune(network, lessons, steps=count, lr=lr, seed=seed, teacher_weight=weight, step_done=tell)
+
+    network, lessons = copy.deepcopy(round_.network), round_.lessons(round_.network)
+    train_s, trained = 0.0, 0
+    if recipe != "onda1":
+        say(f"fine-tuning {factory.network}, {before} steps")
+        train_s, trained = train(network, lessons, before, LR_FULL, TEACHER_FULL), before
+    if recipe != "weights-only":
+        if recipe == "onda2":
+            lessons = round_.lessons(network)
+        whole = network if start is factory else load_network(start)
+        say(f"pruning {start.network} by {criterion} to {target}")
+        batches, loss = Batches(lessons, seed + 1), Loss(lessons, weight)
+        whole.requires_grad_(True)
+
+        def drawn(number: int) -> Tensor:
+            rest()
+            return loss(whole, batches.draw())
+
+        worth = channel_scores(whole, criterion, drawn, seed=seed)
+        whole.requires_grad_(False)
+        heard = [batches.draw() for _ in range(4)]
+        frames = torch.cat([part[:, : own.shape[1]] for own, _, other, *_ in heard for part in (own, other)])
+        network = prune(whole, worth, target.widths(whole, worth, factory), frames)
+        if scratch:
+            network = fresh(network.spec, seed)
+        say(f"fine-tuning what is left, {network.parameter_count()} parameters, {after} steps")
+        train_s, trained = train(network, lessons, after, LR_PRUNED, weight), after  # of a step of the network that goes live
+    return network, start, trained, train_s
 
 
 def adapt(
@@ -883,7 +956,6 @@ def adapt(
     """
     criterion = criterion_of(recipe, criterion)
     start_s, start_cpu_s = time.monotonic(), time.process_time()
-    torch.set_num_threads(1)  # two wait for each other on a loaded machine: a round took 190 s of CPU time instead of 40
     admitted, rejected, wrong = _admit(factory, snapshot, judge, rest)
     say(
         f"{len(admitted)} pseudo-positives admitted, of {len(snapshot.positives)} wakes and {len(snapshot.doubtful)} moments that"
@@ -895,60 +967,16 @@ def adapt(
     if recipe in ("onda1", "onda2") and (unheard := round_.unheard()) and used.parameters >= factory.parameters:
         say(f"not pruned: no wake of {', '.join(unheard)} was held out, so nothing would show how a smaller network hears that")
         recipe, criterion = "weights-only", ""
-    start = _start(factory, starts, target) if recipe != "prototypes" else factory
-    # before and after pruning
-    few = recipe == "onda1" and start is not factory
-    most = FEW_STEPS + MORE_PER_VOICE * (len(round_.voices) - 1) if few else STEPS[recipe]
-    before, after = steps or STEPS["weights-only"], steps or min(most, STEPS[recipe])
-    weight = TEACHER_FEW if few else TEACHER_PRUNED
-    total = (before if recipe in ("weights-only", "onda2") else 0) + (after if recipe in ("onda1", "onda2") else 0)
-    done = 0
-
-    def train(network: Network, lessons: Lessons, count: int, lr: float, weight: float) -> float:
-        nonlocal done
-        first = done
-
-        def tell(step: int) -> None:
-            nonlocal done
-            done = first + step
-            rest()
-            step_done(done, total)
-
-        return finetune(network, lessons, steps=count, lr=lr, seed=seed, teacher_weight=weight, step_done=tell)
-
-    network, name = copy.deepcopy(round_.network), factory.network
-    train_s, trained = 0.0, 0
-    if recipe != "prototypes":
-        lessons = round_.lessons(round_.network)
-    if recipe in ("weights-only", "onda2"):
-        say(f"fine-tuning {name}, {before} steps")
-        train_s, trained = train(network, lessons, before, LR_FULL, TEACHER_FULL), before
-    if recipe in ("onda1", "onda2"):
-        if recipe == "onda2":
-            lessons = round_.lessons(network)
-        whole = network if start is factory else load_network(start)
-        name = start.network
-        say(f"pruning {name} by {criterion} to {target}")
-        batches, loss = Batches(lessons, seed + 1), Loss(lessons, weight)
-        whole.requires_grad_(True)
-
-        def drawn(number: int) -> Tensor:
-            rest()
-            return loss(whole, batches.draw())
-
-        worth = channel_scores(whole, criterion, drawn, seed=seed)
-        whole.requires_grad_(False)
-        heard = [batches.draw() for _ in range(4)]
-        frames = torch.cat([part[:, : own.shape[1]] for own, _, other, *_ in heard for part in (own, other)])
-        network = prune(whole, worth, target.widths(whole, worth, factory), frames)
-        if scratch:
-            network = fresh(network.spec, seed)
-        say(f"fine-tuning what is left, {network.parameter_count()} parameters, {after} steps")
-        train_s, trained = train(network, lessons, after, LR_PRUNED, weight), after  # of a step of the network that goes live
+    if recipe == "prototypes":
+        network, start, trained, train_s = None, factory, 0, 0.0
+    else:
+        network, start, trained, train_s = _trained(
+            round_, recipe, criterion, target, starts, seed=seed, steps=steps, scratch=scratch, say=say, step_done=step_done, rest=rest
+        )
     say("calibrating and testing on what was held out")
     facts: dict[str, Any] = {
         "parent": factory.id,
-        "recipe": {"name": recipe, "criterion": criterion or None, "start": name, "steps": trained, "seed": seed},
+        "recipe": {"name": recipe, "criterion": criterion or None, "start": start.network, "steps": trained, "seed": seed},
         "data_sha256": snapshot.sha256(),
         "trained_on_sha256": sorted(factory.trained_on_sha256 | start.trained_on_sha256),
         "data": {
@@ -960,17 +988,23 @@ def adapt(
         },
         "created_s": round(time.time(), 3),
     }
-    if recipe == "prototypes":
+    known = listened_for(used, round_.voices)
+    if network is None:
         model, enrolled = round_.as_heard(out, id, facts)
+        with closing(load_engine(model)) as engine, closing(load_engine(used)) as other:
+            new, old = round_.hear(by_engine(engine), enrolled), round_.hear(by_engine(other), known)
+            collapse = _collapse(by_engine(engine), round_.held[0])
     else:
-        model, enrolled = round_.write(network, out, id, name, facts)
-    new = round_.hear(by_network(network), enrolled)
-    old = round_.hear(by_network(load_network(used)), listened_for(used, round_.voices))
+        from edgekws.training.export import load_network
+
+        model, enrolled = round_.write(network, out, id, start.network, facts)
+        new, old = round_.hear(by_network(network), enrolled), round_.hear(by_network(load_network(used)), known)
+        collapse = _collapse(by_network(network), round_.held[0])
     costs = step_cpu_s([model, used])
     if target.kind == "latency_ms" and criterion and costs[0] > SLOWER * target.value / 1000:
         say(f"a hop of it takes {1000 * costs[0]:.3g} ms, and not {target}")
     same = model.raw["spec"] == used.raw["spec"]  # one network with other weights costs the same, whatever was measured
-    reasons = verdict(new, old, _collapse(network, round_.held[0]), () if same else costs)
+    reasons = verdict(new, old, collapse, () if same else costs)
     facts["metrics"] = {"held_out": {"new": new.summary(), "old": old.summary()}}
     facts["gate"] = {"promoted": not reasons, "reasons": reasons}
     facts["cost"] = {
@@ -983,7 +1017,7 @@ def adapt(
         **_drawn(recording, start_s),
     }
     rewrite_manifest(out, facts)
-    if recipe != "prototypes" and (int8 == "always" or (int8 == "where better" and not reasons)):
+    if network is not None and (int8 == "always" or (int8 == "where better" and not reasons)):
         say("trying it in INT8")
         facts["int8"] = _in_int8(round_, load_model(out), enrolled, new, old, always=int8 == "always")
         rewrite_manifest(out, facts)
