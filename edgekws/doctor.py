@@ -70,7 +70,7 @@ def checks(settings: Settings) -> list[Check]:
         _importable(
             "training",
             "torch",
-            "the training of networks; without it prototypes alone move",
+            "training; without it prototypes alone move",
             f"{install_command('train')}; on a Jetson with NVIDIA's own torch",
         ),
         _speech_synthesis(),
