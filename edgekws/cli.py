@@ -442,7 +442,7 @@ def _avoiding_wrong(store: Store, heard: Sequence[Enrolled], engine: Engine) -> 
         try:
             clips = store.wrong(keyword)
         except StoreError as error:
-            log.warning("what was called wrong may wake again: %s", error)
+            log.info("what was called wrong may wake again: %s", error)  # the first event cannot be written either, and that is told
             break
         for clip in clips:
             with contextlib.suppress(StoreError):  # its audio is gone, or damaged
