@@ -89,7 +89,7 @@ def user(one: Enrolled, person: Person, speech: Rows, room: Room, embed: Any, rn
     found: Counter[str] = Counter()
     for where in takes:
         woke = [(piece, hop, rows) for piece, rows in enumerate(speech[where, "first"]) for hop in wakes(rows, one)][-MOST_WRONG:]
-        told = enrolment.avoiding(one, [around(rows, hop) for _, hop, rows in woke])
+        told = enrolment.avoiding(one, [enrolment.around(rows, hop) for _, hop, rows in woke])
         found["rejected"] += len(woke)
         for then in takes if woke else ():
             for piece, rows in enumerate(speech[then, "second"]):
@@ -104,7 +104,7 @@ def user(one: Enrolled, person: Person, speech: Rows, room: Room, embed: Any, rn
             found["words_lost"] += sum(not len(wakes(rows, told)) for rows in words)
         right = [i for i, rows in enumerate(takes[where]) if len(wakes(rows, one))]
         for i in rng.permutation(right)[:MISTAKES]:
-            mistaken = enrolment.avoiding(one, [around(takes[where][i], int(wakes(takes[where][i], one)[0]))])
+            mistaken = enrolment.avoiding(one, [enrolment.around(takes[where][i], int(wakes(takes[where][i], one)[0]))])
             words = [rows for then in takes for j, rows in enumerate(takes[then]) if j != i and len(wakes(rows, one))]
             found["words_after_mistake"] += len(words)
             found["words_lost_to_mistake"] += sum(not len(wakes(rows, mistaken)) for rows in words)
@@ -114,12 +114,6 @@ def user(one: Enrolled, person: Person, speech: Rows, room: Room, embed: Any, rn
 def wakes(rows: np.ndarray, one: Enrolled) -> np.ndarray:
     """The hops at which a stream of embeddings wakes it."""
     return events(scores(rows, one), one.threshold)
-
-
-def around(rows: np.ndarray, hop: int) -> np.ndarray:
-    """As `enrolment.around` finds them in a clip."""
-    first, last = enrolment.WRONG_HOPS
-    return rows[max(0, hop + first) : hop + last + 1]
 
 
 def told(row: dict[str, Any]) -> str:

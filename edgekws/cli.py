@@ -434,6 +434,7 @@ def _enrolled(settings: Settings, store: Store, model: Model, engine: Engine, *,
 def _avoiding_wrong(store: Store, heard: Sequence[Enrolled], engine: Engine) -> list[Enrolled]:
     """The same, which do not wake again at what the user called wrong, as far as that is kept."""
     from edgekws import enrolment
+    from edgekws.values import HOP_SAMPLES
 
     if not (store.root / "edgekws.db").exists():
         return list(heard)
@@ -446,8 +447,8 @@ def _avoiding_wrong(store: Store, heard: Sequence[Enrolled], engine: Engine) -> 
             break
         for clip in clips:
             with contextlib.suppress(StoreError):  # its audio is gone, or damaged
-                rows = enrolment.around(store.clip_samples(clip), clip.decided_sample, engine)
-                found.setdefault(keyword, []).append(rows)
+                rows = enrolment.embed(store.clip_samples(clip), engine)
+                found.setdefault(keyword, []).append(enrolment.around(rows, clip.decided_sample // HOP_SAMPLES - 1))
     if found:
         engine.reset()
     return [enrolment.avoiding(one, found.get(one.keyword, [])) for one in heard]
@@ -1505,7 +1506,6 @@ def _adapt(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.config)
     store = _store(settings)
-
     adaptation.lacks()  # a PyTorch that cannot be loaded is told, and not passed over
     target = Target.parse(options.target) if options.target else None
     keywords = _chosen(settings, [one.keyword for one in store.enrolments()])

@@ -45,11 +45,6 @@ def cost(embeddings: np.ndarray, enrolled: Enrolled) -> np.ndarray:
     return taken
 
 
-def costs(enrolled: Enrolled) -> bool:
-    """Whether there is anything to compare with."""
-    return bool(len(enrolled.rivals) or len(enrolled.wrong))
-
-
 def scores(embeddings: np.ndarray, enrolled: Enrolled) -> np.ndarray:
     """The score of each hop for one keyword and speaker.
 
@@ -63,7 +58,7 @@ def scores(embeddings: np.ndarray, enrolled: Enrolled) -> np.ndarray:
     if len(enrolled.cohort):
         similarity = similarity - background(embeddings @ enrolled.cohort.T)
     found = ((similarity - enrolled.offset) * enrolled.scale).astype(np.float32)
-    if costs(enrolled):
+    if len(enrolled.takes):
         likely = np.flatnonzero(found > LIKELY)
         found[likely] -= cost(embeddings[likely], enrolled)
     return found
@@ -96,7 +91,7 @@ class Detector:
                 one.offset,
                 one.scale,
                 one.threshold,
-                one if costs(one) else None,
+                one if len(one.takes) else None,
             )
             for one in self.enrolled
         ]

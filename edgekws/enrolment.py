@@ -512,10 +512,9 @@ def avoiding(one: Enrolled, wrong: Sequence[np.ndarray]) -> Enrolled:
     return replace(one, takes=takes, wrong=np.concatenate(near)) if sum(map(len, near)) else one
 
 
-def around(samples: np.ndarray, decided_sample: int, engine: Engine) -> np.ndarray:
-    """The embeddings around the decision in a clip: int16 (n,) → float32 (6, dim), fewer at its ends."""
-    hop = decided_sample // HOP_SAMPLES - 1
-    return embed(samples, engine)[max(0, hop + WRONG_HOPS[0]) : hop + WRONG_HOPS[1] + 1]
+def around(embeddings: np.ndarray, hop: int) -> np.ndarray:
+    """Those around the hop of a wrong wake's decision: float32 (T, dim) → float32 (6, dim), fewer at the ends."""
+    return embeddings[max(0, hop + WRONG_HOPS[0]) : hop + WRONG_HOPS[1] + 1]
 
 
 def without_rivals(one: Enrolled) -> Enrolled:

@@ -502,12 +502,12 @@ class Store:
         """Another state, for a reason that is kept instead of the old one; the label only where one is given. The clip as it is now."""
         if state not in STATES or label not in (None, *LABELS):
             raise StoreError(f"a clip cannot be {state} or {label}. States are {', '.join(STATES)}; labels are {', '.join(LABELS)}")
-        marked = replace(self.clip(id), state=state, reason=reason)
+        was = self.clip(id)
+        marked = replace(was, state=state, reason=reason)
         marked = marked if label is None else replace(marked, label=label)
         with self.unchanged():
-            was = self._rows("WHERE id = ?", id)
             self._execute("UPDATE clips SET state = ?, reason = ?, label = ? WHERE id = ?", state, reason, marked.label, id)
-        self._look_again([marked, *was])
+        self._look_again([was, marked])
         return marked
 
     def _look_again(self, clips: Sequence[Clip]) -> None:

@@ -48,7 +48,7 @@ class Enrolled:
     per_offset: float = 1.0
     """By how much the threshold moves for each 1 of the operator's `threshold_offset`."""
     takes: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """float32, shape (k, dim): unit embeddings of the recordings."""
+    """float32, shape (k, dim): unit embeddings of the recordings, or what stands for them; k = 0 where nothing is compared with them."""
     rivals: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """float32, shape (r, dim): unit embeddings of what is no keyword and most like it; r = 0 takes nothing off."""
     wrong: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))

@@ -916,6 +916,8 @@ def test_without_pytorch_what_trains_is_an_error_that_says_so(without_torch):
 
     assert without_torch("adapt", "--recipe", "onda1", code=1).stderr == f"edgekws: {told}\n"
     assert without_torch("adapt", "--target", "params=0.1", code=1).stderr == f"edgekws: {told}\n"
+    wrong = without_torch("adapt", "--recipe", "prototypes", "--criterion", "l1", code=2).stderr
+    assert wrong.startswith("edgekws: --criterion goes with a recipe that prunes, and prototypes does not.")
 
 
 def test_a_learner_that_cannot_be_loaded_is_an_error_at_night_too(without_torch, tmp_path):

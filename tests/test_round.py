@@ -54,9 +54,6 @@ def moments(ends_s, count, first_id=1):
     return found
 
 
-WAKES = moments(ENDS_S, 16)
-
-
 def ambience(count):
     """The stream without its keyword under noise, six seconds each."""
     talk = np.concatenate([STREAM[round((end + 0.3) * 16_000) : round((end + 3.5) * 16_000)] for end in ENDS_S[:-1]]).astype(np.float32)
@@ -339,7 +336,7 @@ def test_prototypes_move_to_how_the_wakes_sound_without_any_training(factory, tm
     rng = np.random.default_rng(5)
     loud = [
         dataclasses.replace(one, samples=np.round(one.samples * 0.7 + rng.standard_normal(len(one.samples)) * 700).astype(np.int16))
-        for one in WAKES
+        for one in moments(ENDS_S, 16)
     ]
     snapshot = Snapshot([Voice(KEYWORD, SPEAKER, TAKES, id="a")], loud[:10], ambience(4))
     made = adapt(factory, snapshot, tmp_path / "candidate", id="0001-test", recipe="prototypes")

@@ -1,4 +1,4 @@
-"""From windows of energy to what one hop costs, and whether the sensor can tell it from nothing."""
+"""What one hop costs: from windows of energy, and whether the sensor can tell it from nothing; and CPU time."""
 
 from __future__ import annotations
 

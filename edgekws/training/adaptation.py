@@ -348,21 +348,20 @@ def run(
     """
     asked = recipe is not None or criterion is not None or target is not None
     recipes = [recipe or "onda1"] if asked else list(ONCE_MORE)
-    missing = lacks()
-    if missing and asked and recipe != "prototypes":
-        raise NotInstalled(f"to train needs {missing}, which", "train")
-    criterion_of(recipes[0], criterion)
     if recipe in ("weights-only", "prototypes") and (criterion or target):
         raise UsageError(
             f"--{'target' if target else 'criterion'} goes with a recipe that prunes, and {recipe} does not. Try: --recipe onda1"
         )
+    if (missing := lacks()) and recipe != "prototypes":
+        if asked:
+            raise NotInstalled(f"to train needs {missing}, which", "train")
+        recipes = ["prototypes"]
+        say(f"{missing} is not installed ({install_command('train')}), so nothing is trained: prototypes alone move")
+    criterion_of(recipes[0], criterion)
     if target and target.kind == "energy_mj":  # told by now, and not after minutes
         with contextlib.closing(load_meter()) as meter:
             if isinstance(meter, NoMeter):
                 raise UsageError(f"no target in energy_mj here: {meter.why}. Give params=… or latency_ms=…")
-    if missing and not asked:
-        recipes = ["prototypes"]
-        say(f"{missing} is not installed ({install_command('train')}), so nothing is trained: prototypes alone move")
     factory = load_model(find_model(model))
     family = _family(factory)
     if family is None:

@@ -16,7 +16,6 @@ import copy
 import functools
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -33,7 +32,7 @@ from edgekws.engines import Engine, load_engine
 from edgekws.errors import EnrolmentError, UsageError
 from edgekws.evaluation import events
 from edgekws.frontend import HOP_FRAMES, N_MELS, log_mel
-from edgekws.model import Model, load_model, rewrite_manifest, write_manifest
+from edgekws.model import Model, load_model, rewrite_manifest
 from edgekws.power import Recording, load_meter
 from edgekws.power.per_hop import least_cpu_s
 from edgekws.store import ADAPTED, load_enrolled, save_enrolled
@@ -231,7 +230,7 @@ def second_opinion(
                 except EnrolmentError:
                     continue
                 one = enrolment.without_rivals(one)  # in a noisy room a word is unlike its recordings: that is what is to be learned
-                near = [enrolment.embed(samples, engine)[warm:] for samples, warm in map(_around, (moments[i] for i in mine))]
+                near = [_around(moments[i], engine) for i in mine]
                 known.append((one, enrolment.load_negatives(model), near))
             if not known:
                 continue
@@ -257,11 +256,11 @@ def _as_heard(one: Enrolled, negatives: enrolment.Negatives, near: Sequence[np.n
     return replace(one, prototypes=prototypes, scale=scale, offset=offset + float(np.log10(enrolment.NOISE_RATE)) / scale)
 
 
-def _around(moment: Moment) -> tuple[np.ndarray, int]:
-    """The samples that the embeddings around the decision depend on, and how many hops of them come before those."""
+def _around(moment: Moment, engine: Engine) -> np.ndarray:
+    """The embeddings around the decision, from the samples that they depend on: float32 (hops, dim)."""
     near = _near(len(moment.samples) // HOP_SAMPLES, moment.decided_sample)
     first = max(0, near.start - WARM_HOPS)
-    return moment.samples[first * HOP_SAMPLES : near.stop * HOP_SAMPLES], near.start - first
+    return enrolment.embed(moment.samples[first * HOP_SAMPLES : near.stop * HOP_SAMPLES], engine)[near.start - first :]
 
 
 def _near(count: int, decided_sample: int) -> slice:
@@ -530,7 +529,9 @@ class _Round:
 
     def as_heard(self, out: Path, id: str, facts: Mapping[str, Any]) -> tuple[Model, list[Enrolled]]:
         """The factory's directory once more, with prototypes that have moved to how the wakes sound."""
-        model = renamed(self.factory, out, {**facts, "id": id})
+        shutil.copytree(self.factory.path, out, ignore=shutil.ignore_patterns("prototypes.npz"))  # the keyword that it brings
+        rewrite_manifest(out, {**facts, "id": id})
+        model = load_model(out)
         negatives, enrolled = enrolment.load_negatives(model), []
         with closing(load_engine(model)) as engine:
             for voice in self.voices:
@@ -538,25 +539,13 @@ class _Round:
                     voice.keyword, voice.speaker, voice.recordings, engine, model, only_enrolled=voice.only_enrolled, strict=False
                 )
                 mine = [m for m in self.train_positives if (m.keyword, m.speaker) == (voice.keyword, voice.speaker)]
-                near = [enrolment.embed(samples, engine)[warm:] for samples, warm in map(_around, mine)]
                 if mine:
-                    moved = _as_heard(enrolment.without_rivals(one), negatives, near)
+                    moved = _as_heard(enrolment.without_rivals(one), negatives, [_around(moment, engine) for moment in mine])
                     one = replace(moved, takes=one.takes, rivals=negatives.rivals(moved.prototypes))
                 enrolled.append(one)
         save_enrolled(out / ADAPTED, {f"{v.id} {e.only_enrolled}": e for v, e in zip(self.voices, enrolled, strict=True)})
         rewrite_manifest(out)
         return load_model(out), enrolled
-
-
-def renamed(model: Model, out: Path, facts: Mapping[str, Any]) -> Model:
-    """A copy of a model directory without the keyword that it brings; it appears under its name only when complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as folder:
-        new = Path(folder) / "model"
-        shutil.copytree(model.path, new, ignore=shutil.ignore_patterns("prototypes.npz", "manifest.json"))
-        write_manifest(new, {**{key: value for key, value in model.raw.items() if key != "files"}, **facts})
-        new.rename(out)
-    return load_model(out)
 
 
 def rise(own: Sequence[float], wakes: Sequence[float]) -> float:
