@@ -129,18 +129,22 @@ if [ "$1" = configure ]; then
   if getent group jtop >/dev/null; then usermod -a -G jtop edgekws; fi
   install -d -o edgekws -g edgekws -m 700 /var/lib/edgekws
   py3compile -p edgekws /usr/lib/edgekws
-  deb-systemd-helper unmask edgekws.service >/dev/null
-  if deb-systemd-helper --quiet was-enabled edgekws.service; then
-    deb-systemd-helper enable edgekws.service >/dev/null
-  else
-    deb-systemd-helper update-state edgekws.service >/dev/null # disabled by its owner: stays so
-  fi
-  deb-systemd-helper update-state edgekws-adapt.timer edgekws-wyoming.service >/dev/null # off until their owner turns them on
+  for unit in edgekws.service edgekws-adapt.timer; do
+    deb-systemd-helper unmask $unit >/dev/null
+    if deb-systemd-helper --quiet was-enabled $unit; then
+      deb-systemd-helper enable $unit >/dev/null
+    else
+      deb-systemd-helper update-state $unit >/dev/null # disabled by its owner: stays so
+    fi
+  done
+  deb-systemd-helper update-state edgekws-wyoming.service >/dev/null # off until its owner turns it on
   if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     # Only now, so that it hears while the files are replaced.
-    if systemctl --quiet is-enabled edgekws.service; then deb-systemd-invoke restart edgekws.service || true; fi
-    if [ -n "$2" ]; then deb-systemd-invoke try-restart edgekws-adapt.timer edgekws-wyoming.service || true; fi
+    for unit in edgekws.service edgekws-adapt.timer; do
+      if systemctl --quiet is-enabled $unit; then deb-systemd-invoke restart $unit || true; fi
+    done
+    if [ -n "$2" ]; then deb-systemd-invoke try-restart edgekws-wyoming.service || true; fi
   fi
 fi
 END
@@ -159,7 +163,7 @@ cat >"$root/DEBIAN/postrm" <<'END'
 set -e
 if [ -d /run/systemd/system ]; then systemctl daemon-reload || true; fi
 if [ "$1" = remove ] && [ -x /usr/bin/deb-systemd-helper ]; then
-  deb-systemd-helper mask edgekws.service >/dev/null
+  deb-systemd-helper mask edgekws.service edgekws-adapt.timer >/dev/null
 fi
 if [ "$1" = remove ]; then # at a purge the settings are gone already
   root=$(sed -n "s/^ *\(store\.\)*root *= *[\"']\([^\"']*\)[\"'].*/\2/p" /etc/edgekws/edgekws.toml 2>/dev/null || true)

@@ -31,7 +31,7 @@ done
 
 home=/opt/edgekws state=/var/lib/edgekws settings=/etc/edgekws/edgekws.toml units=/etc/systemd/system
 python=$home/venv/bin/python
-complete=$home/complete # made by the last step of an installation: the version of the torch that it learns with, if any
+complete=$home/complete # made by the last step of an installation; empty where learning at night was never turned on, as it once was only with torch
 
 fail() {
   echo "$1" >&2
@@ -139,7 +139,7 @@ case $torch in
   do_ "${pip[@]}" --index-url "$torch" torch
   ;;
 esac
-# Learning only where there is a torch, and pip is held to that one.
+# A round trains only where there is a torch, and pip is held to that one.
 version=$(find_torch)
 if [ -n "$dry" ] && [ -n "$torch" ]; then version=of-that-index; fi
 if [ -n "$version" ]; then
@@ -163,7 +163,7 @@ do_ ln -sf "$home/venv/bin/edgekws" /usr/local/bin/edgekws
 do_ systemctl daemon-reload
 # Turned on by the first installation, also by one that goes on where it was cut short. From then on they are as their owner has them.
 [ -z "$first" ] || do_ systemctl enable edgekws.service
-if [ -n "$version" ] && [ -z "$learnt" ]; then # nor could it learn before
+if [ -z "$learnt" ]; then
   do_ systemctl enable --now edgekws-adapt.timer
 else
   do_ systemctl try-restart edgekws-adapt.timer
@@ -174,7 +174,7 @@ else
   do_ systemctl try-restart edgekws.service
 fi
 do_ systemctl try-restart edgekws-wyoming.service # off until its owner turns it on
-do_ install -m 644 /dev/stdin "$complete" <<<"$version"
+do_ install -m 644 /dev/stdin "$complete" <<<"${version:-without torch}"
 do_ /usr/local/bin/edgekws doctor || true # as the service's account, by itself
 [ -z "$dry" ] || { echo "nothing was done: this was a dry run" && exit 0; }
 echo "it listens${SYSTEMD_OFFLINE:+ from the next boot on}: journalctl -fu edgekws. Your own word: sudo edgekws enroll \"hey kitchen\" a.wav b.wav c.wav"

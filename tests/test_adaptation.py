@@ -698,6 +698,13 @@ def test_there_is_no_round_without_data_need_and_an_idle_machine(kept, board, no
     assert why_not(kept, board, now_s)[0].startswith(reason)
 
 
+def test_where_nothing_can_be_trained_a_round_needs_little_memory(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    assert why_not(Kept(), Board(0.1, 50.0, 500.0), DAY_S)[0] is None
+    assert why_not(Kept(), Board(0.1, 50.0, 300.0), DAY_S)[0] == "memory is short (300 MB free, wanted 400)"
+
+
 def test_a_keyword_that_is_switched_off_asks_for_no_round():
     off = {"k": KeywordSettings(enabled=False)}
 

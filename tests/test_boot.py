@@ -295,12 +295,14 @@ def test_a_round_that_its_timer_starts_runs_behind_everything_else_and_its_end_i
         "edgekws-adapt.timer", "[Timer]\nOnCalendar=\nOnActiveSec=1s\nRandomizedDelaySec=0\nAccuracySec=100ms\nPersistent=false\n"
     )
     machine.drop_in("edgekws-adapt.service", "[Service]\nExecStartPre=/usr/bin/python3 /srv/probe.py\n")
+    assert machine.do("systemctl is-enabled edgekws-adapt.timer") == "enabled"
+    assert machine.show("ActiveState", "edgekws-adapt.timer") == "active"
     pid = machine.pid()
     # Its own, of this Python, is of use to that of the same version only.
     torch = sysconfig.get_python_version() == "3.11" and machine.do("ls -d /opt/site-packages/torch", check=False)
 
     def fire(times):
-        machine.do("systemctl start edgekws-adapt.timer")
+        machine.do("systemctl restart edgekws-adapt.timer")
         try:
             machine.wait_for("journalctl -u edgekws-adapt -o cat", 120, lambda said: said.count("no round: ") == times)
         except AssertionError:

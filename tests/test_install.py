@@ -71,14 +71,20 @@ def on_a_machine_of_its_own(script):
 UPGRADE = "bash deploy/install.sh --dry-run --jetpack 6 --torch https://example.org/simple"
 
 
-@pytest.mark.parametrize(("learns_with", "on"), [("", True), ("2.8.0", False)])
+@pytest.mark.parametrize("torch", [(), ("--torch", "https://example.org/simple")])
+def test_it_learns_at_night_with_torch_and_without(torch):
+    assert one(steps(*torch), "systemctl enable --now edgekws-adapt.timer")
+
+
+@pytest.mark.parametrize(("learns_with", "on"), [("", True), ("2.8.0", False), ("without torch", False)])
 def test_an_upgrade_leaves_off_what_its_owner_turned_off(learns_with, on):
+    """Only what was installed when the timer stayed off without torch has an empty file, and an owner who never chose."""
     done = on_a_machine_of_its_own(f"printf '%s' '{learns_with}' >/opt/edgekws/complete\n{UPGRADE}")
 
     assert done.returncode == 0, done.stderr
     assert "systemctl enable edgekws.service" not in done.stdout
     assert "systemctl try-restart edgekws.service" in done.stdout
-    assert ("systemctl enable --now edgekws-adapt.timer" in done.stdout) == on  # it can learn only now
+    assert ("systemctl enable --now edgekws-adapt.timer" in done.stdout) == on
 
 
 @pytest.mark.parametrize("learns", [True, False])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -58,7 +59,7 @@ DRIFT = 0.3  # that the median score of a voice's wakes fell by: a threshold so 
 BUSY_LOAD = 0.7  # of each core, in the last five minutes
 PURGED = 0.2  # of the wakes that a round learned from: its owner wants them gone
 HOT_C = 75.0
-LEAST_FREE_MB = 1500.0  # training takes under 1 GB
+LEAST_FREE_MB, LEAST_FREE_UNTRAINED_MB = 1500.0, 400.0  # training takes under 1 GB, prototypes alone 190 MB
 ONCE_MORE = {"onda1": "", "weights-only": "without pruning", "prototypes": "without training"}  # what is tried, one after the other
 WRONG = ("negative", "confirmed")  # label and state of a wake that the owner called wrong
 # As NumPy, the kernel, PyTorch, ONNX Runtime and oneDNN say it. Where OpenBLAS meets it first the process ends, and the next round tells.
@@ -107,8 +108,9 @@ def why_not(store: Store, board: Board, now_s: float, keywords: Mapping[str, Key
         return f"the machine is busy (load {board.load:.1f} a core, accepted {BUSY_LOAD})", reason
     if board.hottest_c is not None and board.hottest_c > HOT_C:
         return f"the machine is hot ({board.hottest_c:.0f} °C, accepted {HOT_C:.0f})", reason
-    if board.free_mb is not None and board.free_mb < LEAST_FREE_MB:
-        return f"memory is short ({board.free_mb:.0f} MB free, wanted {LEAST_FREE_MB:.0f})", reason
+    least_mb = LEAST_FREE_MB if importlib.util.find_spec("torch") else LEAST_FREE_UNTRAINED_MB
+    if board.free_mb is not None and board.free_mb < least_mb:
+        return f"memory is short ({board.free_mb:.0f} MB free, wanted {least_mb:.0f})", reason
     if board.on_battery:
         return "the machine runs on its battery", reason
     return None, reason
