@@ -235,7 +235,8 @@ def _parser() -> argparse.ArgumentParser:
         "--arms",
         nargs="+",
         metavar="ARM",
-        help="before, prototypes, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch (all), onda1-hap-int8",
+        help="before, prototypes, enrol-only, weights-only, onda1-hap, onda2-l1, random, scratch (all), onda1-hap-int8,"
+        " weeks (three rounds, a week of hearing before each, through the gate)",
     )
     lives.add_argument(
         "--networks", nargs="+", metavar="NAME|DIR", help="edge, edge-small, edge-tiny, ds-cnn-l, or a model of these or of ResNet15 (edge)"

@@ -114,6 +114,24 @@ def test_a_life_gives_the_rows_that_are_promised_and_is_not_lived_again(corpus, 
     assert "life 1" not in shown.err and shown.out.startswith("network")
 
 
+def test_a_life_of_weeks_learns_from_all_of_them_and_each_row_is_of_what_listens(corpus, tmp_path, in_process, monkeypatch, capsys):
+    """By the one recipe that trains nothing; what the others do is in test_round.py."""
+    monkeypatch.setattr(trial, "ONCE_MORE", ("prototypes",))
+    asked = []
+    adapt = trial.adapt
+    monkeypatch.setattr(trial, "adapt", lambda *args, **options: asked.append(options["incumbent"]) or adapt(*args, **options))
+    path = tmp_path / "rows.jsonl"
+    assert bench(corpus, "--arms", "before", "weeks", "--condition", "noise10", "--save", str(path)) == 0
+    before, *weeks = [row for row in trial.saved(path) if row["condition"] == "clean"]
+
+    assert [row["week"] for row in weeks] == [1, 2, 3]
+    heard = [row["pseudo_positives"] for row in weeks]
+    assert heard[0] == before["pseudo_positives"] > 0 and heard == sorted(set(heard))
+    assert asked[0] is None and [row["gate"] == "promoted" for row in weeks[:-1]] == [one is not None for one in asked[1:]]
+    shown = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()]
+    assert [[name, "1"] for name in ("before",)] + [["weeks,", str(n)] for n in (1, 2, 3)] == shown[1::2]
+
+
 def test_an_utterance_in_which_a_reader_says_the_keyword_is_no_negative(corpus):
     header, said = "path,start_s,duration_s,speaker,source_path\n", "neg/other/0.wav,1.0,2.0,reader,data/arctic_b0358_7.wav\n"
     (corpus / "segments.csv").write_text(header + said)

@@ -285,8 +285,8 @@ class Life:
     people: Sequence[Person]
     room: Room
     snapshot: Snapshot
-    spoken: int
-    """Keywords in the stream."""
+    live: Sequence[np.ndarray]
+    """The takes in the stream."""
     test: Sequence[np.ndarray]
     """The takes of the test as they were recorded, by person after person."""
     takes_of: dict[str, int]
@@ -336,7 +336,27 @@ def lead(
         takes["clean"].append((log_mel(padded), end))
         takes["room"].append((log_mel(room.hear(padded, "test", 1000 * seed + i)), end))
     noisy = [log_mel(room.hear(samples, "test", 500_000 + i)) for i, samples in enumerate(test_speech(corpus, people[0].keyword, seen))]
-    return Life(people, room, snapshot, len(live), test, takes_of, takes, {"room": noisy, "clean": clean_negatives})
+    return Life(people, room, snapshot, live, test, takes_of, takes, {"room": noisy, "clean": clean_negatives})
+
+
+def go_on(
+    life: Life,
+    corpus: Path,
+    engine: Engine,
+    enrolled: Sequence[Enrolled],
+    *,
+    seed: int,
+    week: int,
+    seen: frozenset[str] = NOTHING,
+) -> Snapshot:
+    """What a listener keeps of a later week: the same takes once more, at other moments of other speech and of that room's noise.
+
+    Args:
+        seed: of the life.
+        week: from 1 on; that of `lead` is 0.
+    """
+    rng = np.random.default_rng([37, seed, week])
+    return hear(life.people, life.live, corpus, engine, enrolled, life.room, rng, seed + 1_000_000 * week, seen=seen)
 
 
 def enrolled_as(people: Sequence[Person], engine: Engine, model: Model) -> list[Enrolled]:

@@ -23,7 +23,7 @@ from edgekws.frontend import log_mel
 from edgekws.model import Model, builtin_models, find_model, graph, load_model
 from edgekws.power import NoMeter, Recording, load_meter
 from edgekws.store import ADAPTED, load_enrolled
-from edgekws.training.adaptation import JUDGE, STARTS
+from edgekws.training.adaptation import JUDGE, MOST, ONCE_MORE, STARTS
 from edgekws.training.export import load_network
 from edgekws.training.lives import (
     LEAST_TAKES,
@@ -34,6 +34,7 @@ from edgekws.training.lives import (
     Person,
     corpus_people,
     enrolled_as,
+    go_on,
     lead,
     look_over,
     measure,
@@ -41,14 +42,16 @@ from edgekws.training.lives import (
     test_speech,
 )
 from edgekws.training.material import to_int16
-from edgekws.training.round import GAP_S, Target, adapt, by_engine, by_network, step_cpu_s
+from edgekws.training.round import GAP_S, Snapshot, Target, adapt, by_engine, by_network, step_cpu_s
 from edgekws.values import SAMPLE_RATE_HZ
 
 ARMS = ("before", "prototypes", "enrol-only", "weights-only", "onda1-hap", "onda2-l1", "random", "scratch")
 IN_INT8 = "onda1-hap-int8"  # measured where it is asked for: what it keeps of onda1-hap and how small it is, whatever it costs on this host
 MOST_COMPRESSED = 1000
 REFUSED = ("", 0.0)  # in place of arm and compression: nobody lives who could not enrol
-PRUNED = ("onda1-hap", "onda2-l1", "random", "scratch", IN_INT8)
+WEEKS, COUNT_OF_WEEKS = "weeks", 3  # through the gate, as `edgekws adapt` tries one recipe after the other, a round a week
+PRUNED = ("onda1-hap", "onda2-l1", "random", "scratch", IN_INT8, WEEKS)
+ACCEPTED = (*ARMS, IN_INT8, WEEKS)
 
 
 def arm_options(arm: str) -> dict[str, Any]:
@@ -162,8 +165,8 @@ def run(
         UsageError: no such arm, network or keyword, or a compression below 1.
         EdgekwsError: a corpus that nobody can live in.
     """
-    if wrong := [arm for arm in arms if arm not in (*ARMS, IN_INT8)]:
-        raise UsageError(f'no arm "{wrong[0]}". Accepted: {", ".join((*ARMS, IN_INT8))}')
+    if wrong := [arm for arm in arms if arm not in ACCEPTED]:
+        raise UsageError(f'no arm "{wrong[0]}". Accepted: {", ".join(ACCEPTED)}')
     factories = {
         name: load_model(find_model(name)) for name in networks if name in builtin_models() or Path(name, "manifest.json").exists()
     }
@@ -237,7 +240,7 @@ def _life(job: Job) -> list[dict[str, Any]]:
     positives = life.snapshot.positives
     common |= {
         "noise": life.room.noise,
-        "spoken": life.spoken,
+        "spoken": len(life.live),
         "pseudo_positives": len(positives),
         "pseudo_true": sum(one.id for one in positives),
         "ambience_pieces": len(life.snapshot.ambience),
@@ -246,8 +249,12 @@ def _life(job: Job) -> list[dict[str, Any]]:
         common["takes_of"] = life.takes_of
     rows = []
     for arm, compression in tried:
-        for where, facts in live(life, arm, compression, factory, judge, starts, seed, alone).items():
-            rows.append({**common, "arm": arm, "compression": compression, "condition": where, **facts})
+        if arm == WEEKS:
+            found = weeks(life, corpus, compression, factory, judge, starts, seed, number, seen)
+        else:
+            found = iter([live(life, arm, compression, factory, judge, starts, seed, alone)])
+        for tested in found:
+            rows += [{**common, "arm": arm, "compression": compression, "condition": where, **facts} for where, facts in tested.items()]
     return rows
 
 
@@ -288,26 +295,96 @@ def live(
             model, cost = outcome.model, outcome.facts["cost"]
             gate = "promoted" if outcome.passed else outcome.reason
             enrolled = enrolment.together(list(load_enrolled(model.path / ADAPTED).values()))
-        round_cpu_s = time.process_time() - start_s
-        step_s = step_cpu_s([model])[0]
-        facts = {
-            "parameters": model.parameters,
-            "file_kb": round(graph(model, gpu=False)[0].stat().st_size / 1000, 1),
-            "gate": gate,
-            "train_ms_per_step": cost.get("train_ms_per_step"),
-            "round_s": cost.get("round_s"),
-            "round_cpu_s": round(round_cpu_s, 1) if cost else None,
-            "network_us_per_hop": round(step_s * 1e6, 1),
-            "cpu_s_per_audio_hour": round(step_s * 45_000, 3),
-            "energy_j": cost.get("energy_j"),
-            "why_no_energy": cost.get("why_no_energy") if cost else "nothing was trained",
-        }
+        facts = _cost(model, gate, cost, time.process_time() - start_s)
         if arm == IN_INT8:
             with closing(load_engine(model)) as engine:
                 tested = measure(life, by_engine(engine), enrolled)
         else:
             tested = measure(life, by_network(load_network(model)), enrolled)
         return {where: {**found, **facts} for where, found in tested.items()}
+
+
+def _cost(model: Model, gate: str | None, cost: Mapping[str, Any], round_cpu_s: float) -> dict[str, Any]:
+    """What a row says of a version beside how it hears: its size and speed, and the round that made it."""
+    step_s = step_cpu_s([model])[0]
+    return {
+        "parameters": model.parameters,
+        "file_kb": round(graph(model, gpu=False)[0].stat().st_size / 1000, 1),
+        "gate": gate,
+        "train_ms_per_step": cost.get("train_ms_per_step"),
+        "round_s": cost.get("round_s"),
+        "round_cpu_s": round(round_cpu_s, 1) if cost else None,
+        "network_us_per_hop": round(step_s * 1e6, 1),
+        "cpu_s_per_audio_hour": round(step_s * 45_000, 3),
+        "energy_j": cost.get("energy_j"),
+        "why_no_energy": cost.get("why_no_energy") if cost else "nothing was trained",
+    }
+
+
+def weeks(
+    life: Life,
+    corpus: Path,
+    compression: float,
+    factory: Model,
+    judge: Model,
+    starts: Sequence[Model],
+    seed: int,
+    number: int,
+    seen: frozenset[str],
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """What listens after each of `COUNT_OF_WEEKS` weeks, with a round at the end of each: the facts of each condition.
+
+    The version that a week begins with hears it, and each round learns from all weeks so far. `gate` says how the week's round ended; where
+    it was refused the rest of a row is of the version that goes on.
+
+    Args:
+        number: of the life, as in `lead`.
+    """
+    heard, listens, version = life.snapshot, factory, None
+    with closing(load_engine(factory)) as engine:
+        enrolled = enrolled_as(life.people, engine, factory)
+    with tempfile.TemporaryDirectory() as folder:
+        for week in range(COUNT_OF_WEEKS):
+            if week:
+                with closing(load_engine(listens)) as engine:
+                    new = go_on(life, corpus, engine, enrolled, seed=number, week=week, seen=seen)
+                heard = Snapshot(
+                    heard.voices,
+                    [*heard.positives, *new.positives][-MOST["positive"] :],
+                    [*heard.ambience, *new.ambience][-MOST["ambience"] :],
+                    [*heard.near_misses, *new.near_misses][-MOST["near"] :],
+                    [*heard.doubtful, *new.doubtful][-MOST["doubtful"] :],
+                )
+            start_s = time.process_time()
+            for recipe in ("onda1",) if listens.parameters < factory.parameters else ONCE_MORE:
+                outcome = adapt(
+                    factory,
+                    heard,
+                    Path(folder) / f"{week}-{recipe}",
+                    id=f"{week}-{recipe}",
+                    recipe=recipe,
+                    target=Target("params", round(factory.parameters / compression)),
+                    starts=starts,
+                    incumbent=version,
+                    judge=judge,
+                    int8="never",
+                    seed=seed,
+                )
+                if outcome.passed:
+                    listens = version = outcome.model
+                    enrolled = enrolment.together(list(load_enrolled(version.path / ADAPTED).values()))
+                    break
+            gate = "promoted" if outcome.passed else outcome.reason
+            cost = {**outcome.facts["cost"], "energy_j": None, "why_no_energy": "not measured over weeks"}
+            facts = _cost(listens, gate, cost, time.process_time() - start_s)
+            facts |= {
+                "week": week + 1,
+                "pseudo_positives": len(heard.positives),
+                "pseudo_true": sum(one.id for one in heard.positives),
+                "ambience_pieces": len(heard.ambience),
+            }
+            tested = measure(life, by_network(load_network(listens)), enrolled)
+            yield {where: {**found, **facts} for where, found in tested.items()}
 
 
 def life_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -337,7 +414,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if "condition" in row:
-            groups.setdefault((row["network"], row["arm"], row["compression"], row["condition"]), []).append(row)
+            arm = f"{row['arm']}, {row['week']}" if "week" in row else row["arm"]
+            groups.setdefault((row["network"], arm, row["compression"], row["condition"]), []).append(row)
     for (network, arm, compression, condition), found in groups.items():
 
         def mean(name: str, found: Sequence[Mapping[str, Any]] = found, places: int = 3) -> str:
@@ -345,7 +423,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             return f"{np.mean(values):.{places}f}" if values else "-"
 
         refused = [row for row in found if row["gate"] not in (None, "promoted")]
-        worse = [row for row in found if row["gate"] == "promoted" and significantly_worse(row, before.get((*life_of(row)[:5], condition)))]
+        listens = [row for row in found if row["gate"] == "promoted" or "week" in row]
+        worse = [row for row in listens if significantly_worse(row, before.get((*life_of(row)[:5], condition)))]
         lines.append(
             [network, arm, f"{compression:g}", str(len(found)), mean("parameters", places=0), condition, mean("recall_at_0.5")]
             + [mean("deployed_recall"), mean("fa_per_hour", places=2), str(sum(row["fa_per_hour"] > 2 for row in found)), str(len(refused))]
