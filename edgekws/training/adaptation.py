@@ -134,6 +134,9 @@ def _asked_for(clips: Sequence[Clip], new: Sequence[Clip], adapted: bool, last_s
         half = len(scores) // 2
         if half >= NEW_POSITIVES and (fell := float(np.median(scores[:half]) - np.median(scores[half:]))) > DRIFT:
             return f"the later half of the wakes of {_who(*voice)} scores {fell:.1f} lower than the earlier half"
+    before = sum(clip.label == "positive" for clip in clips) - len(new)
+    if len(new) >= before:
+        return f"{len(new)} wakes were kept since the last round, and {before} before it"
     return None
 
 
