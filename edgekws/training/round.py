@@ -87,11 +87,6 @@ SLOWER = 1.15  # two runs of one network differ by up to a tenth on a loaded hos
 # Not done: to raise it by what the factory network finds more of in its bundled negatives than in this speech. Digits would rise by 0.6 to
 # 1.4, other words by -0.6 to 0.9, and the one word that woke 3.4 times an hour by 0.14.
 SPLIT, LOWER, HIGHEST = 0.6, 0.1, 1.5
-# By up to LOOSER less than that, where this room's own sounds allow it: of those most like the keyword that two networks together do not
-# take for it, the second, since one may be a word that they missed, lies APART below. On 52 rounds of the 26 lives, what the gate leaves,
-# recall in room and quiet, false accepts an hour: without 0.674 0.892, 0.33 0.16; so 0.683 0.901, 0.34 0.17, and the gate lets 35 pass for
-# 31. The third: 0.691 0.901, 0.41 0.20. A SPLIT of 0.5 instead 0.687 0.891, 0.47 0.14.
-LOOSER, APART = 0.6, 0.5
 # A version's scores are steeper than they say, so half as far is as much: on 26 development rounds 0.15 lower gives 40 false accepts for 19
 # in the room and 14 for 6 in quiet, 0.15 higher 9 and 3, 0.5 lower 8 and 10 times as many.
 PER_OFFSET = 0.5
@@ -330,12 +325,11 @@ class _Round:
         factory: Model,
         snapshot: Snapshot,
         admitted: Sequence[Moment],
-        unlike: Sequence[Moment],
         wrong: Sequence[Moment],
         say: Callable[[str], object],
         rest: Callable[[], object],
     ) -> None:
-        self.factory, self.unlike, self.wrong, self.rest = factory, unlike, wrong, rest
+        self.factory, self.wrong, self.rest = factory, wrong, rest
         engine = load_engine(factory)
         self.enrolled = []
         self.voices = []
@@ -526,8 +520,7 @@ class _Round:
             wakes = [_margin_of(embed, moment, one) for moment in self.held_positives if self.number[moment.keyword, moment.speaker] == k]
             # What the operator asks for on top is taken off first: of a margin of 2 and an offset of 1 no more than 1 is left to divide.
             moved = PER_OFFSET * max(0.0, self.voices[k].offset)
-            other = [_margin_of(embed, moment, one) for moment in self.unlike if self.number.get((moment.keyword, moment.speaker)) == k]
-            threshold = promised + rise([margin - moved for margin in own], [margin - moved for margin in wakes], other)
+            threshold = promised + rise([margin - moved for margin in own], [margin - moved for margin in wakes])
             raised = factory.threshold + float(np.log10(enrolment.FALSE_ACCEPTS_PER_HOUR))  # for the enrolled alone
             enrolled.append(replace(one, threshold=threshold + raised))
         save_enrolled(out / ADAPTED, {f"{v.id} {e.only_enrolled}": e for v, e in zip(self.voices, enrolled, strict=True)})
@@ -555,20 +548,16 @@ class _Round:
         return load_model(out), enrolled
 
 
-def rise(own: Sequence[float], wakes: Sequence[float], other: Sequence[float]) -> float:
+def rise(own: Sequence[float], wakes: Sequence[float]) -> float:
     """How far a version's threshold lies above the score that keeps the promise on what was held out.
 
     Args:
         own: how far above that score the enrolment recordings, said again, are heard.
         wakes: and the wakes that were held out.
-        other: and what was like the keyword in this room, and is taken for something else.
     """
     above = max(0.0, float(np.quantile(own, LOWER)))
     surely = max(0.0, min(above, *wakes)) if len(wakes) > 1 else 0.0
-    most = max(min(HIGHEST + float(np.log10(PROMISE_PER_HOUR)), SPLIT * above), SPLIT * surely)
-    if len(other) <= 2:
-        return most
-    return min(most, max(0.0, most - LOOSER, sorted(other)[-2] + APART))
+    return max(min(HIGHEST + float(np.log10(PROMISE_PER_HOUR)), SPLIT * above), SPLIT * surely)
 
 
 def verdict(new: Heard, old: Heard, collapse: float, cost: Sequence[float] = ()) -> list[str]:
@@ -673,14 +662,13 @@ def _start(factory: Model, starts: Sequence[Model], target: Target) -> Model:
 
 def _admit(
     factory: Model, snapshot: Snapshot, judge: Model | None, rest: Callable[[], object]
-) -> tuple[list[Moment], list[Moment], list[Moment], list[Moment]]:
-    """Pseudo-positives to learn from, wakes that two networks together do not hear, all that is taken for something else, and of that the
-    near misses to learn from, which they hear least.
+) -> tuple[list[Moment], list[Moment], list[Moment]]:
+    """Pseudo-positives to learn from, wakes that two networks together do not hear, and near misses that they do not hear either.
 
     In a noisy room many a missed keyword is among the near misses and among what nearly woke.
     """
     if judge is None:
-        return list(snapshot.positives), [], list(snapshot.near_misses), list(snapshot.near_misses)
+        return list(snapshot.positives), [], list(snapshot.near_misses)
     wakes, near = snapshot.positives, [one for one in snapshot.near_misses if not one.sure]
     moments = [*wakes, *snapshot.doubtful, *near]
     said = second_opinion([factory, judge], snapshot.voices, moments, rest)
@@ -694,8 +682,7 @@ def _admit(
     rejected = [one for one, yes in zip(wakes, heard, strict=False) if not yes]
     wrong = [one for one in snapshot.near_misses if one.sure]
     wrong += [one for one, score in zip(near, said[len(said) - len(near) :], strict=True) if score < UNLIKE]
-    unlike = [one for one in snapshot.near_misses if one.sure] + [one for one, yes in zip(moments, heard, strict=True) if not yes]
-    return admitted, rejected, unlike, wrong
+    return admitted, rejected, wrong
 
 
 def as_listened_for(enrolled: Sequence[Enrolled], voices: Sequence[Voice]) -> list[Enrolled]:
@@ -958,12 +945,12 @@ def adapt(
     """
     criterion = criterion_of(recipe, criterion)
     start_s, start_cpu_s = time.monotonic(), time.process_time()
-    admitted, rejected, unlike, wrong = _admit(factory, snapshot, judge, rest)
+    admitted, rejected, wrong = _admit(factory, snapshot, judge, rest)
     say(
         f"{len(admitted)} pseudo-positives admitted, of {len(snapshot.positives)} wakes and {len(snapshot.doubtful)} moments that"
         f" nearly woke, {len(snapshot.near_misses)} near misses; {len(snapshot.ambience)} pieces of the room"
     )
-    round_ = _Round(factory, snapshot, admitted if pseudo else [], unlike, wrong, say, rest)
+    round_ = _Round(factory, snapshot, admitted if pseudo else [], wrong, say, rest)
     target = target or Target("params", DEFAULT_SHARE)
     used = incumbent or factory
     if recipe in ("onda1", "onda2") and (unheard := round_.unheard()) and used.parameters >= factory.parameters:
