@@ -586,6 +586,7 @@ def main() -> None:
         rows = short(options.corpus)
     else:
         rows = [json.loads(line) for path in options.rows for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if "week" not in row]  # of what listens after several rounds: others are of candidates
     if not measured(rows):
         raise SystemExit("there is no life in these rows")
     text = report(rows)
