@@ -69,9 +69,9 @@ def life_of(row: Row) -> tuple[Any, ...]:
 def measured(rows: Iterable[Row]) -> list[Row]:
     """Rows with figures, and `recall` at 0.5 false accepts an hour, by one measure for all of them.
 
-    Others are of users whose recordings cannot be enrolled.
+    Others are of users whose recordings cannot be enrolled, or of what listens after several rounds (`weeks`).
     """
-    found = [row for row in rows if "condition" in row]
+    found = [row for row in rows if "condition" in row and "week" not in row]
     counted = all("recall_by_false_accepts" in row for row in found)
     return [{**row, "recall": between(row) if counted else row["recall_at_0.5"]} for row in found]
 
@@ -394,19 +394,42 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
             left = {life_of(row): live(untrained[life_of(row)], row) if life_of(row) in untrained else row for row in both}
             after = [live(pruned[life_of(row)], live(whole[life_of(row)], left[life_of(row)])) for row in both]
             lives = list(zip(after, both, strict=True))
-            low = [pair for pair in lives if pair[1]["deployed_recall"] < LOW_START]
-            gain = f"{100 * np.mean([a['deployed_recall'] - b['deployed_recall'] for a, b in low]):+.1f} ({len(low)} lives)" if low else "-"
-            recall, false_accepts = (
-                [np.mean([pair[i][key] for pair in lives]) for i in (1, 0)] for key in ("deployed_recall", "fa_per_hour")
-            )
-            above = [sum(pair[i]["fa_per_hour"] > 2 for pair in lives) for i in (1, 0)]
-            line = [condition, network, str(len(lives)), str(sum(a is not b for a, b in lives))]
-            each = [pair for a, b in lives for pair in zip(people_of(a), people_of(b), strict=True)]
-            line += [str(sum(chance_of_fall(a, b) < WORSE for a, b in each)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
-            line += [f"{false_accepts[0]:.2f} → {false_accepts[1]:.2f}", f"{above[0]} → {above[1]}"]
+            line = [condition, network, str(len(lives)), str(sum(a is not b for a, b in lives)), *_left(lives)]
             line.append(f"{np.median([row['parameters'] for row in after]):,.0f}".replace(",", " "))
             line += [" → ".join(_by_offset([pair[i] for pair in lives]) for i in (1, 0))] if moved else []
             lines.append(line)
+    return lines
+
+
+def _left(lives: Sequence[Pair]) -> list[str]:
+    """Who is worse, deployed recall, the gain of who began low, false accepts and who has too many: after and before."""
+    low = [pair for pair in lives if pair[1]["deployed_recall"] < LOW_START]
+    gain = f"{100 * np.mean([a['deployed_recall'] - b['deployed_recall'] for a, b in low]):+.1f} ({len(low)} lives)" if low else "-"
+    recall, false_accepts = ([np.mean([pair[i][key] for pair in lives]) for i in (1, 0)] for key in ("deployed_recall", "fa_per_hour"))
+    above = [sum(pair[i]["fa_per_hour"] > 2 for pair in lives) for i in (1, 0)]
+    each = [pair for a, b in lives for pair in zip(people_of(a), people_of(b), strict=True)]
+    line = [str(sum(chance_of_fall(a, b) < WORSE for a, b in each)), f"{recall[0]:.3f} → {recall[1]:.3f}", gain]
+    return [*line, f"{false_accepts[0]:.2f} → {false_accepts[1]:.2f}", f"{above[0]} → {above[1]}"]
+
+
+def weeks(rows: Sequence[Row]) -> list[list[str]]:
+    """What listens after each of several rounds, a week of hearing before each."""
+    lines = [["condition", "rounds", "lives", "changed (pruned)", "worse", "deployed recall before → after", "points, who began below 0.8"]]
+    lines[0] += ["false accepts an hour before → after", "above 2 before → after", "most an hour", "wakes kept (right)"]
+    later = [row for row in rows if "week" in row]
+    for condition in CONDITIONS:
+        before = {(*life_of(row), row["network"]): row for row in chosen(measured(rows), condition, arm="before")}
+        changed: set[tuple[Any, ...]] = set()
+        for week in sorted({row["week"] for row in later}):
+            after = {(*life_of(row), row["network"]): row for row in chosen(later, condition, week=week)}
+            changed |= {life for life, row in after.items() if row["gate"] == "promoted"}
+            lives = [(row, before[life]) for life, row in after.items() if life in before]
+            if not lives:
+                continue
+            smaller = sum(a["parameters"] < b["parameters"] for a, b in lives)
+            kept, right = (sum(row[key] for row in after.values()) for key in ("pseudo_positives", "pseudo_true"))
+            line = [condition, str(week), str(len(lives)), f"{len(changed & set(before))} ({smaller})", *_left(lives)]
+            lines.append([*line, f"{max(a['fa_per_hour'] for a, _ in lives):.1f}", f"{kept} ({right})"])
     return lines
 
 
@@ -476,6 +499,7 @@ def report(rows: Sequence[Row]) -> str:
             "## What `edgekws adapt` leaves",
             _markdown(outcomes(rows)),
             *([_markdown(together)] if len(together := households(rows)) > 1 else []),
+            *([_markdown(later)] if len(later := weeks(rows)) > 1 else []),
             "## Each arm over all its lives",
             _markdown(arms(rows)),
             "Arms that lived other lives than their neighbours cannot be compared line by line; the table above pairs them."
@@ -586,7 +610,6 @@ def main() -> None:
         rows = short(options.corpus)
     else:
         rows = [json.loads(line) for path in options.rows for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [row for row in rows if "week" not in row]  # of what listens after several rounds: others are of candidates
     if not measured(rows):
         raise SystemExit("there is no life in these rows")
     text = report(rows)

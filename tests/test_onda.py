@@ -189,6 +189,22 @@ def test_a_user_is_left_with_the_pruned_version_else_the_whole_one_else_what_the
     assert line[-1] == "24, 6, 0 → 16, 4, 0"
 
 
+def test_after_each_round_it_is_told_what_listens_then():
+    """A round that is refused leaves the version of the week before, and the rows of weeks are no candidates."""
+    before = lives("before", [0.5, 0.5])
+    first, second = hybrid([0.9, 0.5]), hybrid([0.9, 0.7])
+    for week, rows in enumerate((first, second), 1):
+        for row in rows:
+            row |= {"arm": "weeks", "week": week, "pseudo_positives": 4 * week, "pseudo_true": 3 * week}
+    first[1] |= {"gate": "it is worse", "parameters": before[1]["parameters"]}
+    second[0]["gate"] = "it is worse"
+
+    (_, after_one, after_two) = onda.weeks(before + first + second)
+    assert after_one[1:6] == ["1", "2", "1 (1)", "0", "0.500 → 0.700"] and after_one[-1] == "8 (6)"
+    assert after_two[1:6] == ["2", "2", "2 (2)", "0", "0.500 → 0.800"] and after_two[-1] == "16 (12)"
+    assert onda.measured(before + first) == onda.measured(before)
+
+
 def test_a_household_is_told_person_by_person_and_its_guests_by_themselves():
     """Bob is the one who loses, whom the household's sum hides; the speaker's own brackets make nobody a guest."""
     here = {"takes": 60, "takes_of": {"ann (uk)": 30, "bob": 10, "cy": 20}, "user": "ann (uk)+bob (cy)", "compression": 1.0}

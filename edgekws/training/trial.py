@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -249,11 +249,12 @@ def _life(job: Job) -> list[dict[str, Any]]:
         common["takes_of"] = life.takes_of
     rows = []
     for arm, compression in tried:
-        if arm == WEEKS:
-            found = weeks(life, corpus, compression, factory, judge, starts, seed, number, seen)
-        else:
-            found = iter([live(life, arm, compression, factory, judge, starts, seed, alone)])
-        for tested in found:
+        each: Iterable[dict[str, dict[str, Any]]] = (
+            weeks(life, corpus, compression, factory, judge, starts, seed, number, seen)
+            if arm == WEEKS
+            else [live(life, arm, compression, factory, judge, starts, seed, alone)]
+        )
+        for tested in each:
             rows += [{**common, "arm": arm, "compression": compression, "condition": where, **facts} for where, facts in tested.items()]
     return rows
 
