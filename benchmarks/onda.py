@@ -413,12 +413,15 @@ def _left(lives: Sequence[Pair]) -> list[str]:
 
 
 def weeks(rows: Sequence[Row]) -> list[list[str]]:
-    """What listens after each of several rounds, a week of hearing before each."""
+    """What listens after each of several rounds, a week of hearing before each; beside it what the enrolment alone would make, ungated."""
     lines = [["condition", "rounds", "lives", "changed (pruned)", "worse", "deployed recall before → after", "points, who began below 0.8"]]
     lines[0] += ["false accepts an hour before → after", "above 2 before → after", "most an hour", "wakes kept (right)"]
+    lines[0] += ["deployed recall over the enrolment alone"]
     later = [row for row in rows if "week" in row]
     for condition in CONDITIONS:
-        before = {(*life_of(row), row["network"]): row for row in chosen(measured(rows), condition, arm="before")}
+        before, enrol_only = (
+            {(*life_of(row), row["network"]): row for row in chosen(measured(rows), condition, arm=arm)} for arm in ("before", "enrol-only")
+        )
         changed: set[tuple[Any, ...]] = set()
         for week in sorted({row["week"] for row in later}):
             after = {(*life_of(row), row["network"]): row for row in chosen(later, condition, week=week)}
@@ -429,7 +432,9 @@ def weeks(rows: Sequence[Row]) -> list[list[str]]:
             smaller = sum(a["parameters"] < b["parameters"] for a, b in lives)
             kept, right = (sum(row[key] for row in after.values()) for key in ("pseudo_positives", "pseudo_true"))
             line = [condition, str(week), str(len(lives)), f"{len(changed & set(before))} ({smaller})", *_left(lives)]
-            lines.append([*line, f"{max(a['fa_per_hour'] for a, _ in lives):.1f}", f"{kept} ({right})"])
+            line += [f"{max(a['fa_per_hour'] for a, _ in lives):.1f}", f"{kept} ({right})"]
+            beside = [(row, enrol_only[life]) for life, row in after.items() if life in enrol_only]
+            lines.append([*line, _points(by_user(beside, lambda a, b: a["deployed_recall"] - b["deployed_recall"])) if beside else "-"])
     return lines
 
 

@@ -200,8 +200,10 @@ def test_after_each_round_it_is_told_what_listens_then():
     second[0]["gate"] = "it is worse"
 
     (_, after_one, after_two) = onda.weeks(before + first + second)
-    assert after_one[1:6] == ["1", "2", "1 (1)", "0", "0.500 → 0.700"] and after_one[-1] == "8 (6)"
-    assert after_two[1:6] == ["2", "2", "2 (2)", "0", "0.500 → 0.800"] and after_two[-1] == "16 (12)"
+    assert after_one[1:6] == ["1", "2", "1 (1)", "0", "0.500 → 0.700"] and after_one[-2:] == ["8 (6)", "-"]
+    assert after_two[1:6] == ["2", "2", "2 (2)", "0", "0.500 → 0.800"] and after_two[-2:] == ["16 (12)", "-"]
+    alone = lives("enrol-only", [0.7, 0.5])
+    assert [line[-1].split(" points")[0] for line in onda.weeks(before + alone + first + second)[1:]] == ["+10.0", "+20.0"]
     assert onda.measured(before + first) == onda.measured(before)
 
 
