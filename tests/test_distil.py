@@ -40,11 +40,56 @@ def test_training_lowers_the_loss(material, capsys):
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
-    history = distil(Network(spec("edge-small")), material, Projection.fit(material, 32), steps=200, batch=4, seed=0)
+    history, _ = distil(Network(spec("edge-small")), material, Projection.fit(material, 32), steps=200, batch=4, seed=0)
 
     assert len(history) == 2
     assert history[1] < 0.8 * history[0]
     assert "step 200 of 200" in capsys.readouterr().err
+
+
+@pytest.fixture
+def train(material, tmp_path):
+    """The same lessons in 12 steps, kept every 5; they may be killed before a step."""
+
+    def train(killed_before=None, **changed):
+        torch.manual_seed(0)
+        network = Network(spec("edge-tiny"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgekws.training.distil.KEPT_EVERY", 5)
+            drawn = []
+
+            def draw(crops, draw=Crops.draw):
+                drawn.append(None)
+                if len(drawn) == killed_before:
+                    raise KeyboardInterrupt
+                return draw(crops)
+
+            patch.setattr(Crops, "draw", draw)
+            recipe = {"steps": 12, "batch": 6, "seed": 0, "word_weight": 1.0, "halfway": tmp_path / "kept.npz", **changed}
+            distil(network, material, Projection.fit(material, 32), **recipe)
+        return len(drawn), [p.detach().numpy().copy() for p in network.state_dict().values()]
+
+    return train
+
+
+def test_training_that_was_killed_goes_on_to_the_same_weights(train, capsys):
+    whole = train(halfway=None)[1]
+    with pytest.raises(KeyboardInterrupt):
+        train(killed_before=9)
+    count, weights = train()
+
+    assert count == 8 and "going on after step 5 of 12" in capsys.readouterr().err
+    for one, other in zip(weights, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_training_goes_on_from_nothing_else(train, tmp_path):
+    train()
+    with pytest.raises(EdgekwsError, match=r"kept\.npz: made with other settings \(steps 12, now 20\)\. .*remove it"):
+        train(steps=20)
+    (tmp_path / "kept.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(EdgekwsError, match=r"kept\.npz: training cannot go on from it: .* Remove it"):
+        train()
 
 
 def test_a_source_of_recordings_is_drawn_as_often_as_text_to_speech_however_short():

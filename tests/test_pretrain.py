@@ -16,7 +16,7 @@ from edgekws.cli import main
 from edgekws.engines import load_engine
 from edgekws.errors import EdgekwsError
 from edgekws.model import find_model, load_model
-from edgekws.training import material, pretrain, synthesis, teacher
+from edgekws.training import distil, material, pretrain, synthesis, teacher
 from edgekws.training.datasets import Utterance, is_for_training, load
 from edgekws.training.teacher import Teacher
 
@@ -75,15 +75,24 @@ def made(tmp_path_factory):
     return types.SimpleNamespace(out=folder / "out", settings=settings, model=model, said=said.getvalue())
 
 
+def no_room(*given):
+    raise EdgekwsError("disk full")
+
+
 def test_pretrain_writes_a_model_that_listens_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     skip_without_the_programs()
     monkeypatch.setattr(material, "LEXICON_WORDS", 10)  # so that some minutes hold words by two speakers
     monkeypatch.setattr(synthesis, "random_voice", lambda rng, english=True: synthesis.Voice("espeak-ng", f"en-us+f{rng.integers(1, 6)}"))
+    monkeypatch.setattr(distil, "KEPT_EVERY", 2)
     recipe = {"teacher_wheel": None, "corpus": None, "networks": ["edge-small"], "spoken_minutes": 6, "steps": 3}
+    with monkeypatch.context() as stopped, pytest.raises(EdgekwsError, match="disk full"):
+        stopped.setattr(pretrain, "finish", no_room)
+        pretrain.pretrain(tmp_path, **recipe)
 
     (model,) = pretrain.pretrain(tmp_path, **recipe)
     (tiny,) = pretrain.pretrain(tmp_path, **{**recipe, "networks": ["edge-tiny"]})
 
+    assert "going on after step 3 of 3" in capsys.readouterr().err and not list(tmp_path.glob("*.halfway*"))
     load_engine(model).close()
     packaged = {"id": "edge-3", "sha256": load_model(find_model("edge")).raw["files"]["model.onnx"]}
     assert (tiny.raw["recipe"]["teacher"], tiny.raw["recipe"]["taught_by"]) == ("edge", packaged)
@@ -115,7 +124,7 @@ def test_edge_tiny_is_taught_by_the_edge_beside_it_in_whatever_order_they_are_ma
     monkeypatch.setattr(pretrain, "write_replay", lambda *given: None)
     monkeypatch.setattr(pretrain, "load_model", lambda path: types.SimpleNamespace(path=path, **model))
     monkeypatch.setattr(pretrain, "_taught_by", lambda model, *given: taught.append(model.path) or (nothing, nothing))
-    monkeypatch.setattr(pretrain, "distil", lambda *given, **settings: [0.0])
+    monkeypatch.setattr(pretrain, "distil", lambda *given, **settings: ([0.0], 0.0))
     monkeypatch.setattr(
         pretrain,
         "finish",

