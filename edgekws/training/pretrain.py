@@ -2,8 +2,8 @@
 
     speak → embed with the teacher → disturb in rooms and noise → distil each network → write its model directory
 
-What is made on the way (streams.npz, material.npz, and NAME.halfway.npz while a network is trained) stays in the output directory, and a
-second run of the same settings goes on from there.
+What is made on the way (streams.npz, material.npz, replay.npz, and NAME.halfway.npz while a network is trained) stays in the output
+directory, and a second run of the same settings goes on from there.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def pretrain(
     step_dim = int(spec(networks[0])["step_dim"])
     projection = Projection.fit(material, step_dim) if wheel else None
     negatives = _negative_streams(streams, speech, noise)
-    write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
+    if not (out / "replay.npz").exists():
+        write_replay(out / "replay.npz", min(REPLAY_MINUTES, spoken_minutes))
     if corpus is not None and not write_voices(out / "voices.npz", corpus):
         say(f"{corpus}: too few readers to learn voices from, the packaged ones stay")
     models: list[Model] = []
@@ -215,7 +216,9 @@ def write_replay(path: Path, minutes: int) -> None:
     # The difference from frame to frame, modulo 256, packs better than the level.
     differences = np.diff(rows.view(np.uint8), axis=0, prepend=np.zeros((1, N_MELS), np.uint8))
     starts = np.cumsum([0, *map(len, levels)])
-    np.savez_compressed(path, differences=differences, starts=starts, step=np.float32(REPLAY_STEP))
+    temporary = path.with_suffix(".new.npz")
+    np.savez_compressed(temporary, differences=differences, starts=starts, step=np.float32(REPLAY_STEP))
+    temporary.replace(path)
 
 
 def add_keyword(path: Path, keyword: str) -> None:
