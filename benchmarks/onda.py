@@ -4,10 +4,10 @@
     python benchmarks/onda.py benchmarks/results/onda.jsonl [MORE.jsonl] --out benchmarks/results/onda
     python benchmarks/onda.py --short --out /tmp/onda                                # a few minutes, to see that it works
 
-The first form computes from rows that were measured and writes NAME.md, NAME.svg and NAME.png. A licensee of HeySnips and HeySnapdragon
-makes the rows from a corpus that holds them. --short lives two lives itself and needs the `dev` extra and the Debian packages
-`espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts wamerican`; without --corpus it makes one of synthetic
-speech and noise, whose figures say little.
+The second computes from rows that were measured and writes NAME.md, NAME.svg and NAME.png. A licensee of HeySnips and HeySnapdragon makes
+the rows with --corpus HEYSNIPS, or --corpus HEYSNAPDRAGON --corpus HEYSNIPS, as they were published. --short lives two lives itself and
+needs the `dev` extra and the Debian packages `espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts wamerican`;
+without --corpus it makes one of synthetic speech and noise, whose figures say little.
 
 Intervals are percentiles of 2000 bootstraps over users: a user's seeds and takes stay together. What is asked is judged by the mean for
 recall and false accepts (most users lose or gain nothing at all, so a median hides the others), by the median for ratios of time.

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgekws")
 Shown = TypeVar("Shown")
 
+CORPUS = "one with a manifest.csv, or GSC, MSWC, HeySnips or HeySnapdragon as published; give it again for more, heard together"
 SHOTS = 3  # recordings that the microphone is asked for
 TAKE_S = 2.5
 TRIES = 3  # for each of them
@@ -186,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--listen", action="store_true", help="go on with the microphone even where stdout is no terminal")
 
     evaluate = add("eval", _eval, "Measure recall and false accepts on a corpus.")
-    evaluate.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a directory with a manifest.csv")
+    evaluate.add_argument("--corpus", type=Path, required=True, action="append", metavar="DIR", help=CORPUS)
     evaluate.add_argument("--keyword", nargs="+", action="extend", metavar="K", help="else all")
     evaluate.add_argument("--shots", type=int, default=SHOTS, metavar="N", help="recordings that enrol a user (%(default)s)")
     evaluate.add_argument("--only-enrolled", action="store_true", help="enrol users as enroll --only-enrolled does")
@@ -230,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true")
     bench.add_argument("what", nargs="?", choices=("listener", "adaptation"), default="listener", help="adaptation: see below")
     lives = bench.add_argument_group("adaptation", "What a round of adaptation is worth: whole lives of a corpus' users in noisy rooms.")
-    lives.add_argument("--corpus", type=Path, metavar="DIR", help="a directory with a manifest.csv")
+    lives.add_argument("--corpus", type=Path, action="append", metavar="DIR", help=CORPUS)
     lives.add_argument(
         "--arms",
         nargs="+",
@@ -1474,6 +1475,7 @@ def _demo_life(settings: Settings, folder: Path, steps: int | None = None) -> bo
 
 def _eval(options: argparse.Namespace) -> int:
     from edgekws import evaluation, pictures
+    from edgekws.training.datasets import as_corpus
 
     if options.plot:  # before hours of work
         pictures.new_figure(1, 1)
@@ -1481,18 +1483,20 @@ def _eval(options: argparse.Namespace) -> int:
             accepted = f"a name that ends with {', '.join(pictures.SUFFIXES)}, in a directory that is there"
             raise UsageError(f"--plot {options.plot}: accepted is {accepted}")
     settings = load_settings(options.config)
-    report = evaluation.evaluate(
-        options.corpus,
-        _model(settings, _store(settings), options.model),
-        keywords=options.keyword,
-        shots=options.shots,
-        only_enrolled=options.only_enrolled,
-        protocol=options.protocol,
-        conditions=options.condition,
-        negatives=options.negatives,
-        progress=_say,
-        backend=settings.model.engine,
-    )
+    model = _model(settings, _store(settings), options.model)
+    with as_corpus(options.corpus) as corpus:
+        report = evaluation.evaluate(
+            corpus,
+            model,
+            keywords=options.keyword,
+            shots=options.shots,
+            only_enrolled=options.only_enrolled,
+            protocol=options.protocol,
+            conditions=options.condition,
+            negatives=options.negatives,
+            progress=_say,
+            backend=settings.model.engine,
+        )
     print(json.dumps(report) if options.json else evaluation.report_table(report), flush=True)
     if options.plot:
         evaluation.plot(report, options.plot)
@@ -1678,6 +1682,7 @@ def _bench_listener(
 def _bench_adaptation(options: argparse.Namespace) -> int:
     with _learner_for("bench adaptation"):
         from edgekws.training import trial
+        from edgekws.training.datasets import as_corpus
     if options.corpus is None:
         raise UsageError("bench adaptation: --corpus DIR is missing, a directory with a manifest.csv")
     if options.save and not options.save.parent.is_dir():
@@ -1691,20 +1696,21 @@ def _bench_adaptation(options: argparse.Namespace) -> int:
         "rooms_db": options.condition and [trial.room_db(name) for name in options.condition],
     }
     rows = trial.saved(options.save) if options.save else []
-    for new in trial.run(
-        options.corpus,
-        keywords=options.keyword,
-        users=options.users,
-        seeds=options.seeds,
-        first_seed=options.first_seed,
-        workers=options.workers,
-        done={trial.life_of(row) for row in rows},
-        say=lambda line: _say(f"edgekws: {line}"),
-        **{name: value for name, value in chosen.items() if value is not None},
-    ):
-        rows += new
-        if options.save:
-            trial.write_jsonl(options.save, new)
+    with as_corpus(options.corpus) as corpus:
+        for new in trial.run(
+            corpus,
+            keywords=options.keyword,
+            users=options.users,
+            seeds=options.seeds,
+            first_seed=options.first_seed,
+            workers=options.workers,
+            done={trial.life_of(row) for row in rows},
+            say=lambda line: _say(f"edgekws: {line}"),
+            **{name: value for name, value in chosen.items() if value is not None},
+        ):
+            rows += new
+            if options.save:
+                trial.write_jsonl(options.save, new)
     print(json.dumps(rows, indent=1, ensure_ascii=False) if options.json else trial.table(rows))
     return 0
 

@@ -11,8 +11,10 @@ import pytest
 import soundfile
 
 from edgekws.errors import EdgekwsError
+from edgekws.evaluation import read_manifest, read_segments
 from edgekws.training.datasets import (
     Utterance,
+    as_corpus,
     is_for_training,
     layout,
     load,
@@ -119,6 +121,72 @@ def corpus(tmp_path):
     segments = [["neg/books_0.opus", "0.0", "0.8", "r1", "one.flac"], ["neg/books_0.opus", "1.2", "0.8", "r2", "two.flac"]]
     write_table(tmp_path / "segments.csv", "path,start_s,duration_s,speaker,source_path", segments)
     return tmp_path
+
+
+def test_hey_snips_is_measured_on_whom_training_leaves_out(hey_snips):
+    """Three takes of a worker enrol, the others are the test; of whom there are three takes nothing can be tested."""
+    for split, worker, takes in (("train", 12, 5), ("test", 7, 3), ("test", 40, 5)):
+        entries = json.loads((hey_snips / f"{split}.json").read_text())
+        for i in range(takes):
+            name = f"audio_files/{worker}-{i}.wav"
+            tone(hey_snips / name, 0.5)
+            entries.append({"duration": 0.5, "worker_id": f"{worker} again", "audio_file_path": name, "is_hotword": 1})
+        (hey_snips / f"{split}.json").write_text(json.dumps(entries))
+
+    with as_corpus([hey_snips]) as folder:
+        rows = read_manifest(folder)
+        assert all((folder / row.path).is_file() for row in rows)
+
+    said = [(row.path, row.label, row.speaker, row.split) for row in rows if row.kind == "keyword"]
+    enrol, test = (
+        [(f"0/audio_files/40-{i}.wav", "hey snips", "40 again", split) for i in numbers]
+        for split, numbers in (("enrol", range(3)), ("test", (3, 4)))
+    )
+    assert said == enrol + test
+    assert [(row.path, row.kind, row.duration_s) for row in rows if row.kind != "keyword"] == [
+        ("0/audio_files/dev-1.wav", "negative", 0.5),
+        ("0/audio_files/test-1.wav", "negative", 0.5),
+    ]
+    assert not folder.exists()
+
+
+def test_a_corpus_without_negatives_is_measured_beside_one_that_has_some(hey_snapdragon, tmp_path_factory):
+    ours = tmp_path_factory.mktemp("ours")
+    tone(ours / "neg/books_0.wav")
+    tone(ours / "noise/rain.wav")
+    write_table(
+        ours / "manifest.csv",
+        CORPUS_HEADER,
+        [
+            ["neg/books_0.wav", "negative", "speech-en", "", "", "0", "negative", "2.0"],
+            ["noise/rain.wav", "noise", "rain", "", "", "0", "fold1", "1"],
+        ],
+    )
+    write_table(ours / "segments.csv", "path,start_s,duration_s,speaker,source_path", [["neg/books_0.wav", "0.0", "0.8", "r1", "one.flac"]])
+    for i in range(2, 6):
+        tone(hey_snapdragon / "hi_galaxy" / "bo" / f"{i}.wav")
+
+    with as_corpus([hey_snapdragon, ours]) as folder:
+        rows = read_manifest(folder)
+        assert [(one.path, one.end) for one in read_segments(folder)] == [("1/neg/books_0.wav", 12_800)]
+
+    assert [(row.label, row.speaker, row.split) for row in rows[:5]] == [
+        ("hi galaxy", "bo", split) for split in ["enrol"] * 3 + ["test"] * 2
+    ]
+    assert [(row.path, row.kind, row.label, row.split) for row in rows[5:]] == [
+        ("1/neg/books_0.wav", "negative", "speech-en", "negative"),
+        ("1/noise/rain.wav", "noise", "rain", "fold1"),
+    ]
+
+
+def test_the_noise_of_speech_commands_is_noise_to_be_measured_in(gsc):
+    with as_corpus([gsc]) as folder:
+        assert [(row.kind, row.label) for row in read_manifest(folder)] == [("noise", "_background_noise_")]
+
+
+def test_a_corpus_with_a_manifest_is_measured_on_as_it_is(corpus):
+    with as_corpus([corpus]) as folder:
+        assert folder == corpus
 
 
 def test_speech_commands_labels_are_folders_and_speakers_hashes(gsc):

@@ -132,6 +132,31 @@ def test_a_life_of_weeks_learns_from_all_of_them_and_each_row_is_of_what_listens
     assert [[name, "1"] for name in ("before",)] + [["weeks,", str(n)] for n in (1, 2, 3)] == shown[1::2]
 
 
+def test_published_corpora_are_lived_in_as_they_are(corpus, in_process, tmp_path, monkeypatch, capsys):
+    """Qualcomm's folder has no negatives: another one lends them, and of the two who say its keyword nobody is added by text-to-speech."""
+    said = tmp_path / "qualcomm"
+    for i, take in enumerate([*TAKES, *(STREAM[round(end * 16_000) - 20_000 :][:24_000] for end in ENDS_S)]):
+        (said / "hey_snapdragon/ana").mkdir(parents=True, exist_ok=True)
+        soundfile.write(said / f"hey_snapdragon/ana/{i}.wav", take, 16_000)
+
+    options = ["--keyword", "hey snapdragon", "--arms", "before", "--json"]
+    assert main(["bench", "adaptation", "--corpus", str(said), "--corpus", str(corpus), *options]) == 0
+    told = capsys.readouterr()
+    rows = json.loads(told.out)
+    assert {(row["user"], row["keyword"]) for row in rows} == {("ana", "hey snapdragon")}
+    assert rows[0]["spoken"] + rows[0]["takes"] == 5
+    assert "1 users of the corpus can live" in told.err
+
+
+def test_many_hours_of_negatives_are_drawn_from_and_few_are_taken_whole(monkeypatch):
+    lasts_s = {f"{i}.wav": 600.0 for i in range(60)}
+    some = lives._some_hours(list(lasts_s), lasts_s)
+
+    assert 3600 * lives.MOST_HOURS <= 600 * len(some) < 3600 * lives.MOST_HOURS + 601
+    assert some == sorted(some, key=list(lasts_s).index) and some != list(lasts_s)[: len(some)]
+    assert lives._some_hours(some[:6], lasts_s) == some[:6]
+
+
 def test_an_utterance_in_which_a_reader_says_the_keyword_is_no_negative(corpus):
     header, said = "path,start_s,duration_s,speaker,source_path\n", "neg/other/0.wav,1.0,2.0,reader,data/arctic_b0358_7.wav\n"
     (corpus / "segments.csv").write_text(header + said)

@@ -1,4 +1,7 @@
-"""Speech corpora in the layouts they are published in (LAYOUTS), as one list of utterances. Downloads nothing, opens no audio."""
+"""Speech corpora in the layouts they are published in (LAYOUTS), as one list of utterances to train on, or as one corpus to measure on.
+
+Downloads nothing, opens no audio.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +26,8 @@ hey_snapdragon  load_hey_snapdragon  Qualcomm Keyword Speech: hey_snapdragon/SPE
 corpus          load_corpus          ours: manifest.csv, segments.csv"""
 QUALCOMM_KEYWORDS = ("hey_android", "hey_snapdragon", "hi_galaxy", "hi_lumina")
 SETS = ("train", "dev", "test")
+ENROL = 3  # recordings of a user
+COLUMNS = ("path", "kind", "label", "speaker", "take", "split", "duration_s")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,66 @@ def layout(root: Path) -> str:
     if _mswc_languages(root):
         return "mswc"
     raise EdgekwsError(f"{root}: no layout that edgekws knows. {_here(root)}. Accepted:\n{LAYOUTS}")
+
+
+@contextmanager
+def as_corpus(roots: Sequence[Path]) -> Iterator[Path]:
+    """A folder with a manifest.csv to measure on, while the context lasts; nothing is copied.
+
+    One root that has a manifest is that folder. Else all are heard together, in whatever layouts they are. Of the published ones counts
+    what is in no train split: where somebody said a keyword `ENROL` times and more, the first `ENROL` takes in the corpus' order enrol
+    and the others are the test; what is no keyword is a negative, of Speech Commands noise.
+
+    Raises:
+        EdgekwsError: as `load`.
+    """
+    if len(roots) == 1 and (not roots[0].is_dir() or layout(roots[0]) == "corpus"):  # of what is not there, who measures has more to say
+        yield roots[0]
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekws-corpus-") as name:
+        folder = Path(name)
+        rows: list[dict[str, str]] = []
+        segments: list[dict[str, str]] = []
+        for i, root in enumerate(roots):
+            (folder / str(i)).symlink_to(root.resolve())
+            if layout(root) == "corpus":
+                more, parts = (
+                    _rows(root / table, ("path",)) if (root / table).exists() else [] for table in ("manifest.csv", "segments.csv")
+                )
+            else:
+                more, parts = _to_measure_on(root), []
+            for table, found in ((rows, more), (segments, parts)):
+                table += [{**row, "path": f"{i}/{row['path']}"} for row in found]
+        _write(folder / "manifest.csv", rows)
+        if segments:
+            _write(folder / "segments.csv", segments)
+        yield folder
+
+
+def _to_measure_on(root: Path) -> list[dict[str, str]]:
+    """Rows as of our manifest.csv."""
+    other = "noise" if layout(root) == "gsc" else "negative"
+    takes: dict[tuple[str, str], list[dict[str, str]]] = {}
+    rows = []
+    for one in load(root):
+        path, lasts = str(one.path.relative_to(root)), "" if one.duration_s is None else str(one.duration_s)
+        row = {"path": path, "kind": "keyword", "label": one.label, "speaker": one.speaker, "duration_s": lasts}
+        if not one.is_keyword and (one.split != "train" or other == "noise"):
+            rows.append({**row, "kind": other, "split": other})
+        elif one.is_keyword and one.split != "train":
+            takes.setdefault((one.label, one.speaker), []).append(row)
+    for said in takes.values():
+        if len(said) > ENROL:
+            rows += [{**row, "take": str(i), "split": "enrol" if i < ENROL else "test"} for i, row in enumerate(said)]
+    return rows
+
+
+def _write(table: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row if name)]))
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def is_for_training(one: Utterance) -> bool:

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ LEAST_TAKES = 5  # beside the enrolment: fewer cannot be halved
 MOST_TAKES = 70
 LEAST_NEGATIVE_S = 1.0  # a shorter one holds no wake
 LIVE_MINUTES = 40.0
+MOST_HOURS = 4.0  # of negatives in the streams, and in the test
 ROOMS_DB = (10.0, 5.0, 0.0)
 SPOKEN_KEYWORDS = ("hey snips", "hey snapdragon")
 # Text-to-speech users; none of these voices' recordings of the keywords was ever trained on (synthesis.HELD_OUT).
@@ -192,18 +193,30 @@ def _sides(corpus: Path, seen: frozenset[str] = NOTHING) -> tuple[list[str], lis
     unseen = [path for path in paths if _sha256(corpus / path) not in trained]
     live = [path for path in paths if path.startswith(TRAIN_NEGATIVES) and path not in unseen]  # another corpus may have such names
     if live and unseen:
-        return live, unseen, ""
+        return _some_hours(live, lasts_s), _some_hours(unseen, lasts_s), ""
     if not unseen:
         raise EdgekwsError(
             f"{corpus}: no negatives to live among and to be tested on: {len(rows)} there, {len(paths)} of a second or more,"
             " 0 that no network was trained on. Give some"
         )
     drawn = sorted(unseen, key=lambda path: hashlib.sha256(path.encode()).digest())
-    live, test = ([path for path in unseen if path in (drawn[half::2] or drawn)] for half in (1, 0))
+    live, test = (
+        _some_hours([path for path in unseen if path in some], lasts_s) for some in (set(drawn[half::2] or drawn) for half in (1, 0))
+    )
     share = 0.5 if live == test else 1.0
     live_min, test_min = (share * sum(lasts_s[path] for path in side) / 60 for side in (live, test))
     note = f"negatives without a training side are shared: {live_min:.1f} min speak in the stream, {test_min:.1f} min in the test"
     return live, test, note
+
+
+def _some_hours(paths: list[str], lasts_s: Mapping[str, float]) -> list[str]:
+    """At most `MOST_HOURS` of these, wherever they lie among them: published corpora have tens of hours, and each life hears all of it."""
+    if sum(lasts_s[path] for path in paths) <= 3600 * MOST_HOURS:
+        return paths
+    drawn = sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
+    total_s = np.cumsum([lasts_s[path] for path in drawn])
+    kept = set(drawn[: int(np.searchsorted(total_s, 3600 * MOST_HOURS)) + 1])
+    return [path for path in paths if path in kept]
 
 
 @functools.cache

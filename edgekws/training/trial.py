@@ -98,7 +98,8 @@ def people(
         more = f"Record more (`edgekws eval` does with fewer), or name a keyword of text-to-speech: {', '.join(SPOKEN_KEYWORDS)}"
         raise EdgekwsError(f"{corpus}: none of its {len(spoken)} users has {wanted}. {more}")
     if not keywords or set(keywords) & set(SPOKEN_KEYWORDS):
-        everyone += spoken_people()
+        real = {one.keyword for one in everyone}
+        everyone += [one for one in spoken_people() if one.keyword not in real]
     known = list(dict.fromkeys([*(one.keyword for one in everyone), *SPOKEN_KEYWORDS]))
     if wrong := [keyword for keyword in keywords or () if keyword not in known]:
         raise UsageError(f'nobody says "{wrong[0]}" often enough. There are: {", ".join(known)}')
