@@ -88,8 +88,8 @@ def as_corpus(roots: Sequence[Path]) -> Iterator[Path]:
     """A folder with a manifest.csv to measure on, while the context lasts; nothing is copied.
 
     One root that has a manifest is that folder. Else all are heard together, in whatever layouts they are. Of the published ones counts
-    what is in no train split: where somebody said a keyword `ENROL` times and more, the first `ENROL` takes in the corpus' order enrol
-    and the others are the test; what is no keyword is a negative, of Speech Commands noise.
+    what is in no train split: where somebody said a keyword more than `ENROL` times, the first `ENROL` takes in the corpus' order enrol and
+    the others are the test; what is no keyword is a negative, of Speech Commands noise.
 
     Raises:
         EdgekwsError: as `load`.
